@@ -1,0 +1,215 @@
+{{/* Names begin with the release's; `deskwire` itself isn't repeated. */}}
+{{- define "deskwire.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "deskwire.selector" -}}
+app.kubernetes.io/name: deskwire
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "deskwire.labels" -}}
+{{ include "deskwire.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: deskwire
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* What is the same for all services. A map, since it is written as a ConfigMap for the pods, and as env for the
+     migration Jobs, which run before the ConfigMap exists. */}}
+{{- define "deskwire.settings" -}}
+{{- $name := include "deskwire.fullname" . -}}
+DESKWIRE_GRPC_LISTEN: "0.0.0.0:7401"
+DESKWIRE_METRICS_LISTEN: "0.0.0.0:7421"
+DESKWIRE_WS_LISTEN: "0.0.0.0:7400"
+DESKWIRE_KAFKA: {{ .Values.kafka.bootstrap | quote }}
+DESKWIRE_KEYS_FILE: /etc/deskwire/keys/keys.json
+DESKWIRE_OTLP_ENDPOINT: {{ .Values.telemetry.otlpEndpoint | quote }}
+DESKWIRE_TRACE_SAMPLE_RATIO: {{ .Values.telemetry.traceSampleRatio | quote }}
+DESKWIRE_LOG_LEVEL: {{ .Values.logLevel | quote }}
+DESKWIRE_DRAIN_SECONDS: {{ .Values.drainSeconds | quote }}
+DESKWIRE_CHAT_TARGET: {{ printf "%s-chat:7401" $name | quote }}
+DESKWIRE_TICKETS_TARGET: {{ printf "%s-tickets:7401" $name | quote }}
+DESKWIRE_EVENTS_TARGET: {{ printf "%s-events:7401" $name | quote }}
+DESKWIRE_CDC_TARGET: {{ printf "%s-cdc:7401" $name | quote }}
+DESKWIRE_GATEWAY_TARGET: {{ printf "%s-gateway:7401" $name | quote }}
+{{- if .Values.tls.enabled }}
+DESKWIRE_TLS_CERT: /etc/deskwire/tls/tls.crt
+DESKWIRE_TLS_KEY: /etc/deskwire/tls/tls.key
+DESKWIRE_TLS_CA: /etc/deskwire/tls/ca.crt
+{{- else }}
+DESKWIRE_ALLOW_PLAINTEXT: "true"
+{{- end }}
+{{- end -}}
+
+{{/* Secrets of one service: (dict "root" $ "service" "chat"). */}}
+{{- define "deskwire.secretEnv" -}}
+{{- if eq .service "gateway" -}}
+- name: DESKWIRE_REDIS_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ .root.Values.redis.existingSecret }}
+      key: url
+{{- else -}}
+- name: DESKWIRE_DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ .root.Values.databases.existingSecret }}
+      key: {{ .service }}
+{{- end -}}
+{{- end -}}
+
+{{- define "deskwire.image" -}}
+{{ printf "%s/%s:%s" .root.Values.image.registry .service (.root.Values.image.tag | default .root.Chart.AppVersion) }}
+{{- end -}}
+
+{{/* What pods and Jobs share: (dict "root" $ "service" "chat"). */}}
+{{- define "deskwire.podBasics" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with .root.Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  seccompProfile:
+    type: RuntimeDefault
+volumes:
+  - name: tmp
+    emptyDir: {}
+  - name: keys
+    secret:
+      secretName: {{ .root.Values.keys.existingSecret }}
+      defaultMode: 0440
+  {{- if .root.Values.tls.enabled }}
+  - name: tls
+    secret:
+      secretName: {{ .root.Values.tls.existingSecret }}
+      defaultMode: 0440
+  {{- end }}
+{{- end -}}
+
+{{- define "deskwire.containerBasics" -}}
+image: {{ include "deskwire.image" . }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+volumeMounts:
+  - name: tmp
+    mountPath: /tmp
+  # As directories, not with subPath: a changed secret must show, since keys rotate without a restart.
+  - name: keys
+    mountPath: /etc/deskwire/keys
+    readOnly: true
+  {{- if .root.Values.tls.enabled }}
+  - name: tls
+    mountPath: /etc/deskwire/tls
+    readOnly: true
+  {{- end }}
+{{- end -}}
+
+{{/* kubelet's gRPC probe speaks no TLS: with TLS the service asks itself. */}}
+{{- define "deskwire.probe" -}}
+{{- if .Values.tls.enabled -}}
+exec:
+  command: [python, -m, deskwire_common.probe]
+timeoutSeconds: 5
+{{- else -}}
+grpc:
+  port: 7401
+timeoutSeconds: 3
+{{- end -}}
+{{- end -}}
+
+{{/* A pod: (dict "root" $ "service" "chat" "values" .Values.services.chat). */}}
+{{- define "deskwire.podTemplate" -}}
+metadata:
+  labels:
+    {{- include "deskwire.labels" .root | nindent 4 }}
+    app.kubernetes.io/component: {{ .service }}
+  annotations:
+    # Settings are read at start: other settings, other pods.
+    checksum/settings: {{ include "deskwire.settings" .root | sha256sum }}
+    {{- if .root.Values.metrics.annotations }}
+    prometheus.io/scrape: "true"
+    prometheus.io/port: "7421"
+    {{- end }}
+    {{- with .root.Values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  serviceAccountName: {{ include "deskwire.fullname" .root }}
+  {{- include "deskwire.podBasics" . | nindent 2 }}
+  terminationGracePeriodSeconds: {{ add .root.Values.drainSeconds 15 }}
+  topologySpreadConstraints:
+    - maxSkew: 1
+      topologyKey: kubernetes.io/hostname
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector:
+        matchLabels:
+          {{- include "deskwire.selector" .root | nindent 10 }}
+          app.kubernetes.io/component: {{ .service }}
+  containers:
+    - name: {{ .service }}
+      {{- include "deskwire.containerBasics" . | nindent 6 }}
+      args: [serve]
+      envFrom:
+        - configMapRef:
+            name: {{ include "deskwire.fullname" .root }}
+      env:
+        {{- include "deskwire.secretEnv" . | nindent 8 }}
+      ports:
+        - name: grpc
+          containerPort: 7401
+        - name: metrics
+          containerPort: 7421
+        {{- if eq .service "gateway" }}
+        - name: websocket
+          containerPort: 7400
+        {{- end }}
+      # NOT_SERVING until warm: configuration, schema, broker, database. Two minutes for that.
+      startupProbe:
+        {{- include "deskwire.probe" .root | nindent 8 }}
+        periodSeconds: 2
+        failureThreshold: 60
+      readinessProbe:
+        {{- include "deskwire.probe" .root | nindent 8 }}
+        periodSeconds: 5
+        failureThreshold: 2
+      # The loop turns: it answers at all, whatever its dependencies do.
+      livenessProbe:
+        tcpSocket:
+          port: metrics
+        periodSeconds: 10
+        timeoutSeconds: 3
+        failureThreshold: 6
+      lifecycle:
+        # Until endpoints and ingresses have forgotten the pod.
+        preStop:
+          sleep:
+            seconds: 5
+      resources:
+        {{- toYaml .values.resources | nindent 8 }}
+{{- end -}}

@@ -1,0 +1,1 @@
+"""What every deskwire service shares; it knows no business word."""

@@ -1,0 +1,151 @@
+"""Settings: environment variables with the prefix DESKWIRE_, checked whole at the start.
+
+A service's Settings is put together from the parts here:
+`class Settings(DatabaseSettings, KafkaSettings, ServiceSettings)`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from deskwire_common import auth
+from deskwire_common.errors import InvalidArgument
+from deskwire_common.logging import redact_text
+
+PREFIX: Final = "DESKWIRE_"
+_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Return host and port of `host:port`. Raises ValueError that says what is wrong."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not host:port")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(text: str) -> str:
+    split_address(text)
+    return text
+
+
+def _addresses(text: str) -> str:
+    for part in text.split(","):
+        split_address(part.strip())
+    return text
+
+
+def _optional_address(text: str) -> str:
+    return _address(text) if text else ""
+
+
+def _database(text: str) -> str:
+    from deskwire_common.db import normalize_url  # noqa: PLC0415 (an optional part of this library)
+
+    try:
+        normalize_url(text)
+    except InvalidArgument as error:
+        raise ValueError(error.message) from None
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Addresses = Annotated[str, AfterValidator(_addresses)]
+OptionalAddress = Annotated[str, AfterValidator(_optional_address)]
+DatabaseUrl = Annotated[str, AfterValidator(_database)]
+
+
+class ServiceSettings(BaseSettings):
+    """What every service is told."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    grpc_listen: Address
+    metrics_listen: OptionalAddress = ""
+    keys_file: Path
+    otlp_endpoint: str = ""
+    trace_sample_ratio: float = 1.0
+    log_level: str = "INFO"
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
+    tls_require_client_certificate: bool = False
+    allow_plaintext: bool = False
+
+    @property
+    def listens(self) -> tuple[str, ...]:
+        """The addresses that clients connect to: plaintext is refused on them unless they are loopback."""
+        return (self.grpc_listen,)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ServiceSettings:
+        if self.log_level.upper() not in _LEVELS:
+            raise ValueError(f"log_level must be one of {', '.join(_LEVELS)}")
+        if not 0 <= self.trace_sample_ratio <= 1:
+            raise ValueError("trace_sample_ratio must be between 0 and 1")
+        tls = (self.tls_cert, self.tls_key, self.tls_ca)
+        if any(tls) and not all(tls):
+            raise ValueError("tls_cert, tls_key and tls_ca belong together: set all or none")
+        for file in tls:
+            if file is not None and not file.is_file():
+                raise ValueError(f"no such file: {file}")
+        if not any(tls) and not self.allow_plaintext:
+            for listen in self.listens:
+                if not is_loopback(split_address(listen)[0]):
+                    raise ValueError(
+                        f"{listen} is not loopback: set tls_cert, tls_key and tls_ca, or allow_plaintext=true"
+                    )
+        try:
+            auth.KeySet.load(self.keys_file)
+        except auth.KeysError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class DatabaseSettings(BaseSettings):
+    """For services with a database."""
+
+    database_url: DatabaseUrl
+
+
+class KafkaSettings(BaseSettings):
+    """For services on the spine."""
+
+    kafka: Addresses
+
+
+def redacted(settings: ServiceSettings) -> dict[str, Any]:
+    """Return the settings as JSON values, without passwords."""
+    values = json.loads(settings.model_dump_json())
+    return {
+        name: redact_text(value) if isinstance(value, str) else value
+        for name, value in values.items()
+    }
+
+
+def problems(error: ValidationError) -> list[str]:
+    """Return one line per mistake, naming the environment variable."""
+    lines = []
+    for each in error.errors(include_url=False, include_input=False):
+        name = "_".join(str(part) for part in each["loc"])
+        text = each["msg"].removeprefix("Value error, ")
+        if each["type"] == "missing":
+            text = "is not set"
+        lines.append(f"{PREFIX}{name.upper()}: {text}" if name else text)
+    return lines

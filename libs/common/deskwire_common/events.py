@@ -1,0 +1,426 @@
+"""Events: from a domain change to the envelope, its bytes and its headers, and back.
+
+The JSON form (docs/contract.md): the keys of the envelope in snake_case, always all of them, and `data` as
+the protobuf JSON of the typed message (snake_case, fields at their default left out, no "@type"). The type of
+`data` follows from the event type: `customer_updated` is `deskwire.events.v1.CustomerUpdated`; on the topic of
+external events it is a `google.protobuf.Struct`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import pkgutil
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from deskwire.common.v1.actor_pb2 import Actor
+from deskwire.common.v1.actor_pb2 import Role as ProtoRole
+from deskwire.events.v1.event_pb2 import Event
+from google.protobuf import json_format
+from google.protobuf.descriptor_pool import Default as default_pool
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from deskwire_common import auth, telemetry, topics
+from deskwire_common.clock import Clock, to_micros
+from deskwire_common.errors import InvalidArgument
+from deskwire_common.ids import Ids
+from deskwire_common.topics import Topic
+
+PACKAGE: Final = "deskwire.events.v1"
+#: `origin` of what began here.
+ORIGIN: Final = "deskwire"
+Headers = list[tuple[str, bytes]]
+_KEYS: Final = frozenset(
+    {
+        "event_type",
+        "data",
+        "trace_id",
+        "event_id",
+        "tenant_id",
+        "subject",
+        "sequence",
+        "occurred_at",
+        "actor",
+        "origin",
+        "correlation_id",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEvent:
+    """A change as a use case describes it.
+
+    `subject` is the aggregate's id and the Kafka key, `sequence` the aggregate's version after the change,
+    `occurred_at` microseconds since 1970 UTC. `topic` and `key` are only for events whose topic doesn't follow
+    from their type (row changes, external events) or whose key isn't the subject.
+    """
+
+    event_id: str
+    event_type: str
+    tenant_id: str
+    subject: str
+    sequence: int
+    occurred_at: int
+    trace_id: str
+    traceparent: str
+    actor: Actor
+    origin: str
+    correlation_id: str
+    data: Message
+    topic: Topic | None = None
+    key: str = ""
+
+    @property
+    def target(self) -> Topic:
+        """The topic it goes to."""
+        return self.topic or topics.topic_for(self.event_type)
+
+    @property
+    def partition_key(self) -> str:
+        """The Kafka key."""
+        return self.key or self.subject
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+@functools.cache
+def _load_types() -> None:
+    """Register the messages of all event types; by name, as this library knows no business word."""
+    package = importlib.import_module(PACKAGE)
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name.endswith("_events_pb2"):
+            importlib.import_module(f"{PACKAGE}.{module.name}")
+
+
+@functools.cache
+def _class_of(full_name: str) -> type[Message] | None:
+    _load_types()
+    try:
+        return GetMessageClass(default_pool().FindMessageTypeByName(full_name))
+    except KeyError:
+        return None
+
+
+def data_class(event_type: str) -> type[Message]:
+    """The class of an event type's data; InvalidArgument when the contract has none."""
+    found = _class_of(f"{PACKAGE}.{_camel(event_type)}")
+    if found is None:
+        raise InvalidArgument(f"no data type for the event type {event_type!r}", field="event_type")
+    return found
+
+
+def event_type_of(data: Message) -> str:
+    """The event type of a data message: `CustomerUpdated` → `customer_updated`."""
+    return _snake(data.DESCRIPTOR.name)
+
+
+def actor_of(principal: auth.Principal) -> Actor:
+    """The actor that a principal is."""
+    return Actor(
+        role=ProtoRole.Value(f"ROLE_{principal.role.name}"),
+        subject=principal.subject,
+        display_name=principal.name,
+    )
+
+
+def system_actor() -> Actor:
+    """deskwire itself."""
+    return Actor(role=ProtoRole.Value("ROLE_SYSTEM"), subject=ORIGIN, display_name=ORIGIN)
+
+
+def new_event(
+    data: Message,
+    *,
+    subject: str,
+    sequence: int,
+    ids: Ids,
+    clock: Clock,
+    event_type: str = "",
+    event_id: str = "",
+    tenant_id: str = "",
+    actor: Actor | None = None,
+    origin: str = "",
+    correlation_id: str = "",
+    occurred_at: int | None = None,
+    trace_id: str = "",
+    traceparent: str = "",
+    topic: Topic | None = None,
+    key: str = "",
+) -> DomainEvent:
+    """An event of now, by the current principal, in the current trace; every part can be given instead.
+
+    The origin is the system id of the token, never of the request; `deskwire` when the token has none.
+    """
+    if not tenant_id or actor is None:
+        principal = auth.current_principal()
+        tenant_id = tenant_id or principal.tenant
+        origin = origin or principal.system
+        actor = actor or actor_of(principal)
+    traceparent = traceparent or telemetry.current_traceparent()
+    if not trace_id:
+        # The trace of the header and of the envelope is the same one.
+        trace_id = traceparent.split("-")[1] if traceparent else telemetry.current_trace_id()
+    return DomainEvent(
+        event_id=event_id or ids.uuid7(),
+        event_type=event_type or event_type_of(data),
+        tenant_id=tenant_id,
+        subject=subject,
+        sequence=sequence,
+        occurred_at=to_micros(clock.now()) if occurred_at is None else occurred_at,
+        trace_id=trace_id,
+        traceparent=traceparent,
+        actor=actor,
+        origin=origin or ORIGIN,
+        correlation_id=correlation_id,
+        data=data,
+        topic=topic,
+        key=key,
+    )
+
+
+def _timestamp(micros: int) -> Timestamp:
+    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1_000)
+
+
+def envelope(event: DomainEvent) -> Event:
+    """The envelope of a domain event."""
+    result = Event(
+        event_id=event.event_id,
+        event_type=event.event_type,
+        tenant_id=event.tenant_id,
+        subject=event.subject,
+        sequence=event.sequence,
+        occurred_at=_timestamp(event.occurred_at),
+        trace_id=event.trace_id,
+        actor=event.actor,
+        origin=event.origin or ORIGIN,
+        correlation_id=event.correlation_id,
+    )
+    result.data.type_url = f"type.googleapis.com/{event.data.DESCRIPTOR.full_name}"
+    result.data.value = event.data.SerializeToString()
+    return result
+
+
+def _topic(topic: Topic | str) -> Topic:
+    return topics.by_name(topic) if isinstance(topic, str) else topic
+
+
+def encode(event: DomainEvent, topic: Topic | str | None = None) -> bytes:
+    """The value on Kafka, in the form of the topic (its own by default)."""
+    target = event.target if topic is None else _topic(topic)
+    if target.value == "protobuf":
+        return envelope(event).SerializeToString()
+    return _dump(
+        _json_form(
+            event.event_type,
+            event.data,
+            event.trace_id,
+            event.event_id,
+            event.tenant_id,
+            event.subject,
+            event.sequence,
+            _timestamp(event.occurred_at).ToJsonString(),
+            event.actor,
+            event.origin or ORIGIN,
+            event.correlation_id,
+        )
+    )
+
+
+def encode_event(event: Event, topic: Topic | str) -> bytes:
+    """The value on Kafka of a ready envelope."""
+    return event.SerializeToString() if _topic(topic).value == "protobuf" else _dump(to_json(event))
+
+
+def _dump(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _json_form(
+    event_type: str,
+    data: Message | None,
+    trace_id: str,
+    event_id: str,
+    tenant_id: str,
+    subject: str,
+    sequence: int,
+    occurred_at: str,
+    actor: Actor,
+    origin: str,
+    correlation_id: str,
+) -> dict[str, Any]:
+    return {
+        "event_type": event_type,
+        "data": {} if data is None else json_format.MessageToDict(data, preserving_proto_field_name=True),
+        "trace_id": trace_id,
+        "event_id": event_id,
+        "tenant_id": tenant_id,
+        "subject": subject,
+        "sequence": sequence,
+        "occurred_at": occurred_at,
+        "actor": json_format.MessageToDict(actor, preserving_proto_field_name=True),
+        "origin": origin,
+        "correlation_id": correlation_id,
+    }
+
+
+def unpack(event: Event) -> Message | None:
+    """The typed data of an envelope; None when it has none. InvalidArgument for a type that isn't known here."""
+    if not event.data.type_url:
+        return None
+    name = event.data.type_url.rpartition("/")[2]
+    found = _class_of(name)
+    if found is None:
+        raise InvalidArgument(f"unknown type of event data: {name}", field="data")
+    data = found()
+    try:
+        data.ParseFromString(event.data.value)
+    except DecodeError as error:
+        raise InvalidArgument("the event's data can't be decoded", field="data") from error
+    return data
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """The JSON form of an envelope, as a dict."""
+    return _json_form(
+        event.event_type,
+        unpack(event),
+        event.trace_id,
+        event.event_id,
+        event.tenant_id,
+        event.subject,
+        event.sequence,
+        event.occurred_at.ToJsonString(),
+        event.actor,
+        event.origin,
+        event.correlation_id,
+    )
+
+
+def from_json(value: bytes | str, *, external: bool | None = None) -> Event:
+    """The envelope of a JSON form. Raises InvalidArgument for anything that is none.
+
+    `external` says that `data` is a free Struct; by default it is for event types that the contract lacks.
+    Unknown keys of the envelope and fields of `data` are ignored: a newer writer may have more of them.
+    """
+    try:
+        document = json.loads(value)
+    except ValueError as error:
+        raise InvalidArgument("the event is not JSON") from error
+    if not isinstance(document, dict):
+        raise InvalidArgument("the event is not a JSON object")
+    event_type = document.get("event_type")
+    if not isinstance(event_type, str) or not event_type:
+        raise InvalidArgument("the event has no event_type", field="event_type")
+    known = None if external else _class_of(f"{PACKAGE}.{_camel(event_type)}")
+    if known is None and external is False:
+        raise InvalidArgument(f"unknown event type {event_type!r}", field="event_type")
+    data = Struct() if known is None else known()
+    rest = {key: item for key, item in document.items() if key in _KEYS and key != "data"}
+    event = Event()
+    try:
+        json_format.ParseDict(document.get("data") or {}, data, ignore_unknown_fields=True)
+        json_format.ParseDict(rest, event, ignore_unknown_fields=True)
+    except (json_format.ParseError, ValueError, TypeError, AttributeError) as error:
+        raise InvalidArgument(f"the event {event_type!r} doesn't have the form of the contract") from error
+    event.data.Pack(data)
+    return event
+
+
+def decode(
+    topic: Topic | str, value: bytes | None, headers: Sequence[tuple[str, bytes]] | None = None
+) -> Event:
+    """The envelope of a Kafka value. Raises InvalidArgument for bytes that are none.
+
+    The form is the topic's; a `content-type` header that says otherwise is believed.
+    """
+    if not value:
+        raise InvalidArgument("the record has no value")
+    target = _topic(topic)
+    form = target.value
+    content_type = header(headers or (), "content-type")
+    if content_type is not None:
+        form = "protobuf" if b"protobuf" in content_type else "json"
+    if form == "json":
+        return from_json(value, external=True if target.external else None)
+    try:
+        return Event.FromString(value)
+    except DecodeError as error:
+        raise InvalidArgument("the record is not an encoded event") from error
+
+
+def header(headers: Iterable[tuple[str, bytes]], name: str) -> bytes | None:
+    """The first header of that name."""
+    return next((value for key, value in headers if key == name), None)
+
+
+def traceparent_of(headers: Iterable[tuple[str, bytes]]) -> str:
+    """The W3C traceparent of a record, "" when there is none."""
+    return (header(headers, "traceparent") or b"").decode("ascii", "replace")
+
+
+def headers(event: DomainEvent) -> Headers:
+    """CloudEvents attributes (Kafka binding, binary mode) and `traceparent`."""
+    return _headers(
+        event.event_id,
+        event.event_type,
+        event.origin or ORIGIN,
+        event.subject,
+        _timestamp(event.occurred_at).ToJsonString(),
+        event.tenant_id,
+        event.target.value,
+        event.traceparent,
+    )
+
+
+def headers_of(event: Event, topic: Topic | str, traceparent: str = "") -> Headers:
+    """The headers of a ready envelope."""
+    return _headers(
+        event.event_id,
+        event.event_type,
+        event.origin or ORIGIN,
+        event.subject,
+        event.occurred_at.ToJsonString(),
+        event.tenant_id,
+        _topic(topic).value,
+        traceparent,
+    )
+
+
+def _headers(
+    event_id: str,
+    event_type: str,
+    origin: str,
+    subject: str,
+    time: str,
+    tenant_id: str,
+    form: str,
+    traceparent: str,
+) -> Headers:
+    result = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", event_id.encode()),
+        ("ce_type", event_type.encode()),
+        ("ce_source", origin.encode()),
+        ("ce_subject", subject.encode()),
+        ("ce_time", time.encode()),
+        ("ce_tenantid", tenant_id.encode()),
+        ("content-type", b"application/json" if form == "json" else b"application/protobuf"),
+    ]
+    if traceparent:
+        result.append(("traceparent", traceparent.encode()))
+    return result

@@ -1,0 +1,164 @@
+"""Every metric of deskwire, by name, once. Elsewhere they are used as `METRICS.rpc_seconds`.
+
+The registry is our own: importing this twice or running several services in one test process breaks nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from threading import Thread
+from typing import Any, Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+
+REGISTRY: Final = CollectorRegistry()
+
+_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SLOW = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 900.0)
+_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(f"deskwire_{name}", text, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(f"deskwire_{name}", text, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    return Histogram(f"deskwire_{name}", text, labels, buckets=buckets, registry=REGISTRY)
+
+
+class Metrics:
+    """All of them. Labels have few values by construction: never an id, a tenant or a text."""
+
+    def __init__(self) -> None:
+        # gRPC
+        self.rpc_seconds = _histogram(
+            "rpc_seconds", "Time to serve an RPC, by method and status code.", _FAST, "method", "code"
+        )
+        self.rpc_in_flight = _gauge("rpc_in_flight", "RPCs being served now.", "method")
+        self.rpc_client_seconds = _histogram(
+            "rpc_client_seconds", "Time of an outgoing unary call.", _FAST, "method", "code"
+        )
+        # chat
+        self.messages_stored = _counter("messages_stored_total", "Messages committed.", "origin")
+        self.messages_duplicate = _counter(
+            "messages_duplicate_total", "Sends that were answered from the first one."
+        )
+        self.messages_refused = _counter("messages_refused_total", "Sends refused.", "reason")
+        self.deliveries = _counter("deliveries_total", "Messages handed to connections.")
+        self.commit_group_size = _histogram(
+            "commit_group_size", "Messages per committed group.", _SIZES
+        )
+        self.commit_seconds = _histogram("commit_seconds", "Time of a group's commit.", _FAST)
+        self.partition_head = _gauge("partition_head", "Last committed position.", "partition")
+        self.partition_published = _gauge(
+            "partition_published", "Last position that Kafka has acknowledged.", "partition"
+        )
+        self.attached = _gauge("attached_connections", "Connections attached to this shard.")
+        self.conversations_queued = _gauge("conversations_queued", "Conversations without an agent.")
+        self.conversations_assigned = _counter(
+            "conversations_assigned_total", "Conversations given to an agent."
+        )
+        # tickets
+        self.ticket_transitions = _counter(
+            "ticket_transitions_total", "State changes of tickets.", "transition"
+        )
+        self.sla_breaches = _counter("sla_breaches_total", "SLA targets missed.", "target")
+        # outbox and Kafka
+        self.outbox_depth = _gauge("outbox_depth", "Events waiting for Kafka.")
+        self.outbox_lag_seconds = _gauge("outbox_lag_seconds", "Age of the oldest waiting event.")
+        self.outbox_published = _counter("outbox_published_total", "Events published.", "topic")
+        self.outbox_restarts = _counter("outbox_restarts_total", "Producers purged and rebuilt.")
+        self.kafka_produce_seconds = _histogram(
+            "kafka_produce_seconds", "From send to the delivery report.", _FAST, "topic"
+        )
+        self.kafka_produce_failures = _counter(
+            "kafka_produce_failures_total", "Delivery reports with an error.", "topic"
+        )
+        self.kafka_consumed = _counter(
+            "kafka_consumed_total", "Records handled, by outcome.", "group", "outcome"
+        )
+        self.kafka_consumer_lag_seconds = _gauge(
+            "kafka_consumer_lag_seconds", "Age of the last handled record.", "group"
+        )
+        # event hub
+        self.hub_deliveries = _counter("hub_deliveries_total", "Pushes to adapters.", "outcome")
+        self.hub_delivery_seconds = _histogram(
+            "hub_delivery_seconds", "From the event to the adapter's ack.", _SLOW
+        )
+        self.hub_dead_letters = _counter("hub_dead_letters_total", "Events given up on.")
+        self.hub_subscriptions = _gauge("hub_subscriptions", "Open Subscribe streams.")
+        # change capture
+        self.cdc_changes = _counter("cdc_changes_total", "Row changes read.", "source", "table")
+        self.cdc_read_lag_seconds = _gauge(
+            "cdc_read_lag_seconds", "From the source's commit to our read.", "source"
+        )
+        self.cdc_sink_lag_seconds = _gauge(
+            "cdc_sink_lag_seconds", "From our read to the sink's ack.", "source"
+        )
+        self.cdc_sync_calls = _counter(
+            "cdc_sync_calls_total", "Calls made by sync rules.", "source", "outcome"
+        )
+        # gateway
+        self.gateway_connections = _gauge("gateway_connections", "Open connections.", "transport")
+        self.gateway_accepted = _counter(
+            "gateway_accepted_total", "Connections accepted.", "transport"
+        )
+        self.gateway_closed = _counter("gateway_closed_total", "Connections closed.", "reason")
+        self.gateway_frames = _counter("gateway_frames_total", "Frames.", "direction")
+        self.gateway_bytes = _counter("gateway_bytes_total", "Bytes of frames.", "direction")
+        self.gateway_dropped = _counter("gateway_dropped_total", "Frames not delivered.", "reason")
+        self.gateway_refused = _counter("gateway_refused_total", "Frames refused.", "reason")
+        self.gateway_link_items = _histogram(
+            "gateway_link_items", "Items per batch on the link to chat.", _SIZES
+        )
+        self.gateway_links = _gauge("gateway_links", "Streams to chat shards that are up.")
+        # process
+        self.background_crashes = _counter(
+            "background_crashes_total", "Background tasks that ended by themselves.", "task"
+        )
+
+
+METRICS: Final = Metrics()
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+
+
+class MetricsServer:
+    """The Prometheus endpoint: `/metrics` on a thread of its own."""
+
+    def __init__(self, server: Any, thread: Thread) -> None:
+        self._server = server
+        self._thread = thread
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        """Stop serving; blocks up to half a second."""
+        with contextlib.suppress(OSError):
+            self._server.shutdown()
+            self._server.server_close()
+        self._thread.join(1)
+
+
+def start_metrics_server(listen: str) -> MetricsServer | None:
+    """Serve the metrics on `listen` (host:port); None for "". Raises OSError when the port is taken."""
+    if not listen:
+        return None
+    host, _, port = listen.rpartition(":")
+    server, thread = start_http_server(int(port), host.strip("[]") or "0.0.0.0", registry=REGISTRY)
+    return MetricsServer(server, thread)

@@ -1,0 +1,256 @@
+"""Use cases of tickets: one transaction each, its event in it, idempotent by request_id."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias, TypeVar
+
+from deskwire.common.v1 import actor_pb2
+from deskwire.tickets.v1 import ticket_service_pb2 as pb
+from deskwire_common.auth import Principal, current_principal
+from deskwire_common.clock import Clock
+from deskwire_common.db import Database, UnitOfWork
+from deskwire_common.errors import InvalidArgument
+from deskwire_common.idempotency import IdempotencyStore
+from deskwire_common.ids import Ids
+from deskwire_common.metrics import METRICS
+from deskwire_common.outbox import Outbox
+from deskwire_common.pagination import decode_page, encode_page
+from deskwire_tickets import domain, events, store
+from deskwire_tickets.clients import ChatClient
+from deskwire_tickets.domain import Change, Ticket, TicketPriority, TicketState, Who
+from deskwire_tickets.store import TicketFilter
+
+SERVICE: Final = "deskwire.tickets.v1.TicketService"
+CREATE: Final = f"{SERVICE}/CreateTicket"
+SOLVE: Final = f"{SERVICE}/SolveTicket"
+REOPEN: Final = f"{SERVICE}/ReopenTicket"
+DEFAULT_PAGE: Final = 50
+
+ResponseT = TypeVar(
+    "ResponseT", pb.CreateTicketResponse, pb.SolveTicketResponse, pb.ReopenTicketResponse
+)
+Transition: TypeAlias = pb.SolveTicketRequest | pb.ReopenTicketRequest
+Request: TypeAlias = pb.CreateTicketRequest | Transition
+
+
+class _New(Exception):  # noqa: N818 - says that a request was not seen before
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class TicketActions:
+    """What can be done with tickets, for the current principal and in its tenant."""
+
+    db: Database
+    outbox: Outbox
+    idempotency: IdempotencyStore
+    chat: ChatClient
+    clock: Clock
+    ids: Ids
+
+    async def create_ticket(self, request: pb.CreateTicketRequest) -> pb.CreateTicketResponse:
+        """Make a ticket from a conversation.
+
+        Raises NotFound (CONVERSATION_NOT_FOUND), RequestIdReused, Unavailable.
+        """
+        principal = current_principal()
+        _check_texts(
+            request_id=request.request_id, subject=request.subject, description=request.description
+        )
+        # A repeated request is answered even when chat is away or has forgotten the conversation.
+        found = await self._answered(CREATE, request, pb.CreateTicketResponse)
+        if found is not None:
+            return found
+        # Before the transaction: no call to another service while rows are locked.
+        customer_id = await self.chat.customer_of(principal.tenant, request.conversation_id)
+
+        async def work(uow: UnitOfWork) -> Change:
+            number = await store.next_number(uow, principal.tenant)
+            return domain.create(
+                tenant=principal.tenant,
+                ticket_id=self.ids.uuid7(),
+                number=number,
+                subject=request.subject,
+                description=request.description,
+                priority=TicketPriority(request.priority or TicketPriority.NORMAL),
+                conversation_id=request.conversation_id,
+                customer_id=customer_id,
+                who=_who(principal),
+                now=self.clock.now(),
+            )
+
+        return await self._change(CREATE, request, work, pb.CreateTicketResponse)
+
+    async def solve_ticket(self, request: pb.SolveTicketRequest) -> pb.SolveTicketResponse:
+        """OPEN → SOLVED.
+
+        Raises NotFound (TICKET_NOT_FOUND), FailedPrecondition (INVALID_STATE), VersionMismatch,
+        RequestIdReused.
+        """
+        _check_texts(request_id=request.request_id, resolution=request.resolution)
+
+        async def work(uow: UnitOfWork) -> Change:
+            return domain.solve(
+                await _lock(uow, request),
+                resolution=request.resolution,
+                expected_version=request.expected_version,
+                who=_who(current_principal()),
+                now=self.clock.now(),
+            )
+
+        return await self._change(SOLVE, request, work, pb.SolveTicketResponse)
+
+    async def reopen_ticket(self, request: pb.ReopenTicketRequest) -> pb.ReopenTicketResponse:
+        """SOLVED → OPEN.
+
+        Raises NotFound (TICKET_NOT_FOUND), FailedPrecondition (INVALID_STATE), VersionMismatch,
+        RequestIdReused.
+        """
+        _check_texts(request_id=request.request_id, reason=request.reason)
+
+        async def work(uow: UnitOfWork) -> Change:
+            return domain.reopen(
+                await _lock(uow, request),
+                reason=request.reason,
+                expected_version=request.expected_version,
+                who=_who(current_principal()),
+                now=self.clock.now(),
+            )
+
+        return await self._change(REOPEN, request, work, pb.ReopenTicketResponse)
+
+    async def get_ticket(self, request: pb.GetTicketRequest) -> pb.GetTicketResponse:
+        """One ticket. Raises NotFound (TICKET_NOT_FOUND)."""
+        async with self.db.read() as connection:
+            ticket = await store.read_ticket(
+                connection, current_principal().tenant, request.ticket_id
+            )
+        if ticket is None:
+            raise domain.not_found(request.ticket_id)
+        return pb.GetTicketResponse(ticket=events.ticket_message(ticket))
+
+    async def list_tickets(self, request: pb.ListTicketsRequest) -> pb.ListTicketsResponse:
+        """A page of tickets, newest first. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
+        names = {
+            "conversation_id": request.conversation_id,
+            "customer_id": request.customer_id,
+            "assignee_id": request.assignee_id,
+        }
+        _check_ids(**names)
+        states = sorted({TicketState(state) for state in request.states})
+        filters = {**names, "states": [int(state) for state in states]}
+        key = decode_page(request.page_token, "ListTickets", filters, length=1)
+        size = request.page_size or DEFAULT_PAGE
+        async with self.db.read() as connection:
+            found = await store.list_tickets(
+                connection,
+                current_principal().tenant,
+                TicketFilter(states=states, **names),
+                below=None if key is None else int(key[0]),
+                limit=size + 1,
+            )
+        page = found[:size]
+        token = encode_page("ListTickets", filters, [page[-1].number]) if len(found) > size else ""
+        return pb.ListTicketsResponse(
+            tickets=[events.ticket_message(ticket) for ticket in page], next_page_token=token
+        )
+
+    async def list_ticket_audit(
+        self, request: pb.ListTicketAuditRequest
+    ) -> pb.ListTicketAuditResponse:
+        """A page of a ticket's changes, oldest first.
+
+        Raises NotFound (TICKET_NOT_FOUND), InvalidArgument (INVALID_PAGE_TOKEN).
+        """
+        filters = {"ticket_id": request.ticket_id}
+        key = decode_page(request.page_token, "ListTicketAudit", filters, length=1)
+        tenant = current_principal().tenant
+        size = request.page_size or DEFAULT_PAGE
+        async with self.db.read() as connection:
+            if await store.read_ticket(connection, tenant, request.ticket_id) is None:
+                raise domain.not_found(request.ticket_id)
+            found = await store.list_audit(
+                connection,
+                tenant,
+                request.ticket_id,
+                after=0 if key is None else int(key[0]),
+                limit=size + 1,
+            )
+        page = found[:size]
+        more = len(found) > size
+        token = encode_page("ListTicketAudit", filters, [page[-1].version]) if more else ""
+        return pb.ListTicketAuditResponse(
+            entries=[events.audit_message(entry) for entry in page], next_page_token=token
+        )
+
+    async def _change(
+        self,
+        method: str,
+        request: Request,
+        work: Callable[[UnitOfWork], Awaitable[Change]],
+        response_class: type[ResponseT],
+    ) -> ResponseT:
+        """Run `work` once per request_id; store what it decided with the event that says so."""
+
+        async def transaction(uow: UnitOfWork) -> ResponseT:
+            async def decide() -> ResponseT:
+                change = await work(uow)
+                # The aggregate's row is locked before its event gets its place in the outbox.
+                await store.save_change(uow, change)
+                await self.outbox.add(
+                    uow, [events.ticket_event(change, ids=self.ids, clock=self.clock)]
+                )
+                uow.after_commit(METRICS.ticket_transitions.labels(change.entry.action.value).inc)
+                return response_class(ticket=events.ticket_message(change.after))
+
+            return await self.idempotency.execute(uow, method=method, request=request, work=decide)
+
+        return await self.db.run(transaction)
+
+    async def _answered(
+        self, method: str, request: Request, _response_class: type[ResponseT]
+    ) -> ResponseT | None:
+        """The response that this request got before; None for a new one."""
+
+        async def new() -> ResponseT:
+            raise _New
+
+        async def look(uow: UnitOfWork) -> ResponseT:
+            return await self.idempotency.execute(uow, method=method, request=request, work=new)
+
+        try:
+            return await self.db.run(look)
+        except _New:
+            return None
+
+
+async def _lock(uow: UnitOfWork, request: Transition) -> Ticket:
+    ticket = await store.lock_ticket(uow, current_principal().tenant, request.ticket_id)
+    if ticket is None:
+        raise domain.not_found(request.ticket_id)
+    return ticket
+
+
+def _who(principal: Principal) -> Who:
+    return Who(
+        role=actor_pb2.Role.Value(f"ROLE_{principal.role.name}"),
+        subject=principal.subject,
+        name=principal.name,
+        origin=principal.system,
+    )
+
+
+def _check_texts(**texts: str) -> None:
+    """PostgreSQL stores no NUL, so no ticket has one."""
+    for field, text in texts.items():
+        if "\x00" in text:
+            raise InvalidArgument(f"{field} has a NUL character", field=field)
+
+
+def _check_ids(**texts: str) -> None:
+    """Ids are printable ASCII; a database must not be asked for anything else."""
+    for field, text in texts.items():
+        if not (text.isascii() and text.isprintable()):
+            raise InvalidArgument(f"{field} is no id", field=field)

@@ -1,0 +1,12 @@
+"""Settings of the ticket service."""
+
+from __future__ import annotations
+
+from deskwire_common.config import Address, DatabaseSettings, KafkaSettings, ServiceSettings
+
+
+class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
+    """From the environment, with the prefix DESKWIRE_."""
+
+    #: Where chat is: conversations are read from it.
+    chat_target: Address = "127.0.0.1:7402"

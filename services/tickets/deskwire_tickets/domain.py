@@ -1,0 +1,184 @@
+"""The rules of tickets: OPEN → SOLVED → OPEN …, one version per change.
+
+Pure: time and ids come in as arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import IntEnum, StrEnum
+
+from deskwire.common.v1 import error_reason_pb2
+from deskwire_common.errors import FailedPrecondition, NotFound, VersionMismatch
+
+
+class TicketState(IntEnum):
+    """Where a ticket is in its life; the numbers are the contract's."""
+
+    OPEN = 1
+    SOLVED = 2
+
+
+class TicketPriority(IntEnum):
+    """How urgent a ticket is; the numbers are the contract's."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+    URGENT = 4
+
+
+class Action(StrEnum):
+    """What can happen to a ticket; the values are the types of the events that say so."""
+
+    CREATED = "ticket_created"
+    SOLVED = "ticket_solved"
+    REOPENED = "ticket_reopened"
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A ticket as of `version`. Times are aware UTC; solve_time is None while OPEN."""
+
+    tenant: str
+    ticket_id: str
+    number: int
+    state: TicketState
+    subject: str
+    description: str
+    priority: TicketPriority
+    conversation_id: str
+    customer_id: str
+    assignee_id: str
+    resolution: str
+    reopen_count: int
+    version: int
+    create_time: datetime
+    update_time: datetime
+    solve_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Who changes a ticket, as their token says; `role` is the contract's number."""
+
+    role: int
+    subject: str
+    name: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One change of a ticket; `from_state` is None for the first."""
+
+    version: int
+    action: Action
+    who: Who
+    time: datetime
+    from_state: TicketState | None
+    to_state: TicketState
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A step of a ticket: before (None: there was none), after, and the entry that records it."""
+
+    before: Ticket | None
+    after: Ticket
+    entry: AuditEntry
+
+
+def create(
+    *,
+    tenant: str,
+    ticket_id: str,
+    number: int,
+    subject: str,
+    description: str,
+    priority: TicketPriority,
+    conversation_id: str,
+    customer_id: str,
+    who: Who,
+    now: datetime,
+) -> Change:
+    """A new OPEN ticket; who makes it works on it."""
+    ticket = Ticket(
+        tenant=tenant,
+        ticket_id=ticket_id,
+        number=number,
+        state=TicketState.OPEN,
+        subject=subject,
+        description=description,
+        priority=priority,
+        conversation_id=conversation_id,
+        customer_id=customer_id,
+        assignee_id=who.subject,
+        resolution="",
+        reopen_count=0,
+        version=1,
+        create_time=now,
+        update_time=now,
+        solve_time=None,
+    )
+    return Change(None, ticket, AuditEntry(1, Action.CREATED, who, now, None, ticket.state, ""))
+
+
+def solve(
+    ticket: Ticket, *, resolution: str, expected_version: int, who: Who, now: datetime
+) -> Change:
+    """OPEN → SOLVED. Raises VersionMismatch, or FailedPrecondition with INVALID_STATE."""
+    _check(ticket, expected_version, TicketState.OPEN)
+    now = max(now, ticket.update_time)
+    after = replace(
+        ticket,
+        state=TicketState.SOLVED,
+        resolution=resolution,
+        version=ticket.version + 1,
+        update_time=now,
+        solve_time=now,
+    )
+    return _change(ticket, after, Action.SOLVED, who, resolution)
+
+
+def reopen(
+    ticket: Ticket, *, reason: str, expected_version: int, who: Who, now: datetime
+) -> Change:
+    """SOLVED → OPEN. Raises VersionMismatch, or FailedPrecondition with INVALID_STATE."""
+    _check(ticket, expected_version, TicketState.SOLVED)
+    after = replace(
+        ticket,
+        state=TicketState.OPEN,
+        resolution="",
+        reopen_count=ticket.reopen_count + 1,
+        version=ticket.version + 1,
+        # A clock that was set back must not make history run backwards.
+        update_time=max(now, ticket.update_time),
+        solve_time=None,
+    )
+    return _change(ticket, after, Action.REOPENED, who, reason)
+
+
+def not_found(ticket_id: str) -> NotFound:
+    """The error for a ticket that isn't there, or is another tenant's."""
+    return NotFound(f"no ticket {ticket_id}", reason=error_reason_pb2.ERROR_REASON_TICKET_NOT_FOUND)
+
+
+def _check(ticket: Ticket, expected_version: int, state: TicketState) -> None:
+    if expected_version not in {0, ticket.version}:
+        raise VersionMismatch(ticket.version, expected_version)
+    if ticket.state is not state:
+        raise FailedPrecondition(
+            f"the ticket is {ticket.state.name}",
+            reason=error_reason_pb2.ERROR_REASON_INVALID_STATE,
+            metadata={"state": ticket.state.name},
+        )
+
+
+def _change(before: Ticket, after: Ticket, action: Action, who: Who, note: str) -> Change:
+    entry = AuditEntry(
+        after.version, action, who, after.update_time, before.state, after.state, note
+    )
+    return Change(before, after, entry)

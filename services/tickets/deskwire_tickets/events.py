@@ -1,0 +1,123 @@
+"""A change of a ticket as messages: the ticket itself, and the event that tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf import struct_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from deskwire.common.v1 import actor_pb2
+from deskwire.events.v1 import event_pb2, ticket_events_pb2
+from deskwire.tickets.v1 import ticket_pb2
+from deskwire_common.clock import Clock, to_micros
+from deskwire_common.events import DomainEvent, new_event
+from deskwire_common.ids import Ids
+from deskwire_tickets.domain import Action, AuditEntry, Change, Ticket, Who
+
+# The envelope says these two: `version` is the event's sequence, `update_time` its occurred_at.
+_SAID_BY_ENVELOPE = frozenset({"version", "update_time"})
+
+
+def ticket_message(ticket: Ticket) -> ticket_pb2.Ticket:
+    """The ticket as the contract says it."""
+    message = ticket_pb2.Ticket(
+        ticket_id=ticket.ticket_id,
+        number=ticket.number,
+        state=int(ticket.state),  # type: ignore[arg-type]
+        subject=ticket.subject,
+        description=ticket.description,
+        priority=int(ticket.priority),  # type: ignore[arg-type]
+        conversation_id=ticket.conversation_id,
+        customer_id=ticket.customer_id,
+        assignee_id=ticket.assignee_id,
+        resolution=ticket.resolution,
+        reopen_count=ticket.reopen_count,
+        version=ticket.version,
+    )
+    message.create_time.FromDatetime(ticket.create_time)
+    message.update_time.FromDatetime(ticket.update_time)
+    if ticket.solve_time is not None:
+        message.solve_time.FromDatetime(ticket.solve_time)
+    return message
+
+
+def actor_message(who: Who) -> actor_pb2.Actor:
+    """Who did it, as the contract says it."""
+    return actor_pb2.Actor(
+        role=who.role,  # type: ignore[arg-type]
+        subject=who.subject,
+        display_name=who.name,
+    )
+
+
+def audit_message(entry: AuditEntry) -> ticket_pb2.AuditEntry:
+    """The entry as the contract says it."""
+    message = ticket_pb2.AuditEntry(
+        version=entry.version,
+        action=entry.action.value,
+        actor=actor_message(entry.who),
+        from_state=0 if entry.from_state is None else int(entry.from_state),  # type: ignore[arg-type]
+        to_state=int(entry.to_state),  # type: ignore[arg-type]
+        note=entry.note,
+    )
+    message.time.FromDatetime(entry.time)
+    return message
+
+
+def changed_fields(
+    before: ticket_pb2.Ticket, after: ticket_pb2.Ticket
+) -> dict[str, event_pb2.FieldChange]:
+    """Every field that differs, from/to in its JSON form; null for an unset time."""
+    changed: dict[str, event_pb2.FieldChange] = {}
+    for field in after.DESCRIPTOR.fields:
+        if field.name in _SAID_BY_ENVELOPE:
+            continue
+        old, new = _value(before, field.name), _value(after, field.name)
+        if old != new:
+            changed[field.name] = event_pb2.FieldChange(**{"from": old, "to": new})
+    return changed
+
+
+def ticket_event(change: Change, *, ids: Ids, clock: Clock) -> DomainEvent:
+    """The event of a change, for the outbox, in the trace of the call that is being served."""
+    ticket = change.after
+    data = _DATA[change.entry.action](ticket=ticket_message(ticket))
+    if change.before is not None:
+        changes = changed_fields(ticket_message(change.before), data.ticket)
+        for name, value in changes.items():
+            data.changed[name].CopyFrom(value)
+    return new_event(
+        data,
+        subject=ticket.ticket_id,
+        sequence=ticket.version,
+        ids=ids,
+        clock=clock,
+        tenant_id=ticket.tenant,
+        actor=actor_message(change.entry.who),
+        origin=change.entry.who.origin,
+        correlation_id=ticket.conversation_id,
+        occurred_at=to_micros(ticket.update_time),
+    )
+
+
+_DATA: Mapping[Action, Any] = {
+    Action.CREATED: ticket_events_pb2.TicketCreated,
+    Action.SOLVED: ticket_events_pb2.TicketSolved,
+    Action.REOPENED: ticket_events_pb2.TicketReopened,
+}
+
+
+def _value(message: ticket_pb2.Ticket, name: str) -> struct_pb2.Value:
+    field = message.DESCRIPTOR.fields_by_name[name]
+    if field.has_presence and not message.HasField(name):  # type: ignore[arg-type]
+        return struct_pb2.Value(null_value=struct_pb2.NULL_VALUE)
+    value = getattr(message, name)
+    if isinstance(value, Timestamp):
+        return struct_pb2.Value(string_value=value.ToJsonString())
+    if field.enum_type is not None:
+        return struct_pb2.Value(string_value=field.enum_type.values_by_number[value].name)
+    if isinstance(value, str):
+        return struct_pb2.Value(string_value=value)
+    return struct_pb2.Value(number_value=value)

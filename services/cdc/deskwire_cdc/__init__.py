@@ -1,0 +1,1 @@
+"""Change capture from MySQL/MariaDB and SQLite, and CRM sync."""

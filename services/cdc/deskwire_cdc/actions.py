@@ -1,0 +1,257 @@
+"""Use cases of sources.
+
+One transaction each, idempotent by request_id, the event in the same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from google.protobuf.message import Message
+
+from deskwire.cdc.v1 import source_pb2
+from deskwire.cdc.v1 import source_service_pb2 as pb
+from deskwire.common.v1 import error_reason_pb2
+from deskwire_cdc import domain, events, store
+from deskwire_cdc.domain import CustomerRule, Kind, Source, State
+from deskwire_cdc.sources import ReaderOptions, open_reader
+from deskwire_common.auth import Principal, Role, current_principal
+from deskwire_common.clock import Clock, to_micros
+from deskwire_common.db import Database, UnitOfWork
+from deskwire_common.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
+from deskwire_common.idempotency import IdempotencyStore
+from deskwire_common.ids import Ids
+from deskwire_common.outbox import Outbox
+from deskwire_common.pagination import decode_page, encode_page
+
+SERVICE: Final = "deskwire.cdc.v1.SourceService"
+CREATE: Final = f"{SERVICE}/CreateSource"
+LIST: Final = f"{SERVICE}/ListSources"
+DELETE: Final = f"{SERVICE}/DeleteSource"
+PAGE_SIZE: Final = 50
+
+ResponseT = TypeVar("ResponseT", bound=Message)
+
+
+class _NotSeen(Exception):  # noqa: N818 - an answer, not a fault
+    """The request_id is new."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceActions:
+    """What can be done with sources, for the current principal and in its tenant.
+
+    `wake` is set when the workers have something new to look at; `sqlite_root` is where SQLite
+    sources
+    must lie.
+    """
+
+    db: Database
+    outbox: Outbox
+    idempotency: IdempotencyStore
+    clock: Clock
+    ids: Ids
+    options: ReaderOptions
+    wake: asyncio.Event
+    sqlite_root: Path
+
+    async def create_source(self, request: pb.CreateSourceRequest) -> pb.CreateSourceResponse:
+        """Check the external database, remember the source, and put in place what captures it.
+
+        When it returns, everything that is written to the tables from now on will be carried
+        over. Raises
+        AlreadyExists, SourceUnusable, PermissionDenied, InvalidArgument, RequestIdReused.
+        """
+        principal = current_principal()
+        _check_system(principal, request.source.system_id)
+        source = self._new(request.source, principal)
+        response = await self._seen(CREATE, request, pb.CreateSourceResponse)
+        if response is None:
+            await self._check_free(source)
+            # Before the transaction: the external database may be slow.
+            source = await self._checked(source)
+            response = await self._once(CREATE, request, lambda uow: self._create(uow, source))
+            self.wake.set()
+        async with self.db.read() as connection:
+            live = await store.find_source(connection, source.tenant_id, source.source_id)
+        if live is not None:
+            await self._install(live)
+        return response
+
+    async def get_source(self, request: pb.GetSourceRequest) -> pb.GetSourceResponse:
+        """Raises NotFound."""
+        source = await self._find(current_principal(), request.source_id)
+        return pb.GetSourceResponse(source=events.source_message(source))
+
+    async def list_sources(self, request: pb.ListSourcesRequest) -> pb.ListSourcesResponse:
+        """By source_id. Raises InvalidArgument for a page token of another list."""
+        size = request.page_size or PAGE_SIZE
+        key = decode_page(request.page_token, LIST, {}, length=1)
+        tenant = current_principal().tenant
+        async with self.db.read() as connection:
+            found = await store.list_sources(
+                connection, tenant, after="" if key is None else str(key[0]), limit=size + 1
+            )
+        page = found[:size]
+        return pb.ListSourcesResponse(
+            sources=[events.source_message(source) for source in page],
+            next_page_token=encode_page(LIST, {}, [page[-1].source_id])
+            if len(found) > size
+            else "",
+        )
+
+    async def delete_source(self, request: pb.DeleteSourceRequest) -> pb.DeleteSourceResponse:
+        """End capture. What was installed in the source is taken out by the workers, a moment
+        later.
+
+        Raises NotFound, PermissionDenied, RequestIdReused.
+        """
+        principal = current_principal()
+        response = await self._seen(DELETE, request, pb.DeleteSourceResponse)
+        if response is not None:
+            return response
+        source = await self._find(principal, request.source_id)
+        _check_system(principal, source.system_id)
+        response = await self._once(DELETE, request, lambda uow: self._delete(uow, source))
+        self.wake.set()
+        return response
+
+    # ----- within the transaction
+
+    async def _create(self, uow: UnitOfWork, source: Source) -> pb.CreateSourceResponse:
+        version = await store.next_version(uow, source.tenant_id, source.source_id)
+        created = replace(source, version=version)
+        if not await store.insert_source(uow, created):
+            raise _taken(source)
+        event = events.source_created(created, ids=self.ids, clock=self.clock)
+        await self.outbox.add(uow, [event])
+        return pb.CreateSourceResponse(source=events.source_message(created))
+
+    async def _delete(self, uow: UnitOfWork, source: Source) -> pb.DeleteSourceResponse:
+        version = await store.next_version(uow, source.tenant_id, source.source_id)
+        if not await store.deactivate(uow, source):
+            raise _missing(source.source_id)
+        deleted = replace(source, version=version)
+        event = events.source_deleted(deleted, ids=self.ids, clock=self.clock)
+        await self.outbox.add(uow, [event])
+        return pb.DeleteSourceResponse(source=events.source_message(deleted))
+
+    async def _once(
+        self,
+        method: str,
+        request: Message,
+        work: Callable[[UnitOfWork], Awaitable[ResponseT]],
+    ) -> ResponseT:
+        async def transaction(uow: UnitOfWork) -> ResponseT:
+            return await self.idempotency.execute(
+                uow, method=method, request=request, work=lambda: work(uow)
+            )
+
+        return await self.db.run(transaction)
+
+    async def _seen(
+        self, method: str, request: Message, _response: type[ResponseT]
+    ) -> ResponseT | None:
+        """The first result of a repeated request.
+
+        It is given even when the source is away by now.
+        """
+
+        async def not_seen(_uow: UnitOfWork) -> ResponseT:
+            raise _NotSeen
+
+        try:
+            return await self._once(method, request, not_seen)
+        except _NotSeen:
+            return None
+
+    # ----- parts
+
+    def _new(self, asked: source_pb2.Source, principal: Principal) -> Source:
+        kind = events.KINDS[asked.kind]
+        rule = None
+        if asked.HasField("customer_rule"):
+            wanted = asked.customer_rule
+            rule = CustomerRule(
+                table=wanted.table,
+                id_column=wanted.id_column,
+                columns=dict(wanted.columns),
+                visitor_column=wanted.visitor_column,
+                version_column=wanted.version_column,
+            )
+        tables = tuple(asked.tables)
+        domain.check_rule(rule, tables)
+        url = domain.parse_url(kind, asked.url)
+        if kind is Kind.SQLITE:
+            self._check_path(Path(url.path))
+        return Source(
+            tenant_id=principal.tenant,
+            source_id=asked.source_id,
+            incarnation=self.ids.uuid7(),
+            kind=kind,
+            url=asked.url,
+            system_id=asked.system_id,
+            tables=tables,
+            customer_rule=rule,
+            snapshot=asked.snapshot,
+            created_at=to_micros(self.clock.now()),
+            version=0,
+            state=State.SNAPSHOT if asked.snapshot else State.STREAMING,
+        )
+
+    def _check_path(self, path: Path) -> None:
+        # A link must not lead out of the root.
+        if not path.resolve().is_relative_to(self.sqlite_root.resolve()):
+            raise InvalidArgument(
+                "SQLite sources are not allowed there; see DESKWIRE_SQLITE_ROOT.",
+                field="source.url",
+            )
+
+    async def _checked(self, source: Source) -> Source:
+        """With the position that capture starts from. Raises SourceUnusable."""
+        reader = open_reader(source, self.options)
+        try:
+            await reader.check()
+            position = await reader.start_position()
+        finally:
+            await reader.close()
+        cursor = reader.first_cursor() if source.snapshot else ""
+        return replace(source, position=position, snapshot_cursor=cursor)
+
+    async def _install(self, source: Source) -> None:
+        reader = open_reader(source, self.options)
+        try:
+            await reader.install()
+        finally:
+            await reader.close()
+
+    async def _check_free(self, source: Source) -> None:
+        async with self.db.read() as connection:
+            if await store.find_source(connection, source.tenant_id, source.source_id):
+                raise _taken(source)
+
+    async def _find(self, principal: Principal, source_id: str) -> Source:
+        async with self.db.read() as connection:
+            source = await store.find_source(connection, principal.tenant, source_id)
+        if source is None:
+            raise _missing(source_id)
+        return source
+
+
+def _check_system(principal: Principal, system_id: str) -> None:
+    if principal.role is Role.INTEGRATION and principal.system != system_id:
+        raise PermissionDenied(
+            f"an integration may only do this for its own system, {principal.system}"
+        )
+
+
+def _taken(source: Source) -> AlreadyExists:
+    return AlreadyExists(f"there is a source {source.source_id} already")
+
+
+def _missing(source_id: str) -> NotFound:
+    return NotFound(f"no source {source_id}", reason=error_reason_pb2.ERROR_REASON_SOURCE_NOT_FOUND)

@@ -1,0 +1,62 @@
+"""Puts change capture together."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import grpc
+
+from deskwire.cdc.v1 import source_service_pb2_grpc
+from deskwire_cdc import worker
+from deskwire_cdc.actions import SERVICE, SourceActions
+from deskwire_cdc.api import AUTHORIZATION, SourceApi
+from deskwire_cdc.clients import CustomerClient
+from deskwire_cdc.config import Settings
+from deskwire_cdc.sources import ReaderOptions
+from deskwire_common import db as dbs
+from deskwire_common import topics
+from deskwire_common.idempotency import IdempotencyStore
+from deskwire_common.kafka import ensure_topics
+from deskwire_common.lifecycle import Runtime
+from deskwire_common.outbox import Outbox, OutboxRelay
+
+
+async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
+    """Start everything; the server answers when this returns. Raises when a part isn't usable."""
+    db = await runtime.database("deskwire_cdc")
+    await ensure_topics(settings.kafka, [topics.SOURCES])
+    # Tables of their own: a second service in the same process must not meet the first one's.
+    outbox = Outbox(dbs.metadata(), runtime.clock)
+    idempotency = IdempotencyStore(dbs.metadata(), runtime.clock)
+    options = ReaderOptions(clock=runtime.clock)
+    wake = asyncio.Event()
+    actions = SourceActions(
+        db=db,
+        outbox=outbox,
+        idempotency=idempotency,
+        clock=runtime.clock,
+        ids=runtime.ids,
+        options=options,
+        wake=wake,
+        sqlite_root=settings.sqlite_root,
+    )
+    customers = CustomerClient(
+        runtime.channel(settings.chat_target), runtime.keys, runtime.signer, runtime.clock
+    )
+    parts = worker.Parts(
+        db=db,
+        kafka=settings.kafka,
+        customers=customers,
+        clock=runtime.clock,
+        ids=runtime.ids,
+        options=options,
+    )
+    runtime.spawn("sources", worker.Supervisor(parts, wake).run)
+    runtime.spawn("outbox", OutboxRelay(db, outbox, await runtime.producer()).run)
+    runtime.spawn("forget-requests", partial(worker.forget_requests, db, idempotency))
+
+    def register(server: grpc.aio.Server) -> None:
+        source_service_pb2_grpc.add_SourceServiceServicer_to_server(SourceApi(actions), server)
+
+    await runtime.serve([register], [SERVICE], AUTHORIZATION)

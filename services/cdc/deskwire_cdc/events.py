@@ -1,0 +1,120 @@
+"""Sources and row changes as messages: the source itself, and the events that say what happened."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from deskwire.cdc.v1 import source_pb2
+from deskwire.common.v1 import actor_pb2
+from deskwire.events.v1 import hub_events_pb2
+from deskwire_cdc.domain import CustomerRule, Kind, NumberedChange, Row, Source, State
+from deskwire_common import topics
+from deskwire_common.clock import Clock
+from deskwire_common.events import DomainEvent, new_event
+from deskwire_common.ids import Ids
+
+KINDS: Final = {
+    source_pb2.SOURCE_KIND_MARIADB: Kind.MARIADB,
+    source_pb2.SOURCE_KIND_SQLITE: Kind.SQLITE,
+}
+_KINDS: Final = {kind: number for number, kind in KINDS.items()}
+_STATES: Final = {
+    State.SNAPSHOT: source_pb2.SOURCE_STATE_SNAPSHOT,
+    State.STREAMING: source_pb2.SOURCE_STATE_STREAMING,
+    State.RETRYING: source_pb2.SOURCE_STATE_RETRYING,
+    State.REFUSED: source_pb2.SOURCE_STATE_REFUSED,
+}
+#: Who carries row changes over: the token that this service signs has the same subject.
+SUBJECT: Final = "cdc"
+_ACTOR: Final = actor_pb2.Actor(role=actor_pb2.ROLE_INTEGRATION, subject=SUBJECT)
+
+
+def source_message(source: Source) -> source_pb2.Source:
+    """The source as the contract says it, without the password."""
+    shown = source.masked()
+    message = source_pb2.Source(
+        source_id=shown.source_id,
+        kind=_KINDS[shown.kind],
+        url=shown.url,
+        system_id=shown.system_id,
+        tables=shown.tables,
+        customer_rule=_rule_message(shown.customer_rule),
+        snapshot=shown.snapshot,
+        state=_STATES[shown.state],
+        position=shown.position,
+        last_error=shown.last_error,
+        change_count=shown.change_count,
+        create_time=_timestamp(shown.created_at),
+        version=shown.version,
+    )
+    if shown.last_change_at:
+        message.last_change_time.CopyFrom(_timestamp(shown.last_change_at))
+    return message
+
+
+def source_created(source: Source, *, ids: Ids, clock: Clock) -> DomainEvent:
+    """Of now, by the current principal."""
+    data = hub_events_pb2.SourceCreated(source=source_message(source))
+    return new_event(
+        data, subject=source.aggregate_id, sequence=source.version, ids=ids, clock=clock
+    )
+
+
+def source_deleted(source: Source, *, ids: Ids, clock: Clock) -> DomainEvent:
+    """Of now, by the current principal."""
+    data = hub_events_pb2.SourceDeleted(source=source_message(source))
+    return new_event(
+        data, subject=source.aggregate_id, sequence=source.version, ids=ids, clock=clock
+    )
+
+
+def row_changed(source: Source, numbered: NumberedChange, *, ids: Ids, clock: Clock) -> DomainEvent:
+    """A row's change, in the current trace; its origin is the source's system."""
+    change = numbered.change
+    data = hub_events_pb2.RowChanged(
+        source_id=source.source_id,
+        table=change.table,
+        operation=change.operation.value,
+        key=_struct(change.key),
+        before=None if change.before is None else _struct(change.before),
+        after=None if change.after is None else _struct(change.after),
+        position=change.position,
+    )
+    return new_event(
+        data,
+        subject=numbered.subject,
+        sequence=numbered.sequence,
+        ids=ids,
+        clock=clock,
+        event_id=numbered.event_id,
+        tenant_id=source.tenant_id,
+        actor=_ACTOR,
+        origin=source.system_id,
+        occurred_at=change.committed_at,
+        topic=topics.changes_topic(source.source_id, change.table),
+    )
+
+
+def _rule_message(rule: CustomerRule | None) -> source_pb2.CustomerRule | None:
+    if rule is None:
+        return None
+    return source_pb2.CustomerRule(
+        table=rule.table,
+        id_column=rule.id_column,
+        visitor_column=rule.visitor_column,
+        columns=rule.columns,
+        version_column=rule.version_column,
+    )
+
+
+def _struct(row: Row) -> Struct:
+    struct = Struct()
+    struct.update(dict(row))
+    return struct
+
+
+def _timestamp(micros: int) -> Timestamp:
+    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1_000)

@@ -1,0 +1,40 @@
+"""What all kinds do alike with a row's images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deskwire_cdc.domain import Change, Operation, Row
+
+
+def row_changes(
+    table: str,
+    operation: Operation,
+    keys: Sequence[str],
+    before: Row | None,
+    after: Row | None,
+    *,
+    position: str,
+    committed_at: int,
+    read_at: int,
+) -> list[Change]:
+    """One change.
+
+    For an update that changed the primary key a delete and an insert, since the subject is the key.
+    """
+
+    def change(operation: Operation, before: Row | None, after: Row | None, at: str) -> Change:
+        image = after if after is not None else before
+        key = {} if image is None else {name: image[name] for name in keys}
+        return Change(table, operation, key, before, after, at, committed_at, read_at)
+
+    if (
+        before is not None
+        and after is not None
+        and any(before[name] != after[name] for name in keys)
+    ):
+        return [
+            change(Operation.DELETE, before, None, f"{position}:delete"),
+            change(Operation.INSERT, None, after, f"{position}:insert"),
+        ]
+    return [change(operation, before, after, position)]

@@ -1,0 +1,373 @@
+"""Carries row changes over: one worker per source, and the supervisor that keeps them.
+
+A batch goes to Kafka and, as far as the customer rule says, to chat; when both have acknowledged
+all of
+it, the position is saved, in one transaction with the sequences that were given out. Nothing is
+skipped:
+whatever fails is tried again from there, with the same event ids, sequences and request ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import pymysql
+
+from deskwire_cdc import domain, events, store
+from deskwire_cdc.clients import CustomerClient, CustomerRefused
+from deskwire_cdc.domain import (
+    Batch,
+    CustomerCall,
+    NumberedChange,
+    Source,
+    SourceUnreachable,
+    SourceUnusable,
+    State,
+)
+from deskwire_cdc.sources import Reader, ReaderOptions, open_reader
+from deskwire_cdc.sources.binlog import ConnectionLostError
+from deskwire_common import events as codec
+from deskwire_common import telemetry, topics
+from deskwire_common.clock import Clock, to_micros
+from deskwire_common.db import Database
+from deskwire_common.errors import Aborted, DeskwireError
+from deskwire_common.idempotency import IdempotencyStore
+from deskwire_common.ids import Ids
+from deskwire_common.kafka import MAX_RECORD_BYTES, Outgoing, Producer, ensure_topics
+from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
+
+#: Pauses between tries, in seconds: doubled up to the longest; a refused source waits for a person.
+FIRST_PAUSE: Final = 0.2
+LONGEST_PAUSE: Final = 15.0
+REFUSED_PAUSE: Final = 60.0
+#: Customers that are written at the same time, per source; those of one row are in order.
+CONCURRENT_CALLS: Final = 16
+#: Seconds between two looks at the sources when nobody wakes the supervisor.
+LOOK_EVERY: Final = 1.0
+PURGE_EVERY: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What workers are made of."""
+
+    db: Database
+    kafka: str
+    customers: CustomerClient
+    clock: Clock
+    ids: Ids
+    options: ReaderOptions
+
+
+@dataclass(slots=True)
+class _Call:
+    """A customer call in the trace of its change."""
+
+    call: CustomerCall
+    traceparent: str
+
+
+@dataclass(slots=True)
+class _Deliveries:
+    """What a batch becomes."""
+
+    records: list[Outgoing] = field(default_factory=list)
+    calls: dict[str, list[_Call]] = field(default_factory=lambda: defaultdict(list))
+    """By subject."""
+
+
+class Worker:
+    """Follows one source until it is cancelled, or somebody else's."""
+
+    def __init__(self, source: Source, parts: Parts) -> None:
+        self._source = source
+        self._parts = parts
+        self._producer = Producer(parts.kafka, f"cdc-{source.source_id}")
+        self._slots = asyncio.Semaphore(CONCURRENT_CALLS)
+        self._pause = FIRST_PAUSE
+        self._error = ""
+        """What failed last and can't be mended by trying again.
+
+        Shown until the next of its kind.
+        """
+
+    async def run(self) -> None:
+        """Endless; a source, broker, chat or database that is away only makes it wait."""
+        await self._producer.start()
+        try:
+            while True:
+                try:
+                    await self._once()
+                except Aborted:
+                    return
+                except SourceUnreachable as error:
+                    await self._wait(State.RETRYING, error.message)
+                except SourceUnusable as error:
+                    await self._wait(State.REFUSED, f"{error.setting}: {error.message}")
+                except (DeskwireError, ConnectionLostError, OSError) as error:
+                    await self._wait(State.RETRYING, str(error))
+                except (sqlite3.Error, pymysql.MySQLError) as error:
+                    await self._wait(State.RETRYING, f"{type(error).__name__}: {error}")
+                except Exception as error:  # noqa: BLE001 - see below; it is logged and shown
+                    # One source's unreadable row must not end the others' workers.
+                    get_logger().exception("source_worker_failed", source=self._source.aggregate_id)
+                    await self._wait(State.RETRYING, f"{type(error).__name__}: {error}")
+        finally:
+            await self._producer.close()
+
+    async def _once(self) -> None:
+        source = await self._parts.db.run(lambda uow: store.take_over(uow, self._source))
+        if source is None:
+            raise Aborted("the source was deleted")
+        self._source = source
+        reader = open_reader(source, self._parts.options)
+        try:
+            await self._follow(reader)
+        finally:
+            await reader.close()
+
+    async def _follow(self, reader: Reader) -> None:
+        source = self._source
+        changes_topics = [topics.changes_topic(source.source_id, name) for name in source.tables]
+        await ensure_topics(self._parts.kafka, changes_topics)
+        await reader.check()
+        await reader.install()
+        await self._snapshot(reader)
+        async with aclosing(reader.batches(self._source.position)) as batches:
+            async for batch in batches:
+                await self._deliver(batch)
+                await reader.confirm(batch.position)
+
+    async def _snapshot(self, reader: Reader) -> None:
+        """The rows that were there before, unless the reader brings them within the stream."""
+        while True:
+            async with self._parts.db.read() as connection:
+                changes = await store.staged_changes(connection, self._source)
+            if not changes:
+                if not self._source.snapshot_cursor:
+                    return
+                chunk = await reader.snapshot_chunk(
+                    self._source.snapshot_cursor, self._source.position
+                )
+                changes = list(chunk.changes)
+                staging = replace(self._source, snapshot_cursor=chunk.cursor)
+                await self._parts.db.run(
+                    lambda uow, staging=staging, changes=changes: store.stage(  # type: ignore[misc]
+                        uow, staging, changes
+                    )
+                )
+                self._source = staging
+            batch = Batch(changes, self._source.position, len(changes), snapshot=True)
+            await self._deliver(batch, staged=True)
+
+    async def _deliver(self, batch: Batch, *, staged: bool = False) -> None:
+        source = self._source
+        subjects = list({domain.subject_of(source, change) for change in batch.changes})
+        async with self._parts.db.read() as connection:
+            before = await store.last_sequences(connection, subjects) if subjects else {}
+        numbered, after = domain.number(source, batch.changes, before, source.read_count)
+        deliveries = self._deliveries(numbered)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._publish(deliveries.records))
+            for calls in deliveries.calls.values():
+                group.create_task(self._sync(calls))
+        now = to_micros(self._parts.clock.now())
+        if batch.notice:
+            self._error = batch.notice
+        done = replace(
+            source,
+            position=batch.position,
+            # A changed primary key makes two changes of one row: numbers must not be given out
+            # twice.
+            read_count=source.read_count + max(batch.read_count, len(batch.changes)),
+            change_count=source.change_count + len(batch.changes),
+            last_change_at=now if batch.changes else source.last_change_at,
+            state=State.SNAPSHOT if batch.snapshot else State.STREAMING,
+            last_error=self._error,
+        )
+        await self._parts.db.run(lambda uow: store.save_progress(uow, done, after, unstage=staged))
+        self._source = done
+        self._pause = FIRST_PAUSE
+        self._measure(batch, now)
+
+    def _deliveries(self, numbered: Sequence[NumberedChange]) -> _Deliveries:
+        source, result = self._source, _Deliveries()
+        for each in numbered:
+            change = each.change
+            attributes = {
+                "deskwire.event_id": each.event_id,
+                "deskwire.tenant_id": source.tenant_id,
+                "deskwire.source_id": source.source_id,
+                "db.collection.name": change.table,
+                "db.operation.name": change.operation.value,
+            }
+            with telemetry.span("cdc.change", attributes=attributes):
+                event = events.row_changed(
+                    source, each, ids=self._parts.ids, clock=self._parts.clock
+                )
+                value = codec.encode(event)
+                if len(value) > MAX_RECORD_BYTES:
+                    raise SourceUnusable(
+                        "tables",
+                        f"Row {each.subject} makes an event of {len(value)} bytes, more than "
+                        f"{MAX_RECORD_BYTES}: take {change.table} out of the source.",
+                    )
+                headers = codec.headers(event)
+                result.records.append((event.target.name, each.subject.encode(), value, headers))
+                call = domain.customer_call(source, each)
+                if call is not None:
+                    result.calls[each.subject].append(_Call(call, event.traceparent))
+        return result
+
+    async def _publish(self, records: Sequence[Outgoing]) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await self._producer.send_batch(records)
+            except DeskwireError as error:
+                # Some of them may be there; no later change of a row may overtake one that isn't.
+                await self._producer.purge_and_rebuild()
+                await self._note(State.RETRYING, error.message)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _sync(self, calls: Sequence[_Call]) -> None:
+        async with self._slots:
+            for each in calls:
+                with telemetry.span("cdc.upsert_customer", traceparent=each.traceparent):
+                    known = await self._upsert(each.call)
+                    rest = None if known is None else domain.missing_fields(each.call, known)
+                    if rest is not None:
+                        await self._upsert(rest)
+
+    async def _upsert(self, call: CustomerCall) -> dict[str, str] | None:
+        """The customer's fields; None when chat will never take this."""
+        calls = METRICS.cdc_sync_calls
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                fields = await self._parts.customers.upsert(self._source, call)
+            except CustomerRefused as error:
+                calls.labels(self._source.source_id, "refused").inc()
+                if str(error):
+                    self._error = f"a customer was refused, request {call.request_id}: {error}"
+                    get_logger().warning(
+                        "customer_refused", source=self._source.aggregate_id, reason=str(error)
+                    )
+                return None
+            except DeskwireError as error:
+                calls.labels(self._source.source_id, "retried").inc()
+                await self._note(State.RETRYING, error.message)
+                await asyncio.sleep(max(pause, error.retry_after or 0))
+                pause = min(pause * 2, LONGEST_PAUSE)
+            else:
+                calls.labels(self._source.source_id, "done").inc()
+                return dict(fields)
+
+    async def _wait(self, state: State, message: str) -> None:
+        get_logger().warning(
+            "source_failed", source=self._source.aggregate_id, state=state.value, error=message
+        )
+        await self._note(state, message)
+        if state is State.REFUSED:
+            await asyncio.sleep(REFUSED_PAUSE)
+            return
+        await asyncio.sleep(self._pause)
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    async def _note(self, state: State, message: str) -> None:
+        """Make it visible; when our own database is away, too, the log has to do."""
+        shown = domain.without_secret(message, self._source.url)
+        if (self._source.state, self._source.last_error) == (state, shown):
+            return
+        noted = replace(self._source, state=state, last_error=shown)
+        with suppress(DeskwireError):
+            await self._parts.db.run(lambda uow: store.save_state(uow, noted))
+            self._source = replace(self._source, state=state, last_error=shown)
+
+    def _measure(self, batch: Batch, now: int) -> None:
+        if not batch.changes:
+            return
+        source = self._source.source_id
+        for change in batch.changes:
+            METRICS.cdc_changes.labels(source, change.table).inc()
+        last = batch.changes[-1]
+        METRICS.cdc_read_lag_seconds.labels(source).set((last.read_at - last.committed_at) / 1e6)
+        METRICS.cdc_sink_lag_seconds.labels(source).set((now - last.read_at) / 1e6)
+
+
+class Supervisor:
+    """Runs a worker for every source of the database; of all processes, one does at a time."""
+
+    def __init__(self, parts: Parts, wake: asyncio.Event) -> None:
+        self._parts = parts
+        self._wake = wake
+        self._workers: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Endless; outlasts a database that is away."""
+        while True:
+            try:
+                async with self._parts.db.leader("sources") as lease:
+                    try:
+                        while lease.held:
+                            await self._round()
+                    finally:
+                        await self._stop(list(self._workers))
+            except DeskwireError as error:
+                get_logger().warning("sources_not_led", error=str(error))
+                await asyncio.sleep(LOOK_EVERY)
+
+    async def _round(self) -> None:
+        # Cleared before reading: a commit after the read sets it again.
+        self._wake.clear()
+        async with self._parts.db.read() as connection:
+            live, deleted = await store.all_sources(connection)
+        wanted = {source.incarnation for source in live}
+        await self._stop([key for key in self._workers if key not in wanted])
+        for source in deleted:
+            await self._clear_away(source)
+        for source in live:
+            task = self._workers.get(source.incarnation)
+            if task is None or task.done():
+                worker = Worker(source, self._parts)
+                self._workers[source.incarnation] = asyncio.create_task(
+                    worker.run(), name=f"source-{source.aggregate_id}"
+                )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_EVERY):
+                await self._wake.wait()
+
+    async def _stop(self, keys: Sequence[str]) -> None:
+        tasks = [self._workers.pop(key) for key in keys]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _clear_away(self, source: Source) -> None:
+        reader = open_reader(source, self._parts.options)
+        try:
+            await reader.remove()
+            await self._parts.db.run(lambda uow: store.forget(uow, source))
+        except (sqlite3.Error, OSError, DeskwireError) as error:
+            # The next round tries again.
+            get_logger().warning("source_not_cleared", source=source.aggregate_id, error=str(error))
+        finally:
+            await reader.close()
+
+
+async def forget_requests(db: Database, idempotency: IdempotencyStore) -> None:
+    """Remove remembered responses older than a day, until cancelled."""
+    while True:
+        try:
+            await idempotency.purge(db)
+        except DeskwireError as error:
+            get_logger().warning("requests_not_forgotten", error=str(error))
+        await asyncio.sleep(PURGE_EVERY)

@@ -1,0 +1,1 @@
+"""The deskwire command: up, status, down, chat, tail, token, replay."""

@@ -1,0 +1,1 @@
+"""What `deskwire up` runs on one machine, and the tests too: processes, ports, files, Kafka, Valkey."""

@@ -1,0 +1,62 @@
+"""A running suite as commands see it: where its parts listen, and tokens for them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from deskwire_common.auth import KeySet, Role, TokenSigner
+
+TENANT = "demo"  # of the demo CRM, the walk and the commands, unless they say otherwise
+SECONDS = 10.0  # deadline of a call
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Addresses of one running suite: host:port, the WebSocket as a URL."""
+
+    websocket: str
+    gateway: str
+    chat: str
+    tickets: str
+    events: str
+    cdc: str
+    kafka: str
+    keys_file: Path
+    # The in-memory broker: its offsets start at 0 again with it.
+    development_broker: bool = False
+    # The demo CRM's adapter and its database; "" without it.
+    crm: str = ""
+    crm_database: str = ""
+
+    def token(
+        self,
+        role: Role,
+        subject: str,
+        *,
+        tenant: str = TENANT,
+        name: str = "",
+        system: str = "",
+        seconds: float = 3600.0,
+    ) -> str:
+        """A token signed with the suite's key. Raises KeysError when the file can't be used."""
+        signer = TokenSigner(KeySet.load(self.keys_file))
+        return signer.mint(
+            tenant=tenant, role=role, subject=subject, name=name, system=system, ttl=seconds
+        )
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    """Call metadata with the token."""
+    return (("authorization", f"Bearer {token}"),)
+
+
+@asynccontextmanager
+async def open_channel(target: str) -> AsyncIterator[grpc.aio.Channel]:
+    """A plain channel to one service of this machine; calls bring their own token and deadline."""
+    async with grpc.aio.insecure_channel(target) as channel:
+        yield channel

@@ -122,7 +122,7 @@ class Process:
             time.sleep(pause)
             pause = min(0.2, pause * 1.5)
 
-    async def ready(self, probe: Probe, *, timeout: float) -> None:  # noqa: ASYNC109
+    async def ready(self, probe: Probe, *, timeout: float) -> None:
         """`wait_ready` on a thread of its own."""
         cancelled = False
         try:
@@ -133,9 +133,20 @@ class Process:
 
     async def ended(self) -> int:
         """Wait until it has ended; its exit code."""
-        while (code := self.exit_code) is None:
-            await asyncio.sleep(0.1)
-        return code
+        if (child := self._child) is None:
+            raise RuntimeError(f"{self.name} was not started")
+        if sys.platform != "linux":
+            return await asyncio.to_thread(child.wait)
+        loop = asyncio.get_running_loop()
+        gone = asyncio.Event()
+        descriptor = os.pidfd_open(child.pid)  # readable when the process has ended
+        loop.add_reader(descriptor, gone.set)
+        try:
+            await gone.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        return child.wait()
 
     def signal(self, number: signal.Signals) -> None:
         """Signal its whole session, so that what it started stops with it."""

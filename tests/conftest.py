@@ -1,0 +1,84 @@
+"""Servers for all tests: started when the first test asks, private, and gone at the end, also of an interrupted run."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import servers
+
+from deskwire_common.auth import KeySet, TokenSigner
+
+
+@pytest.fixture(scope="session")
+def servers_folder() -> Iterator[Path]:
+    """Where the servers' data is; others than the owner may pass, since databases run as users of their own."""
+    folder = Path(tempfile.mkdtemp(prefix="deskwire-tests-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def kafka(servers_folder: Path) -> Iterator[str]:
+    """The bootstrap address of a real Apache Kafka."""
+    with servers.kafka_broker(servers_folder) as bootstrap:
+        yield bootstrap
+
+
+@pytest.fixture(scope="session")
+def devbroker(servers_folder: Path) -> Iterator[str]:
+    """The bootstrap address of the in-memory development broker."""
+    with servers.development_broker(servers_folder) as bootstrap:
+        yield bootstrap
+
+
+@pytest.fixture(scope="session")
+def valkey(servers_folder: Path) -> Iterator[str]:
+    """The URL of a Valkey server."""
+    with servers.valkey_server(servers_folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres(servers_folder: Path) -> Iterator[servers.DatabaseServer]:
+    """A PostgreSQL server: `postgres.url("name")`, `postgres.fresh()`."""
+    with servers.postgres_server(servers_folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb(servers_folder: Path) -> Iterator[servers.DatabaseServer]:
+    """A MariaDB server with a row binlog: `mariadb.url("name")`, `mariadb.fresh()`."""
+    with servers.mariadb_server(servers_folder) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh, empty database of each kind; the test runs once per kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+        return
+    name = "postgres" if request.param == "postgresql" else "mariadb"
+    server: servers.DatabaseServer = request.getfixturevalue(name)
+    url = server.fresh()
+    yield url
+    server.drop(url)
+
+
+@pytest.fixture(scope="session")
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JWK set with one signing key."""
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    KeySet.generate().save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def signer(keys_file: Path) -> TokenSigner:
+    """Mints tokens that services with `keys_file` accept."""
+    return TokenSigner(KeySet.load(keys_file))

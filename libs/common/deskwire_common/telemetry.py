@@ -41,6 +41,8 @@ __all__ = [
     "sampled",
     "setup_telemetry",
     "span",
+    "start_span",
+    "traceparent_of",
     "tracer",
 ]
 
@@ -111,10 +113,20 @@ def tracer() -> Tracer:
 
 def current_traceparent() -> str:
     """Return the W3C traceparent of the current span, or "" where there is none."""
-    context = trace.get_current_span().get_span_context()
+    return traceparent_of(trace.get_current_span())
+
+
+def traceparent_of(span: Span) -> str:
+    """Return the W3C traceparent of a span, or "" when it is none."""
+    context = span.get_span_context()
     if not context.is_valid:
         return ""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 1:02x}"
+
+
+def start_span(name: str, traceparent: str, *, kind: SpanKind = SpanKind.INTERNAL) -> Span:
+    """Begin a span as a child of `traceparent`, for work that isn't one block; the caller ends it."""
+    return _tracer.start_span(name, context=context_of(traceparent), kind=kind)
 
 
 def current_trace_id() -> str:

@@ -1,0 +1,1 @@
+"""Conversations, messages, customers, agents and routing."""

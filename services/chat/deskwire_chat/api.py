@@ -1,0 +1,157 @@
+"""Chat on gRPC: who may call what, and each call handed to its use case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import grpc
+from deskwire.chat.v1 import (
+    agent_service_pb2,
+    agent_service_pb2_grpc,
+    conversation_service_pb2,
+    conversation_service_pb2_grpc,
+    customer_service_pb2,
+    customer_service_pb2_grpc,
+)
+
+from deskwire_chat.actions import (
+    AGENTS,
+    CONVERSATIONS,
+    CUSTOMERS,
+    AgentActions,
+    ConversationActions,
+    CustomerActions,
+)
+from deskwire_chat.shard import links
+from deskwire_common.auth import Role
+
+_DESK: Final = frozenset({Role.AGENT, Role.BOT, Role.INTEGRATION, Role.OPERATOR, Role.SERVICE})
+_CHANGERS: Final = frozenset({Role.AGENT, Role.INTEGRATION, Role.OPERATOR})
+_LISTERS: Final = _DESK - {Role.BOT}
+
+#: Who may call each method.
+AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
+    f"/{CONVERSATIONS}/GetConversation": _DESK | {Role.VISITOR},
+    f"/{CONVERSATIONS}/ListConversations": _DESK | {Role.VISITOR},
+    f"/{CONVERSATIONS}/ListMessages": _DESK | {Role.VISITOR},
+    f"/{CONVERSATIONS}/SendMessage": frozenset({Role.VISITOR, Role.AGENT, Role.BOT, Role.INTEGRATION}),
+    f"/{CONVERSATIONS}/CloseConversation": _CHANGERS,
+    f"/{CONVERSATIONS}/TransferConversation": _CHANGERS,
+    f"/{CUSTOMERS}/GetCustomer": _DESK,
+    f"/{CUSTOMERS}/LookupCustomer": _DESK,
+    f"/{CUSTOMERS}/ListCustomers": _LISTERS,
+    f"/{CUSTOMERS}/UpdateCustomer": _CHANGERS,
+    f"/{CUSTOMERS}/UpsertCustomer": frozenset({Role.INTEGRATION, Role.OPERATOR}),
+    f"/{AGENTS}/SetAgentStatus": frozenset({Role.AGENT, Role.OPERATOR}),
+    f"/{AGENTS}/GetAgent": _DESK,
+    f"/{AGENTS}/ListAgents": _LISTERS,
+    links.METHOD: links.ROLES,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ConversationApi(conversation_service_pb2_grpc.ConversationServiceServicer):
+    """The servicer. Errors are the actions'; the server puts them on the wire."""
+
+    def __init__(self, actions: ConversationActions) -> None:
+        self._actions = actions
+
+    async def GetConversation(  # noqa: N802
+        self, request: conversation_service_pb2.GetConversationRequest, _context: Context
+    ) -> conversation_service_pb2.GetConversationResponse:
+        """See the contract."""
+        return await self._actions.get(request)
+
+    async def ListConversations(  # noqa: N802
+        self, request: conversation_service_pb2.ListConversationsRequest, _context: Context
+    ) -> conversation_service_pb2.ListConversationsResponse:
+        """See the contract."""
+        return await self._actions.list(request)
+
+    async def ListMessages(  # noqa: N802
+        self, request: conversation_service_pb2.ListMessagesRequest, _context: Context
+    ) -> conversation_service_pb2.ListMessagesResponse:
+        """See the contract."""
+        return await self._actions.list_messages(request)
+
+    async def SendMessage(  # noqa: N802
+        self, request: conversation_service_pb2.SendMessageRequest, _context: Context
+    ) -> conversation_service_pb2.SendMessageResponse:
+        """See the contract."""
+        return await self._actions.send(request)
+
+    async def CloseConversation(  # noqa: N802
+        self, request: conversation_service_pb2.CloseConversationRequest, _context: Context
+    ) -> conversation_service_pb2.CloseConversationResponse:
+        """See the contract."""
+        return await self._actions.close(request)
+
+    async def TransferConversation(  # noqa: N802
+        self, request: conversation_service_pb2.TransferConversationRequest, _context: Context
+    ) -> conversation_service_pb2.TransferConversationResponse:
+        """See the contract."""
+        return await self._actions.transfer(request)
+
+
+class CustomerApi(customer_service_pb2_grpc.CustomerServiceServicer):
+    """The servicer. Errors are the actions'; the server puts them on the wire."""
+
+    def __init__(self, actions: CustomerActions) -> None:
+        self._actions = actions
+
+    async def GetCustomer(  # noqa: N802
+        self, request: customer_service_pb2.GetCustomerRequest, _context: Context
+    ) -> customer_service_pb2.GetCustomerResponse:
+        """See the contract."""
+        return await self._actions.get(request)
+
+    async def LookupCustomer(  # noqa: N802
+        self, request: customer_service_pb2.LookupCustomerRequest, _context: Context
+    ) -> customer_service_pb2.LookupCustomerResponse:
+        """See the contract."""
+        return await self._actions.lookup(request)
+
+    async def ListCustomers(  # noqa: N802
+        self, request: customer_service_pb2.ListCustomersRequest, _context: Context
+    ) -> customer_service_pb2.ListCustomersResponse:
+        """See the contract."""
+        return await self._actions.list(request)
+
+    async def UpdateCustomer(  # noqa: N802
+        self, request: customer_service_pb2.UpdateCustomerRequest, _context: Context
+    ) -> customer_service_pb2.UpdateCustomerResponse:
+        """See the contract."""
+        return await self._actions.update(request)
+
+    async def UpsertCustomer(  # noqa: N802
+        self, request: customer_service_pb2.UpsertCustomerRequest, _context: Context
+    ) -> customer_service_pb2.UpsertCustomerResponse:
+        """See the contract."""
+        return await self._actions.upsert(request)
+
+
+class AgentApi(agent_service_pb2_grpc.AgentServiceServicer):
+    """The servicer. Errors are the actions'; the server puts them on the wire."""
+
+    def __init__(self, actions: AgentActions) -> None:
+        self._actions = actions
+
+    async def SetAgentStatus(  # noqa: N802
+        self, request: agent_service_pb2.SetAgentStatusRequest, _context: Context
+    ) -> agent_service_pb2.SetAgentStatusResponse:
+        """See the contract."""
+        return await self._actions.set_status(request)
+
+    async def GetAgent(  # noqa: N802
+        self, request: agent_service_pb2.GetAgentRequest, _context: Context
+    ) -> agent_service_pb2.GetAgentResponse:
+        """See the contract."""
+        return await self._actions.get(request)
+
+    async def ListAgents(  # noqa: N802
+        self, request: agent_service_pb2.ListAgentsRequest, _context: Context
+    ) -> agent_service_pb2.ListAgentsResponse:
+        """See the contract."""
+        return await self._actions.list(request)

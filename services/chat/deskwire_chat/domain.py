@@ -1,0 +1,459 @@
+"""The rules of chat: conversations, customers, agents, and which partition a conversation is in.
+
+Pure: no I/O, no protobuf, no clock reads. Times are microseconds since 1970 UTC.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any, Final
+
+import phonenumbers
+from deskwire.common.v1 import error_reason_pb2 as reasons
+
+from deskwire_common.auth import Principal, Role
+from deskwire_common.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    VersionMismatch,
+)
+
+PARTITIONS: Final = 16
+"""How many partitions there are, for ever: a conversation's partition is part of what is stored."""
+
+VISITOR_NAMESPACE: Final = "visitor"
+"""The identity namespace of visitor tokens' subjects."""
+
+HOME_ORIGIN: Final = "deskwire"
+"""The origin of what begins here."""
+
+DEFAULT_CAPACITY: Final = 5
+"""How many conversations a new agent takes at once, unless they say otherwise."""
+
+CUSTOMER_FIELDS: Final = ("display_name", "email", "mobile")
+"""The fields of a customer that an update_mask may name."""
+
+
+class State(IntEnum):
+    """Where a conversation is in its life; the numbers are the contract's and the database's."""
+
+    QUEUED = 1
+    ACTIVE = 2
+    CLOSED = 3
+
+
+class Status(IntEnum):
+    """What an agent says of themselves; the numbers are the contract's and the database's."""
+
+    AVAILABLE = 1
+    AWAY = 2
+
+
+class ActorRole(IntEnum):
+    """Who writes messages; the numbers are the contract's and the database's."""
+
+    VISITOR = 1
+    AGENT = 2
+    BOT = 3
+    INTEGRATION = 4
+    OPERATOR = 5
+    SERVICE = 6
+    SYSTEM = 7
+
+
+_ROLES: Final = {
+    Role.VISITOR: ActorRole.VISITOR,
+    Role.AGENT: ActorRole.AGENT,
+    Role.BOT: ActorRole.BOT,
+    Role.INTEGRATION: ActorRole.INTEGRATION,
+    Role.OPERATOR: ActorRole.OPERATOR,
+    Role.SERVICE: ActorRole.SERVICE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who causes a change: the tenant, role, subject, name and origin of a verified token."""
+
+    tenant: str
+    role: ActorRole
+    subject: str
+    name: str = ""
+    origin: str = HOME_ORIGIN
+
+    @classmethod
+    def of(cls, principal: Principal) -> Writer:
+        """Take it from a token. Origin is the system of an integration's token, never of a request."""
+        return cls(
+            tenant=principal.tenant,
+            role=_ROLES[principal.role],
+            subject=principal.subject,
+            name=principal.name,
+            origin=principal.system or HOME_ORIGIN,
+        )
+
+    @classmethod
+    def system(cls, tenant: str) -> Writer:
+        """Return deskwire itself, for the greeting and routing's decisions."""
+        return cls(tenant=tenant, role=ActorRole.SYSTEM, subject=HOME_ORIGIN, name=HOME_ORIGIN)
+
+
+@dataclass(slots=True)
+class Conversation:
+    """One customer's talk with the desk."""
+
+    conversation_id: str
+    tenant: str
+    state: State
+    customer_id: str
+    visitor_id: str
+    agent_id: str
+    epoch: int
+    head_seq: int
+    version: int
+    created_at: int
+    assigned_at: int
+    closed_at: int
+    traceparent: str = ""
+
+    @property
+    def partition(self) -> int:
+        """The partition it is in, for ever."""
+        return partition_of(self.conversation_id)
+
+
+@dataclass(slots=True)
+class Message:
+    """One committed message and its place in its conversation and its partition."""
+
+    message_id: str
+    conversation_id: str
+    tenant: str
+    seq: int
+    position: int
+    role: int
+    subject: str
+    name: str
+    origin: str
+    client_msg_id: str
+    body: bytes
+    created_at: int
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Identity:
+    """Who a customer is in one system."""
+
+    namespace: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """One person, whatever the number of systems that know them."""
+
+    customer_id: str
+    tenant: str
+    display_name: str = ""
+    email: str = ""
+    mobile: str = ""
+    identities: tuple[Identity, ...] = ()
+    version: int = 1
+    created_at: int = 0
+    updated_at: int = 0
+
+    @property
+    def user_id(self) -> str:
+        """The id in the visitor's system when there is one, else customer_id."""
+        for identity in self.identities:
+            if identity.namespace == VISITOR_NAMESPACE:
+                return identity.value
+        return self.customer_id
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """One person at the desk."""
+
+    tenant: str
+    agent_id: str
+    display_name: str
+    status: Status
+    capacity: int
+    active: int
+    idle_since: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One field's way from one value to another; None is no value."""
+
+    before: Any
+    after: Any
+
+
+@dataclass(slots=True)
+class Changed:
+    """A thing after a change, and what changed; nothing when the change had no effect."""
+
+    fields: dict[str, Change] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        """Whether anything really changed."""
+        return bool(self.fields)
+
+
+def partition_of(conversation_id: str) -> int:
+    """Return the partition, 0 to PARTITIONS-1, of a conversation."""
+    return zlib.crc32(conversation_id.encode()) % PARTITIONS
+
+
+# ------------------------------------------------------------------------------------- conversations
+
+
+def conversation_not_found(conversation_id: str) -> NotFound:
+    """Return the error for ids that the caller's tenant, or the visitor, doesn't have."""
+    return NotFound(
+        f"no conversation {conversation_id} that you can see",
+        reason=reasons.ERROR_REASON_CONVERSATION_NOT_FOUND,
+    )
+
+
+def may_see(conversation: Conversation, who: Writer) -> bool:
+    """Whether `who` may read the conversation: a visitor their own, the others all of their tenant."""
+    if conversation.tenant != who.tenant:
+        return False
+    return who.role != ActorRole.VISITOR or conversation.visitor_id == who.subject
+
+
+def check_may_write(conversation: Conversation, who: Writer) -> None:
+    """Raise unless `who` may add a message to the conversation.
+
+    NotFound for what `who` can't see, PermissionDenied (NOT_A_PARTICIPANT) for an agent who isn't the
+    conversation's, FailedPrecondition (CONVERSATION_CLOSED) when it is over.
+    """
+    if not may_see(conversation, who):
+        raise conversation_not_found(conversation.conversation_id)
+    if who.role == ActorRole.AGENT and conversation.agent_id != who.subject:
+        raise PermissionDenied(
+            "the conversation is not assigned to you",
+            reason=reasons.ERROR_REASON_NOT_A_PARTICIPANT,
+        )
+    if conversation.state == State.CLOSED:
+        raise FailedPrecondition(
+            "the conversation is closed; open another one with a new conversation_id",
+            reason=reasons.ERROR_REASON_CONVERSATION_CLOSED,
+        )
+
+
+def close(conversation: Conversation, *, expected_version: int, now: int) -> dict[str, Change]:
+    """Close the conversation in place and return what changed.
+
+    Raises VersionMismatch, or FailedPrecondition (INVALID_STATE) when it is closed already.
+    """
+    check_version(conversation.version, expected_version)
+    if conversation.state == State.CLOSED:
+        raise FailedPrecondition(
+            "the conversation is closed already",
+            reason=reasons.ERROR_REASON_INVALID_STATE,
+            metadata={"state": "CLOSED"},
+        )
+    before = conversation.state
+    conversation.state = State.CLOSED
+    conversation.closed_at = now
+    conversation.version += 1
+    return {"state": Change(state_name(before), state_name(State.CLOSED))}
+
+
+def assign(conversation: Conversation, *, agent_id: str, now: int) -> dict[str, Change]:
+    """Give a QUEUED conversation to an agent, in place, and return what changed."""
+    before = conversation.state
+    conversation.state = State.ACTIVE
+    conversation.agent_id = agent_id
+    conversation.assigned_at = now
+    conversation.version += 1
+    return {
+        "state": Change(state_name(before), state_name(State.ACTIVE)),
+        "agent_id": Change(None, agent_id),
+    }
+
+
+def transfer(
+    conversation: Conversation, *, agent_id: str, expected_version: int, now: int
+) -> dict[str, Change]:
+    """Give an open conversation to another agent (empty: back to the queue), in place, and return what changed.
+
+    Raises VersionMismatch, or FailedPrecondition (INVALID_STATE) when it is closed or there already.
+    """
+    check_version(conversation.version, expected_version)
+    if conversation.state == State.CLOSED or conversation.agent_id == agent_id:
+        raise FailedPrecondition(
+            "the conversation is closed, or already where it should go",
+            reason=reasons.ERROR_REASON_INVALID_STATE,
+            metadata={"state": conversation.state.name},
+        )
+    before = conversation.state
+    changes = {"agent_id": Change(conversation.agent_id or None, agent_id or None)}
+    conversation.state = State.ACTIVE if agent_id else State.QUEUED
+    if conversation.state != before:
+        changes["state"] = Change(state_name(before), state_name(conversation.state))
+    conversation.agent_id = agent_id
+    conversation.assigned_at = now if agent_id else 0
+    conversation.version += 1
+    return changes
+
+
+def state_name(state: State) -> str:
+    """Return the name as the JSON form of events has it."""
+    return f"CONVERSATION_STATE_{state.name}"
+
+
+def status_name(status: Status) -> str:
+    """Return the name as the JSON form of events has it."""
+    return f"AGENT_STATUS_{status.name}"
+
+
+def greeting(agent_name: str) -> str:
+    """Return what deskwire says when an agent takes a conversation."""
+    return f"{agent_name} is here to help you."
+
+
+def check_version(current: int, expected: int) -> None:
+    """Raise VersionMismatch unless `expected` is 0 or the current version."""
+    if expected and expected != current:
+        raise VersionMismatch(current=current, expected=expected)
+
+
+# ----------------------------------------------------------------------------------------- customers
+
+
+def normalise_mobile(text: str, *, default_region: str = "") -> str:
+    """Return a mobile number as E.164 where it can be read as one, else as given without outer blanks.
+
+    `default_region` (`CN`, `DE`, …) is how numbers without a leading + are read; empty: they stay.
+    """
+    given = text.strip()
+    if not given or (not given.startswith("+") and not default_region):
+        return given
+    try:
+        number = phonenumbers.parse(given, default_region or None)
+    except phonenumbers.NumberParseException:
+        return given
+    if not phonenumbers.is_possible_number(number):
+        return given
+    return str(phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164))
+
+
+def check_mask(paths: Iterable[str]) -> tuple[str, ...]:
+    """Return the fields that an update_mask names, in the order of CUSTOMER_FIELDS.
+
+    Raises InvalidArgument (INVALID_UPDATE_MASK) for an empty mask, or a field that can't be written.
+    """
+    asked = set(paths)
+    unknown = sorted(asked.difference(CUSTOMER_FIELDS))
+    if unknown or not asked:
+        what = f"can't write {', '.join(unknown)}" if unknown else "names no field"
+        raise InvalidArgument(
+            f"update_mask {what}; it may name {', '.join(CUSTOMER_FIELDS)}",
+            reason=reasons.ERROR_REASON_INVALID_UPDATE_MASK,
+            field="update_mask",
+        )
+    return tuple(name for name in CUSTOMER_FIELDS if name in asked)
+
+
+def changed_customer(
+    customer: Customer,
+    values: Mapping[str, str],
+    *,
+    add_identities: Iterable[Identity] = (),
+    now: int,
+) -> tuple[Customer, dict[str, Change]]:
+    """Return the customer with `values` and more identities, and what that changes.
+
+    An empty dict of changes means that nothing really changed: the customer is returned as it was.
+    """
+    changes = {
+        name: Change(getattr(customer, name) or None, value or None)
+        for name, value in values.items()
+        if getattr(customer, name) != value
+    }
+    identities = tuple(sorted({*customer.identities, *add_identities}))
+    if identities != tuple(sorted(customer.identities)):
+        changes["identities"] = Change(
+            [_identity_value(item) for item in sorted(customer.identities)],
+            [_identity_value(item) for item in identities],
+        )
+    if not changes:
+        return customer, {}
+    after = replace(
+        customer,
+        display_name=values.get("display_name", customer.display_name),
+        email=values.get("email", customer.email),
+        mobile=values.get("mobile", customer.mobile),
+        identities=identities,
+        version=customer.version + 1,
+        updated_at=now,
+    )
+    return after, changes
+
+
+def _identity_value(identity: Identity) -> dict[str, str]:
+    return {"namespace": identity.namespace, "value": identity.value}
+
+
+def customer_not_found(what: str) -> NotFound:
+    """Return the error for a customer that the caller's tenant doesn't have."""
+    return NotFound(f"no customer {what}", reason=reasons.ERROR_REASON_CUSTOMER_NOT_FOUND)
+
+
+def identity_conflict(first: str, second: str) -> FailedPrecondition:
+    """Return the error for identities that belong to two customers."""
+    return FailedPrecondition(
+        f"the identities belong to two customers, {first} and {second}; nothing was changed",
+        reason=reasons.ERROR_REASON_IDENTITY_CONFLICT,
+        metadata={"customer_id": first, "other_customer_id": second},
+    )
+
+
+# -------------------------------------------------------------------------------------------- agents
+
+
+def agent_not_found(agent_id: str) -> NotFound:
+    """Return the error for an agent that the caller's tenant doesn't have."""
+    return NotFound(f"no agent {agent_id}", reason=reasons.ERROR_REASON_AGENT_NOT_FOUND)
+
+
+def agent_has_no_room(agent_id: str) -> FailedPrecondition:
+    """Return the error for an agent who is away or has all the conversations that they take."""
+    return FailedPrecondition(
+        f"agent {agent_id} is away or has no room", reason=reasons.ERROR_REASON_AGENT_UNAVAILABLE
+    )
+
+
+def changed_agent(
+    agent: Agent, *, status: Status, capacity: int, display_name: str
+) -> tuple[Agent, dict[str, Change]]:
+    """Return the agent after they spoke, and what that changes; 0 and "" mean "as before"."""
+    after = replace(
+        agent,
+        status=status,
+        capacity=capacity or agent.capacity,
+        display_name=display_name or agent.display_name,
+    )
+    changes: dict[str, Change] = {}
+    if after.status != agent.status:
+        changes["status"] = Change(status_name(agent.status), status_name(after.status))
+    if after.capacity != agent.capacity:
+        changes["capacity"] = Change(agent.capacity, after.capacity)
+    if after.display_name != agent.display_name:
+        changes["display_name"] = Change(agent.display_name or None, after.display_name or None)
+    if not changes:
+        return agent, {}
+    return replace(after, version=agent.version + 1), changes

@@ -1,0 +1,1 @@
+"""The shard: the one writer of every conversation, and the streams that it serves."""

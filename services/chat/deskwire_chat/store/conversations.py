@@ -1,0 +1,188 @@
+"""Conversations. Their head is the log's: no row of theirs is written when a message is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, Select, func, insert, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from deskwire_chat.domain import Conversation, State
+from deskwire_chat.store.tables import conversations, messages
+
+_head = (
+    select(func.max(messages.c.seq))
+    .where(messages.c.conversation_id == conversations.c.conversation_id)
+    .correlate(conversations)
+    .scalar_subquery()
+    .label("head_seq")
+)
+_COLUMNS = (*conversations.c, _head)
+
+
+def _conversation(row: Row[Any]) -> Conversation:
+    return Conversation(
+        conversation_id=row.conversation_id,
+        tenant=row.tenant_id,
+        state=State(row.state),
+        customer_id=row.customer_id,
+        visitor_id=row.visitor_id,
+        agent_id=row.agent_id,
+        epoch=row.epoch,
+        head_seq=row.head_seq or 0,
+        version=row.version,
+        created_at=row.created_at,
+        assigned_at=row.assigned_at,
+        closed_at=row.closed_at,
+        traceparent=row.traceparent,
+    )
+
+
+async def _all(c: AsyncConnection, statement: Select[Any]) -> list[Conversation]:
+    return [_conversation(row) for row in await c.execute(statement)]
+
+
+async def get_many(c: AsyncConnection, ids: Sequence[str]) -> list[Conversation]:
+    """Return those of the conversations that exist, of any tenant: the shard checks."""
+    return await _all(c, select(*_COLUMNS).where(conversations.c.conversation_id.in_(ids)))
+
+
+async def get(c: AsyncConnection, tenant: str, conversation_id: str) -> Conversation | None:
+    """Return a conversation of a tenant."""
+    found = await _all(
+        c,
+        select(*_COLUMNS).where(
+            conversations.c.conversation_id == conversation_id, conversations.c.tenant_id == tenant
+        ),
+    )
+    return found[0] if found else None
+
+
+async def page(
+    c: AsyncConnection,
+    tenant: str,
+    *,
+    states: Sequence[State],
+    agent_id: str,
+    customer_id: str,
+    visitor_id: str,
+    before: tuple[int, str] | None,
+    limit: int,
+) -> list[Conversation]:
+    """Return conversations newest first, from before (created_at, id); empty filters select all."""
+    columns = conversations.c
+    statement = select(*_COLUMNS).where(columns.tenant_id == tenant)
+    if states:
+        statement = statement.where(columns.state.in_([int(state) for state in states]))
+    if agent_id:
+        statement = statement.where(columns.agent_id == agent_id)
+    if customer_id:
+        statement = statement.where(columns.customer_id == customer_id)
+    if visitor_id:
+        statement = statement.where(columns.visitor_id == visitor_id)
+    if before is not None:
+        statement = statement.where(tuple_(columns.created_at, columns.conversation_id) < before)
+    return await _all(
+        c,
+        statement.order_by(columns.created_at.desc(), columns.conversation_id.desc()).limit(limit),
+    )
+
+
+async def open_of_visitors(
+    c: AsyncConnection, tenant: str, visitor_ids: Sequence[str]
+) -> list[Conversation]:
+    """Return the visitors' conversations that aren't closed."""
+    columns = conversations.c
+    return await _all(
+        c,
+        select(*_COLUMNS).where(
+            columns.tenant_id == tenant,
+            columns.visitor_id.in_(visitor_ids),
+            columns.state != int(State.CLOSED),
+        ),
+    )
+
+
+async def open_of_agents(
+    c: AsyncConnection, tenant: str, agent_ids: Sequence[str]
+) -> list[Conversation]:
+    """Return the agents' conversations that aren't closed."""
+    columns = conversations.c
+    return await _all(
+        c,
+        select(*_COLUMNS).where(
+            columns.tenant_id == tenant,
+            columns.agent_id.in_(agent_ids),
+            columns.state == int(State.ACTIVE),
+        ),
+    )
+
+
+async def agents_of_customer(c: AsyncConnection, tenant: str, customer_id: str) -> list[str]:
+    """Return the agents who have an open conversation of the customer."""
+    columns = conversations.c
+    rows = await c.execute(
+        select(columns.agent_id)
+        .where(
+            columns.tenant_id == tenant,
+            columns.customer_id == customer_id,
+            columns.state == int(State.ACTIVE),
+        )
+        .distinct()
+    )
+    return [row.agent_id for row in rows]
+
+
+async def queued(c: AsyncConnection) -> list[tuple[str, str, int]]:
+    """Return (tenant, conversation, created_at) of all that wait, oldest first."""
+    columns = conversations.c
+    rows = await c.execute(
+        select(columns.tenant_id, columns.conversation_id, columns.created_at)
+        .where(columns.state == int(State.QUEUED))
+        .order_by(columns.created_at, columns.conversation_id)
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+async def add(c: AsyncConnection, items: Sequence[Conversation]) -> None:
+    """Insert new conversations; one that is there raises."""
+    await c.execute(
+        insert(conversations),
+        [
+            {
+                "conversation_id": item.conversation_id,
+                "tenant_id": item.tenant,
+                "state": int(item.state),
+                "customer_id": item.customer_id,
+                "visitor_id": item.visitor_id,
+                "agent_id": item.agent_id,
+                "epoch": item.epoch,
+                "version": item.version,
+                "created_at": item.created_at,
+                "assigned_at": item.assigned_at,
+                "closed_at": item.closed_at,
+                "traceparent": item.traceparent,
+            }
+            for item in items
+        ],
+    )
+
+
+async def save(c: AsyncConnection, item: Conversation, *, old_version: int) -> bool:
+    """Write what can change of a conversation; False when it hasn't `old_version` any more."""
+    result = await c.execute(
+        update(conversations)
+        .where(
+            conversations.c.conversation_id == item.conversation_id,
+            conversations.c.version == old_version,
+        )
+        .values(
+            state=int(item.state),
+            agent_id=item.agent_id,
+            version=item.version,
+            assigned_at=item.assigned_at,
+            closed_at=item.closed_at,
+        )
+    )
+    return bool(result.rowcount == 1)

@@ -1,0 +1,160 @@
+"""The message log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import insert, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from deskwire_chat.domain import Message, partition_of
+from deskwire_chat.store.tables import messages
+from deskwire_common.db import UnitOfWork, raw_psycopg
+
+SentKey = tuple[str, int, str, str]
+"""Conversation, sender's role, sender, client_msg_id: stored once."""
+
+_LOOKUP_CHUNK: Final = 200  # SQLite's limit on expression depth and parameters
+
+_COLUMNS: Final = (
+    "conversation_id, seq, message_id, tenant_id, sender_role, sender_id, sender_name, origin, "
+    "client_msg_id, body, created_at, traceparent, partition_id, position"
+)
+_COPY: Final = f"COPY messages ({_COLUMNS}) FROM STDIN"
+
+
+def _message(row: Any) -> Message:
+    return Message(
+        message_id=row.message_id,
+        conversation_id=row.conversation_id,
+        tenant=row.tenant_id,
+        seq=row.seq,
+        position=row.position,
+        role=row.sender_role,
+        subject=row.sender_id,
+        name=row.sender_name,
+        origin=row.origin,
+        client_msg_id=row.client_msg_id,
+        body=row.body,
+        created_at=row.created_at,
+        traceparent=row.traceparent,
+    )
+
+
+async def append(uow: UnitOfWork, items: Sequence[Message]) -> None:
+    """Insert committed-to-be messages; any violation raises, nothing is ignored."""
+    if uow.dialect == "postgresql":
+        await _copy(uow, items)
+        return
+    await uow.execute(
+        insert(messages),
+        [
+            {
+                "conversation_id": item.conversation_id,
+                "seq": item.seq,
+                "message_id": item.message_id,
+                "tenant_id": item.tenant,
+                "sender_role": item.role,
+                "sender_id": item.subject,
+                "sender_name": item.name,
+                "origin": item.origin,
+                "client_msg_id": item.client_msg_id,
+                "body": item.body,
+                "created_at": item.created_at,
+                "traceparent": item.traceparent,
+                "partition_id": partition_of(item.conversation_id),
+                "position": item.position,
+            }
+            for item in items
+        ],
+    )
+
+
+_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+async def _copy(uow: UnitOfWork, items: Sequence[Message]) -> None:
+    """COPY through the driver, in the same transaction: several times cheaper than an INSERT.
+
+    Ids, subjects and traceparents can't hold a character that COPY's text form escapes; names and client_msg_ids can.
+    """
+    lines = [
+        f"{m.conversation_id}\t{m.seq}\t{m.message_id}\t{m.tenant}\t{m.role}\t{m.subject}\t"
+        f"{m.name.translate(_ESCAPES)}\t{m.origin}\t{m.client_msg_id.translate(_ESCAPES)}\t"
+        f"\\\\x{m.body.hex()}\t{m.created_at}\t{m.traceparent}\t{partition_of(m.conversation_id)}\t"
+        f"{m.position}\n"
+        for m in items
+    ]
+    driver = await raw_psycopg(uow)
+    async with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
+        await copy.write("".join(lines).encode())
+
+
+async def find_sent(c: AsyncConnection, keys: Sequence[SentKey]) -> dict[SentKey, Message]:
+    """Return those of `keys` that are stored."""
+    found: dict[SentKey, Message] = {}
+    columns = messages.c
+    for start in range(0, len(keys), _LOOKUP_CHUNK):
+        chunk = keys[start : start + _LOOKUP_CHUNK]
+        rows = await c.execute(
+            select(messages).where(
+                tuple_(
+                    columns.conversation_id,
+                    columns.sender_role,
+                    columns.sender_id,
+                    columns.client_msg_id,
+                ).in_(chunk)
+            )
+        )
+        for row in rows:
+            item = _message(row)
+            found[item.conversation_id, item.role, item.subject, item.client_msg_id] = item
+    return found
+
+
+async def sent_keys(c: AsyncConnection, conversation_ids: Sequence[str]) -> list[SentKey]:
+    """Return the keys of all messages of some conversations."""
+    columns = messages.c
+    rows = await c.execute(
+        select(
+            columns.conversation_id,
+            columns.sender_role,
+            columns.sender_id,
+            columns.client_msg_id,
+        ).where(columns.conversation_id.in_(conversation_ids))
+    )
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+
+async def after_seq(
+    c: AsyncConnection, conversation_id: str, *, seq: int, limit: int
+) -> list[Message]:
+    """Return a run of messages after `seq`, in order."""
+    rows = await c.execute(
+        select(messages)
+        .where(messages.c.conversation_id == conversation_id, messages.c.seq > seq)
+        .order_by(messages.c.seq)
+        .limit(limit)
+    )
+    return [_message(row) for row in rows]
+
+
+async def log(
+    c: AsyncConnection, partition: int, *, after: int, up_to: int, limit: int
+) -> list[Message]:
+    """Return a partition's log between two positions (`after` excluded, `up_to` included), in order."""
+    columns = messages.c
+    rows = await c.execute(
+        select(messages)
+        .where(
+            columns.partition_id == partition,
+            columns.position > after,
+            columns.position <= up_to,
+        )
+        .order_by(columns.position)
+        .limit(limit)
+    )
+    return [_message(row) for row in rows]
+
+

@@ -1,0 +1,99 @@
+"""Who owns the partitions, and how far each log goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from deskwire_chat.domain import PARTITIONS
+from deskwire_chat.store.tables import partitions
+
+
+@dataclass(slots=True)
+class Partition:
+    """One row of `partitions`."""
+
+    id: int
+    term: int
+    owner: str
+    lease_until: int
+    head: int
+    published: int
+
+
+async def load(c: AsyncConnection) -> list[Partition]:
+    """Return all partitions by id; none before the first start."""
+    rows = await c.execute(select(partitions).order_by(partitions.c.id))
+    return [
+        Partition(row.id, row.term, row.owner, row.lease_until, row.head, row.published)
+        for row in rows
+    ]
+
+
+async def create_missing(c: AsyncConnection, present: Iterable[int]) -> None:
+    """Insert the partitions that aren't there, owned by nobody."""
+    have = set(present)
+    rows = [
+        {"id": number, "term": 0, "owner": "", "lease_until": 0, "head": 0, "published": 0}
+        for number in range(PARTITIONS)
+        if number not in have
+    ]
+    if rows:
+        await c.execute(insert(partitions), rows)
+
+
+async def claim(
+    c: AsyncConnection, partition: Partition, *, owner: str, lease_until: int
+) -> bool:
+    """Take a partition over as its next term; False when somebody else was quicker."""
+    result = await c.execute(
+        update(partitions)
+        .where(partitions.c.id == partition.id, partitions.c.term == partition.term)
+        .values(term=partition.term + 1, owner=owner, lease_until=lease_until)
+    )
+    return bool(result.rowcount == 1)
+
+
+async def renew(c: AsyncConnection, *, owner: str, lease_until: int) -> int:
+    """Prolong the lease of all partitions of `owner`; returns how many those are."""
+    result = await c.execute(
+        update(partitions).where(partitions.c.owner == owner).values(lease_until=lease_until)
+    )
+    return int(result.rowcount)
+
+
+async def release(c: AsyncConnection, *, owner: str) -> None:
+    """Let another process take the partitions at once."""
+    await c.execute(update(partitions).where(partitions.c.owner == owner).values(lease_until=0))
+
+
+async def save_published(c: AsyncConnection, *, number: int, term: int, position: int) -> bool:
+    """Note that everything up to `position` is on Kafka; False when the term is over."""
+    result = await c.execute(
+        update(partitions)
+        .where(partitions.c.id == number, partitions.c.term == term)
+        .values(published=position)
+    )
+    return bool(result.rowcount == 1)
+
+
+def fence_sql(steps: Mapping[int, tuple[int, int, int]]) -> str:
+    """Return the statement that moves heads: partition → (term, old head, new head).
+
+    Its rowcount is len(steps), or somebody else owns a partition or moved its head: roll back then. It holds nothing
+    but integers. Without movement (old == new) it still locks the rows and proves the terms.
+    """
+    cases = " ".join(f"WHEN {number} THEN {new}" for number, (_, _, new) in steps.items())
+    wheres = " OR ".join(
+        f"(id={number} AND term={term} AND head={old})" for number, (term, old, _) in steps.items()
+    )
+    return f"UPDATE partitions SET head = CASE id {cases} ELSE head END WHERE {wheres}"  # noqa: S608
+
+
+async def fence(c: AsyncConnection, steps: Mapping[int, tuple[int, int, int]]) -> bool:
+    """Move heads as `fence_sql` says; False when this process isn't the owner, or not of these heads."""
+    result = await c.execute(text(fence_sql(steps)))
+    return bool(result.rowcount == len(steps))

@@ -1,0 +1,118 @@
+"""Tables of chat. Ids are text, times microseconds UTC, on all three dialects the same rows."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Index, Integer, SmallInteger, Table, UniqueConstraint
+
+from deskwire_common import db
+from deskwire_common.idempotency import IdempotencyStore
+from deskwire_common.outbox import Outbox
+
+metadata: Final = db.metadata()
+
+partitions = Table(
+    "partitions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("term", BigInteger, nullable=False),
+    Column("owner", db.binary_text(128), nullable=False),
+    Column("lease_until", db.Micros, nullable=False),
+    Column("head", BigInteger, nullable=False),
+    Column("published", BigInteger, nullable=False),
+)
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("conversation_id", db.Id, primary_key=True),
+    Column("tenant_id", db.Name, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("customer_id", db.Id, nullable=False),
+    Column("visitor_id", db.Name, nullable=False),
+    Column("agent_id", db.Name, nullable=False),
+    Column("epoch", db.UInt32, nullable=False),
+    Column("version", db.UInt32, nullable=False),
+    Column("created_at", db.Micros, nullable=False),
+    Column("assigned_at", db.Micros, nullable=False),
+    Column("closed_at", db.Micros, nullable=False),
+    Column("traceparent", db.ascii_text(64), nullable=False),
+    Index("conversations_newest", "tenant_id", "created_at", "conversation_id"),
+    Index("conversations_visitor", "tenant_id", "visitor_id", "state"),
+    Index("conversations_agent", "tenant_id", "agent_id", "state"),
+    Index("conversations_customer", "tenant_id", "customer_id", "state"),
+    Index("conversations_queue", "state", "created_at", "conversation_id"),
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("conversation_id", db.Id, primary_key=True),
+    Column("seq", db.UInt32, primary_key=True, autoincrement=False),
+    Column("message_id", db.Id, nullable=False),
+    Column("tenant_id", db.Name, nullable=False),
+    Column("sender_role", SmallInteger, nullable=False),
+    Column("sender_id", db.Name, nullable=False),
+    Column("sender_name", db.binary_text(128), nullable=False),
+    Column("origin", db.Name, nullable=False),
+    Column("client_msg_id", db.binary_text(64), nullable=False),
+    Column("body", db.Blob, nullable=False),
+    Column("created_at", db.Micros, nullable=False),
+    Column("traceparent", db.ascii_text(64), nullable=False),
+    Column("partition_id", SmallInteger, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    UniqueConstraint(
+        "conversation_id", "sender_role", "sender_id", "client_msg_id", name="messages_sent_once"
+    ),
+    UniqueConstraint("partition_id", "position", name="messages_log"),
+)
+
+customers = Table(
+    "customers",
+    metadata,
+    Column("customer_id", db.Id, primary_key=True),
+    Column("tenant_id", db.Name, nullable=False),
+    Column("display_name", db.binary_text(128), nullable=False),
+    Column("email", db.binary_text(254), nullable=False),
+    Column("mobile", db.binary_text(32), nullable=False),
+    Column("version", db.UInt32, nullable=False),
+    Column("created_at", db.Micros, nullable=False),
+    Column("updated_at", db.Micros, nullable=False),
+    Index("customers_tenant", "tenant_id", "customer_id"),
+)
+
+customer_identities = Table(
+    "customer_identities",
+    metadata,
+    Column("tenant_id", db.Name, primary_key=True),
+    Column("namespace", db.Name, primary_key=True),
+    Column("value", db.binary_text(128), primary_key=True),
+    Column("customer_id", db.Id, nullable=False),
+    Index("customer_identities_customer", "customer_id"),
+)
+
+source_versions = Table(
+    "source_versions",
+    metadata,
+    Column("customer_id", db.Id, primary_key=True),
+    Column("system", db.Name, primary_key=True),
+    # 20 decimal digits with leading zeros: uint64 is larger than any integer column that all dialects have.
+    Column("version", db.ascii_text(20), nullable=False),
+)
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("tenant_id", db.Name, primary_key=True),
+    Column("agent_id", db.Name, primary_key=True),
+    Column("display_name", db.binary_text(128), nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("capacity", Integer, nullable=False),
+    Column("active", Integer, nullable=False),
+    Column("idle_since", db.Micros, nullable=False),
+    Column("version", db.UInt32, nullable=False),
+)
+
+outbox: Final = Outbox(metadata)
+idempotency: Final = IdempotencyStore(metadata)

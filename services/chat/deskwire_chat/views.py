@@ -1,0 +1,150 @@
+"""What chat says of its things: domain → contract messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from deskwire.chat.v1 import agent_pb2, conversation_pb2, customer_pb2
+from deskwire.common.v1 import actor_pb2
+from deskwire.gateway.v1 import frame_pb2
+from google.protobuf import timestamp_pb2
+
+from deskwire_common.errors import DeskwireError
+
+from deskwire_chat.domain import Agent, Conversation, Customer, Message, Writer
+
+
+def timestamp(micros: int) -> timestamp_pb2.Timestamp:
+    """Return a Timestamp of microseconds since 1970."""
+    seconds, rest = divmod(micros, 1_000_000)
+    return timestamp_pb2.Timestamp(seconds=seconds, nanos=rest * 1000)
+
+
+def actor(writer: Writer) -> actor_pb2.Actor:
+    """Return who caused a change."""
+    return actor_pb2.Actor(
+        role=actor_pb2.Role.ValueType(int(writer.role)),
+        subject=writer.subject,
+        display_name=writer.name,
+    )
+
+
+def conversation(item: Conversation) -> conversation_pb2.Conversation:
+    """Return a conversation as callers see it."""
+    return conversation_pb2.Conversation(
+        conversation_id=item.conversation_id,
+        state=conversation_pb2.ConversationState.ValueType(int(item.state)),
+        customer_id=item.customer_id,
+        visitor_id=item.visitor_id,
+        agent_id=item.agent_id,
+        epoch=item.epoch,
+        head_seq=item.head_seq,
+        version=item.version,
+        create_time=timestamp(item.created_at),
+        assign_time=timestamp(item.assigned_at) if item.assigned_at else None,
+        close_time=timestamp(item.closed_at) if item.closed_at else None,
+    )
+
+
+def message(item: Message) -> conversation_pb2.Message:
+    """Return a message as callers see it."""
+    return conversation_pb2.Message(
+        message_id=item.message_id,
+        conversation_id=item.conversation_id,
+        seq=item.seq,
+        sender=actor_pb2.Actor(
+            role=actor_pb2.Role.ValueType(item.role), subject=item.subject, display_name=item.name
+        ),
+        client_msg_id=item.client_msg_id,
+        content=conversation_pb2.Content.FromString(item.body),
+        create_time=timestamp(item.created_at),
+    )
+
+
+def customer(item: Customer) -> customer_pb2.Customer:
+    """Return a customer as callers see it."""
+    return customer_pb2.Customer(
+        customer_id=item.customer_id,
+        display_name=item.display_name,
+        email=item.email,
+        mobile=item.mobile,
+        identities=[
+            customer_pb2.Identity(namespace=identity.namespace, value=identity.value)
+            for identity in item.identities
+        ],
+        version=item.version,
+        create_time=timestamp(item.created_at),
+        update_time=timestamp(item.updated_at),
+    )
+
+
+def agent(item: Agent, *, connected: bool) -> agent_pb2.Agent:
+    """Return an agent as callers see it."""
+    return agent_pb2.Agent(
+        agent_id=item.agent_id,
+        display_name=item.display_name,
+        status=agent_pb2.AgentStatus.ValueType(int(item.status)),
+        capacity=item.capacity,
+        active_conversations=item.active,
+        connected=connected,
+        idle_since=timestamp(item.idle_since),
+        version=item.version,
+    )
+
+
+def batch(**kind: Any) -> bytes:
+    """Return an encoded Batch with one frame: `batch(head=…)`."""
+    return frame_pb2.Batch(frames=[frame_pb2.Frame(**kind)]).SerializeToString()
+
+
+def conversation_push(item: Conversation) -> bytes:
+    """Return an encoded Batch that pushes a conversation."""
+    return batch(push=frame_pb2.Push(conversation=conversation(item)))
+
+
+def customer_push(item: Customer) -> bytes:
+    """Return an encoded Batch that pushes a customer."""
+    return batch(push=frame_pb2.Push(customer=customer(item)))
+
+
+def head(item: Conversation) -> frame_pb2.Frame:
+    """Return the Frame that tells where a conversation stands."""
+    return frame_pb2.Frame(
+        head=frame_pb2.Head(
+            conversation_id=item.conversation_id, epoch=item.epoch, seq=item.head_seq
+        )
+    )
+
+
+def text_content(text: str) -> bytes:
+    """Return an encoded Content of plain text: the body of a message."""
+    return conversation_pb2.Content(text=text).SerializeToString()
+
+
+def error_frame(
+    error: DeskwireError, *, client_msg_id: str = "", conversation_id: str = ""
+) -> bytes:
+    """Return an encoded Batch that refuses a frame."""
+    frame = frame_pb2.Error(
+        reason=error.reason,
+        message=error.message,
+        temporary=error.temporary,
+        client_msg_id=client_msg_id,
+        conversation_id=conversation_id,
+    )
+    if error.retry_after is not None:
+        frame.retry_after.FromMilliseconds(int(error.retry_after * 1000))
+    return batch(error=frame)
+
+
+def synced(item: Conversation, run: Sequence[Message]) -> bytes:
+    """Return an encoded Batch with a run of messages."""
+    return batch(
+        synced=frame_pb2.Synced(
+            conversation_id=item.conversation_id,
+            epoch=item.epoch,
+            head_seq=item.head_seq,
+            messages=[message(each) for each in run],
+        )
+    )

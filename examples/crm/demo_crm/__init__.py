@@ -1,0 +1,1 @@
+"""A demo CRM: its own database, and a SystemAdapterService to start from."""

@@ -1,0 +1,1 @@
+"""The event hub: catalogue, subscriptions, deliveries, adapters."""

@@ -1,0 +1,378 @@
+"""Use cases of the hub: publishing outside events, the catalogue, and the register of adapters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeAlias, TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from deskwire.common.v1 import error_reason_pb2
+from deskwire.events.v1 import adapter_registry_service_pb2 as registry_pb
+from deskwire.events.v1 import event_hub_service_pb2 as hub_pb
+from deskwire_common import events as codec
+from deskwire_common import topics
+from deskwire_common.auth import ANY_TENANT, Principal, current_principal
+from deskwire_common.clock import Clock
+from deskwire_common.db import Database, UnitOfWork
+from deskwire_common.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+)
+from deskwire_common.events import DomainEvent
+from deskwire_common.idempotency import IdempotencyStore
+from deskwire_common.ids import Ids
+from deskwire_common.outbox import Outbox
+from deskwire_common.pagination import decode_page, encode_page
+from deskwire_common.rpc import Tls
+from deskwire_events import domain, events, spine, store
+from deskwire_events.clients import AdapterClient, introduce
+from deskwire_events.domain import Adapter
+
+HUB: Final = "deskwire.events.v1.EventHubService"
+REGISTRY: Final = "deskwire.events.v1.AdapterRegistryService"
+PUBLISH: Final = f"{HUB}/Publish"
+REGISTER: Final = f"{REGISTRY}/RegisterAdapter"
+REMOVE: Final = f"{REGISTRY}/RemoveAdapter"
+DEFAULT_PAGE: Final = 50
+#: Bytes of one PublishRequest.
+MAX_PUBLISH: Final = 1 << 20
+# 9999-12-31T23:59:59Z, the last second of a protobuf Timestamp.
+_LAST_SECOND: Final = 253_402_300_799
+
+Request: TypeAlias = (
+    hub_pb.PublishRequest | registry_pb.RegisterAdapterRequest | registry_pb.RemoveAdapterRequest
+)
+ResponseT = TypeVar(
+    "ResponseT",
+    hub_pb.PublishResponse,
+    registry_pb.RegisterAdapterResponse,
+    registry_pb.RemoveAdapterResponse,
+)
+
+
+class _New(Exception):  # noqa: N818 - says that a request was not seen before
+    pass
+
+
+def caller() -> Principal:
+    """The caller, who must speak for one tenant. Raises PermissionDenied."""
+    principal = current_principal()
+    if principal.tenant == ANY_TENANT:
+        raise PermissionDenied("this needs a token of one tenant")
+    return principal
+
+
+@dataclass(frozen=True, slots=True)
+class EventActions:
+    """Events of outside systems, for the current principal and in its tenant."""
+
+    db: Database
+    outbox: Outbox
+    idempotency: IdempotencyStore
+    clock: Clock
+    ids: Ids
+
+    async def publish(self, request: hub_pb.PublishRequest) -> hub_pb.PublishResponse:
+        """Store events; the relay brings them to Kafka. Raises InvalidArgument, RequestIdReused."""
+        principal = caller()
+        if request.ByteSize() > MAX_PUBLISH:
+            raise ResourceExhausted(
+                f"the events have {request.ByteSize()} bytes together, more than {MAX_PUBLISH}",
+                reason=error_reason_pb2.ERROR_REASON_TOO_LARGE,
+            )
+        _check_text("request_id", request.request_id)
+        for index, event in enumerate(request.events):
+            _check_event(f"events[{index}]", event)
+
+        async def work(uow: UnitOfWork) -> hub_pb.PublishResponse:
+            async def publish() -> hub_pb.PublishResponse:
+                counts = Counter(event.subject for event in request.events)
+                # Locks the subjects before their events get their places in the outbox.
+                last = await store.draw_sequences(uow, principal.tenant, counts)
+                made: list[DomainEvent] = []
+                for event in request.events:
+                    last[event.subject] += 1
+                    made.append(self._event(principal, event, last[event.subject]))
+                await self.outbox.add(uow, made)
+                return hub_pb.PublishResponse(event_ids=[event.event_id for event in made])
+
+            return await self.idempotency.execute(
+                uow, method=PUBLISH, request=request, work=publish
+            )
+
+        return await self.db.run(work)
+
+    def _event(
+        self, principal: Principal, event: hub_pb.ExternalEvent, sequence: int
+    ) -> DomainEvent:
+        occurred_at = event.occurred_at.ToMicroseconds() if event.HasField("occurred_at") else None
+        return codec.new_event(
+            event.data,
+            event_type=event.event_type,
+            subject=event.subject,
+            sequence=sequence,
+            ids=self.ids,
+            clock=self.clock,
+            occurred_at=occurred_at,
+            topic=topics.EXTERNAL,
+            key=f"{principal.tenant}/{event.subject}",
+        )
+
+
+def catalogue() -> hub_pb.ListEventTypesResponse:
+    """Every event type of deskwire's, by topic and type."""
+    return hub_pb.ListEventTypesResponse(
+        event_types=[
+            hub_pb.EventType(
+                event_type=event_type,
+                topic=topic.name,
+                data_type=codec.data_class(event_type).DESCRIPTOR.full_name,
+                key=topic.key,
+                description=topic.event_types[event_type],
+            )
+            for topic in sorted(topics.TOPICS.values(), key=lambda topic: topic.name)
+            for event_type in sorted(topic.event_types)
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterActions:
+    """The register of adapters, for the current principal and in its tenant.
+
+    `changed` is called after a commit that changed which adapters there are.
+    """
+
+    db: Database
+    outbox: Outbox
+    idempotency: IdempotencyStore
+    clock: Clock
+    ids: Ids
+    kafka: str
+    tls: Tls | None
+    changed: Callable[[], None]
+    _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def register(
+        self, request: registry_pb.RegisterAdapterRequest
+    ) -> registry_pb.RegisterAdapterResponse:
+        """Register an adapter that answers; the workers then push to it.
+
+        Raises AlreadyExists, FailedPrecondition (ADAPTER_UNUSABLE), PermissionDenied,
+        RequestIdReused.
+        """
+        principal = caller()
+        wanted = request.adapter
+        _check_text("request_id", request.request_id)
+        for name in ("adapter_id", "system_id", "target"):
+            _check_ascii(f"adapter.{name}", getattr(wanted, name))
+        domain.check_system(wanted.system_id, principal.system)
+        found = await self._answered(REGISTER, request, registry_pb.RegisterAdapterResponse)
+        if found is not None:
+            return found
+
+        def adapter(before: Adapter | None, accepts: tuple[str, ...] = ()) -> Adapter:
+            return domain.register(
+                before,
+                tenant=principal.tenant,
+                adapter_id=wanted.adapter_id,
+                system_id=wanted.system_id,
+                target=wanted.target,
+                event_types=wanted.event_types,
+                accepts=accepts,
+                credentials=wanted.credentials,
+                now=self.clock.now(),
+            )
+
+        # One at a time: the places of the group are committed before the adapter is.
+        async with self._registering:
+            async with self.db.read() as connection:
+                adapter(await store.read_adapter(connection, principal.tenant, wanted.adapter_id))
+            accepts = await self._introduce(adapter(None))
+            fresh = adapter(None, accepts)
+            names = await spine.resolve(self.kafka, domain.topics_of(fresh.wanted))
+            await spine.begin_at_end(self.kafka, fresh.group, names)
+
+            async def work(uow: UnitOfWork) -> registry_pb.RegisterAdapterResponse:
+                async def change() -> registry_pb.RegisterAdapterResponse:
+                    before = await store.lock_adapter(uow, principal.tenant, wanted.adapter_id)
+                    after = adapter(before, accepts)
+                    await store.save_adapter(uow, after)
+                    event = events.registered_event(after, ids=self.ids, clock=self.clock)
+                    await self.outbox.add(uow, [event])
+                    return registry_pb.RegisterAdapterResponse(
+                        adapter=events.adapter_message(after)
+                    )
+
+                uow.after_commit(self.changed)
+                return await self.idempotency.execute(
+                    uow, method=REGISTER, request=request, work=change
+                )
+
+            return await self.db.run(work)
+
+    async def _introduce(self, adapter: Adapter) -> tuple[str, ...]:
+        client = AdapterClient(
+            adapter.target,
+            adapter.tenant,
+            dict(adapter.credentials),
+            tls=self.tls,
+            clock=self.clock,
+        )
+        try:
+            schema = await introduce(client)
+        finally:
+            await client.close()
+        accepts = schema.event_types
+        known = replace(adapter, accepts=accepts)
+        if adapter.event_types and accepts and not known.wanted:
+            raise FailedPrecondition(
+                f"the adapter takes none of {', '.join(adapter.event_types)}",
+                reason=error_reason_pb2.ERROR_REASON_ADAPTER_UNUSABLE,
+            )
+        return accepts
+
+    async def remove(
+        self, request: registry_pb.RemoveAdapterRequest
+    ) -> registry_pb.RemoveAdapterResponse:
+        """End pushing. Raises NotFound (ADAPTER_NOT_FOUND), PermissionDenied, RequestIdReused."""
+        principal = caller()
+        _check_text("request_id", request.request_id)
+        _check_known(request.adapter_id)
+
+        async def work(uow: UnitOfWork) -> registry_pb.RemoveAdapterResponse:
+            async def change() -> registry_pb.RemoveAdapterResponse:
+                before = await store.lock_adapter(uow, principal.tenant, request.adapter_id)
+                after = domain.remove(before, request.adapter_id, principal.system)
+                await store.save_adapter(uow, after)
+                event = events.removed_event(after, ids=self.ids, clock=self.clock)
+                await self.outbox.add(uow, [event])
+                return registry_pb.RemoveAdapterResponse(adapter=events.adapter_message(after))
+
+            uow.after_commit(self.changed)
+            return await self.idempotency.execute(uow, method=REMOVE, request=request, work=change)
+
+        return await self.db.run(work)
+
+    async def get(self, request: registry_pb.GetAdapterRequest) -> registry_pb.GetAdapterResponse:
+        """One adapter. Raises NotFound (ADAPTER_NOT_FOUND)."""
+        adapter = await self._adapter(request.adapter_id)
+        return registry_pb.GetAdapterResponse(adapter=events.adapter_message(adapter))
+
+    async def list(
+        self, request: registry_pb.ListAdaptersRequest
+    ) -> registry_pb.ListAdaptersResponse:
+        """A page of adapters by id. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
+        key = decode_page(request.page_token, "ListAdapters", {}, length=1)
+        size = request.page_size or DEFAULT_PAGE
+        async with self.db.read() as connection:
+            found = await store.list_adapters(
+                connection,
+                caller().tenant,
+                after="" if key is None else str(key[0]),
+                limit=size + 1,
+            )
+        page = found[:size]
+        more = len(found) > size
+        return registry_pb.ListAdaptersResponse(
+            adapters=[events.adapter_message(adapter) for adapter in page],
+            next_page_token=encode_page("ListAdapters", {}, [page[-1].adapter_id]) if more else "",
+        )
+
+    async def list_deliveries(
+        self, request: registry_pb.ListDeliveriesRequest
+    ) -> registry_pb.ListDeliveriesResponse:
+        """A page of ends, newest first. Raises NotFound, InvalidArgument (INVALID_PAGE_TOKEN)."""
+        adapter = await self._adapter(request.adapter_id)
+        filters: dict[str, Any] = {
+            "adapter_id": request.adapter_id,
+            "dead_letters": request.dead_letters,
+        }
+        key = decode_page(request.page_token, "ListDeliveries", filters, length=1)
+        size = request.page_size or DEFAULT_PAGE
+        async with self.db.read() as connection:
+            found = await store.list_deliveries(
+                connection,
+                adapter.tenant,
+                adapter.adapter_id,
+                dead_only=request.dead_letters,
+                below=None if key is None else int(key[0]),
+                limit=size + 1,
+            )
+        page = found[:size]
+        more = len(found) > size
+        return registry_pb.ListDeliveriesResponse(
+            deliveries=[events.delivery_message(adapter.adapter_id, end) for end in page],
+            next_page_token=encode_page("ListDeliveries", filters, [page[-1].number])
+            if more
+            else "",
+        )
+
+    async def _adapter(self, adapter_id: str) -> Adapter:
+        _check_known(adapter_id)
+        async with self.db.read() as connection:
+            adapter = await store.read_adapter(connection, caller().tenant, adapter_id)
+        if adapter is None or adapter.removed:
+            raise domain.not_found(adapter_id)
+        return adapter
+
+    async def _answered(
+        self, method: str, request: Request, _response_class: type[ResponseT]
+    ) -> ResponseT | None:
+        """The response that this request got before; None for a new one."""
+
+        async def new() -> ResponseT:
+            raise _New
+
+        async def look(uow: UnitOfWork) -> ResponseT:
+            return await self.idempotency.execute(uow, method=method, request=request, work=new)
+
+        try:
+            return await self.db.run(look)
+        except _New:
+            return None
+
+
+def _check_event(path: str, event: hub_pb.ExternalEvent) -> None:
+    if domain.is_own_type(event.event_type):
+        raise InvalidArgument(
+            f"{event.event_type} is deskwire's own event type", field=f"{path}.event_type"
+        )
+    # Databases disagree about spaces at the end, and PostgreSQL stores no NUL.
+    if event.subject != event.subject.strip() or not event.subject.isprintable():
+        raise InvalidArgument(
+            "a subject has no control characters and no spaces around it", field=f"{path}.subject"
+        )
+    if event.HasField("occurred_at") and not _is_time(event.occurred_at):
+        raise InvalidArgument("not a time", field=f"{path}.occurred_at")
+    try:
+        json_format.MessageToDict(event.data)
+    except (json_format.SerializeToJsonError, ValueError) as error:
+        raise InvalidArgument("the data has no JSON form", field=f"{path}.data") from error
+
+
+def _is_time(time: Timestamp) -> bool:
+    return 0 <= time.seconds <= _LAST_SECOND and 0 <= time.nanos < 1_000_000_000
+
+
+def _check_text(name: str, text: str) -> None:
+    if "\x00" in text:
+        raise InvalidArgument(f"{name} has a NUL character", field=name)
+
+
+def _check_ascii(name: str, text: str) -> None:
+    if not (text.isascii() and text.isprintable()):
+        raise InvalidArgument(f"{name} must be printable ASCII", field=name)
+
+
+def _check_known(adapter_id: str) -> None:
+    # An id that no adapter can have; columns of ids are ASCII.
+    if not (adapter_id.isascii() and adapter_id.isprintable()):
+        raise domain.not_found(adapter_id)

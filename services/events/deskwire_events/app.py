@@ -1,0 +1,68 @@
+"""Puts the event hub together."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import grpc
+
+from deskwire.events.v1 import adapter_registry_service_pb2_grpc, event_hub_service_pb2_grpc
+from deskwire_common import db as dbs
+from deskwire_common.idempotency import IdempotencyStore
+from deskwire_common.kafka import ensure_topics
+from deskwire_common.lifecycle import Runtime
+from deskwire_common.outbox import Outbox, OutboxRelay
+from deskwire_events import worker
+from deskwire_events.actions import HUB, REGISTRY, AdapterActions, EventActions
+from deskwire_events.api import AUTHORIZATION, AdapterRegistryApi, EventHubApi
+from deskwire_events.config import Settings
+from deskwire_events.delivery import Ledger
+from deskwire_events.subscribe import Subscriptions
+from deskwire_events.worker import Deliveries
+
+
+async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
+    """Start everything; the server answers when this returns.
+
+    Raises FailedPrecondition for another schema, Unavailable without database or Kafka.
+    """
+    clock, ids = runtime.clock, runtime.ids
+    db = await runtime.database("deskwire_events")
+    await ensure_topics(settings.kafka)
+    # A MetaData of their own: this may be built twice in one process.
+    outbox = Outbox(dbs.metadata(), clock)
+    idempotency = IdempotencyStore(dbs.metadata(), clock)
+    ledger = Ledger(db, outbox, clock, ids, settings.dead_letter_limit)
+    deliveries = Deliveries(settings.kafka, ledger, runtime.tls, clock)
+    events = EventActions(db, outbox, idempotency, clock, ids)
+    adapters = AdapterActions(
+        db=db,
+        outbox=outbox,
+        idempotency=idempotency,
+        clock=clock,
+        ids=ids,
+        kafka=settings.kafka,
+        tls=runtime.tls,
+        changed=deliveries.wake.set,
+    )
+    subscriptions = Subscriptions(settings.kafka, clock)
+    relay = OutboxRelay(db, outbox, await runtime.producer())
+    runtime.spawn("outbox", relay.run)
+    runtime.spawn("outbox-gauges", partial(worker.measure_outbox, db, outbox, clock))
+    runtime.spawn("deliveries", deliveries.run)
+    runtime.spawn("clean-up", partial(worker.clean_up, db, idempotency))
+
+    async def end_streams() -> None:
+        subscriptions.stopping.set()
+
+    runtime.on_drain(end_streams)
+
+    def register(server: grpc.aio.Server) -> None:
+        event_hub_service_pb2_grpc.add_EventHubServiceServicer_to_server(
+            EventHubApi(events, subscriptions), server
+        )
+        adapter_registry_service_pb2_grpc.add_AdapterRegistryServiceServicer_to_server(
+            AdapterRegistryApi(adapters), server
+        )
+
+    await runtime.serve([register], [HUB, REGISTRY], AUTHORIZATION)

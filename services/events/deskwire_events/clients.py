@@ -1,0 +1,161 @@
+"""Outgoing calls: adapters, which are programs of others. They get no token of deskwire's."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from deskwire.adapters.v1 import system_adapter_service_pb2 as pb
+from deskwire.adapters.v1 import system_adapter_service_pb2_grpc
+from deskwire.common.v1 import error_reason_pb2
+from deskwire_common.clock import Clock, to_micros
+from deskwire_common.errors import FailedPrecondition, Unavailable, from_rpc_error
+from deskwire_common.rpc import Tls, make_channel
+from deskwire_events.domain import Outcome, outcome_of
+
+#: Seconds that Schema and Auth may take, and a Push.
+ASK_SECONDS: Final = 3.0
+PUSH_SECONDS: Final = 30.0
+DEFAULT_BATCH: Final = 100
+MAX_BATCH: Final = 500
+_MAX_TEXT: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What an adapter says it can."""
+
+    program: str
+    event_types: tuple[str, ...]
+    max_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an adapter says of one event; `retry_after` in seconds, None: the hub decides."""
+
+    outcome: Outcome
+    detail: str
+    retry_after: float | None
+
+
+class AdapterClient:
+    """One adapter's SystemAdapterService. A call that fails as a whole raises Unavailable."""
+
+    def __init__(
+        self,
+        target: str,
+        tenant: str,
+        credentials: dict[str, str],
+        *,
+        tls: Tls | None,
+        clock: Clock,
+    ) -> None:
+        # bare: retries, deadlines and traces of pushes are the hub's own.
+        self._channel = make_channel(target, tls=tls, bare=True)
+        self._stub = system_adapter_service_pb2_grpc.SystemAdapterServiceStub(self._channel)
+        self._tenant = tenant
+        self._credentials = credentials
+        self._clock = clock
+        self._session: str | None = None
+        self._expires: int | None = None
+        self._schema: Schema | None = None
+
+    async def schema(self) -> Schema:
+        """Ask what it can."""
+        answer = await _call(
+            self._stub.Schema(pb.SchemaRequest(tenant_id=self._tenant), timeout=ASK_SECONDS)
+        )
+        self._schema = Schema(
+            program=clean(answer.adapter),
+            event_types=tuple(answer.event_types),
+            max_batch=min(answer.max_batch or DEFAULT_BATCH, MAX_BATCH),
+        )
+        return self._schema
+
+    async def authenticate(self) -> None:
+        """Open a session."""
+        request = pb.AuthRequest(tenant_id=self._tenant, credentials=self._credentials)
+        answer = await _call(self._stub.Auth(request, timeout=ASK_SECONDS))
+        self._session = answer.session
+        self._expires = (
+            answer.expire_time.ToMicroseconds() if answer.HasField("expire_time") else None
+        )
+
+    async def ready(self) -> Schema:
+        """Schema after a lost connection, Auth where there is no session: then it can push."""
+        schema = self._schema or await self.schema()
+        expired = self._expires is not None and self._expires <= to_micros(self._clock.now())
+        if self._session is None or expired:
+            await self.authenticate()
+        return schema
+
+    def forget_session(self) -> None:
+        """The session is over."""
+        self._session = None
+
+    def forget(self) -> None:
+        """The connection is lost: begin with Schema again."""
+        self._schema = None
+        self._session = None
+
+    async def push(self, items: Sequence[pb.PushItem], traceparent: str) -> list[Result]:
+        """Push; one result per item, in their order."""
+        metadata = (("traceparent", traceparent),) if traceparent else ()
+        request = pb.PushRequest(session=self._session or "", items=items)
+        answer = await _call(self._stub.Push(request, timeout=PUSH_SECONDS, metadata=metadata))
+        told = [result.event_id for result in answer.results]
+        if told != [item.event.event_id for item in items]:
+            raise Unavailable(
+                f"the adapter answered {len(told)} results for {len(items)} events, or for others"
+            )
+        return [
+            Result(
+                outcome=outcome_of(result.outcome),
+                detail=clean(result.detail),
+                retry_after=result.retry_after.ToMicroseconds() / 1e6
+                if result.HasField("retry_after")
+                else None,
+            )
+            for result in answer.results
+        ]
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._channel.close()
+
+
+async def introduce(client: AdapterClient) -> Schema:
+    """Schema and Auth of an adapter that is being registered.
+
+    Raises FailedPrecondition (ADAPTER_UNUSABLE) that says what it answered or failed to answer.
+    """
+    try:
+        schema = await client.schema()
+        await client.authenticate()
+    except Unavailable as error:
+        raise FailedPrecondition(
+            f"the adapter can't be used: {error.message}",
+            reason=error_reason_pb2.ERROR_REASON_ADAPTER_UNUSABLE,
+        ) from error
+    return schema
+
+
+def clean(text: str) -> str:
+    """A text of others for our tables and logs: not long, no control characters."""
+    return "".join(char if char.isprintable() else " " for char in text[:_MAX_TEXT])
+
+
+async def _call(call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        failure = from_rpc_error(error)
+        raise Unavailable(
+            f"{error.code().name}: {clean(failure.message)}",
+            retry_after=failure.retry_after,
+            metadata={"code": error.code().name},
+        ) from error

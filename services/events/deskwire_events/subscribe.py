@@ -1,0 +1,294 @@
+"""Subscribe: events of one tenant from a position on, as its stream asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal
+
+from deskwire.common.v1 import error_reason_pb2
+from deskwire.events.v1 import event_hub_service_pb2 as pb
+from deskwire.events.v1.event_pb2 import Event
+from deskwire_common import events as codec
+from deskwire_common import topics
+from deskwire_common.clock import Clock, from_micros
+from deskwire_common.errors import InvalidArgument, OutOfRange, Unavailable
+from deskwire_common.kafka import Reader, Record, cluster_id
+from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
+from deskwire_events import spine
+from deskwire_events.domain import (
+    Cursor,
+    Place,
+    Selection,
+    decode_cursor,
+    encode_cursor,
+    is_kept,
+    topics_of,
+)
+
+#: Seconds of silence after which a stream gets a checkpoint.
+CHECKPOINT: Final = 15.0
+#: Seconds between two looks for newly captured tables.
+LOOK_FOR_TABLES: Final = 5.0
+#: Most events, and bytes of their records, in one answer.
+MAX_EVENTS: Final = 200
+MAX_BYTES: Final = 1 << 20
+_READ: Final = 500
+# How late a stop or a broken stream is seen.
+_TICK: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriptions:
+    """Makes the streams; `stopping` ends all of them."""
+
+    kafka: str
+    clock: Clock
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def stream(
+        self, tenant: str, requests: AsyncIterator[pb.SubscribeRequest]
+    ) -> AsyncIterator[pb.SubscribeResponse]:
+        """One stream. Raises InvalidArgument, OutOfRange (CURSOR_EXPIRED), Unavailable."""
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("kind") != "start":
+            raise InvalidArgument("the first request of the stream must be start", field="kind")
+        start = first.start
+        credit = _Credit(start.credit)
+        listener = asyncio.create_task(credit.listen(requests), name="subscribe-credit")
+        METRICS.hub_subscriptions.inc()
+        subscription = _Subscription(self, tenant, start, credit, listener)
+        try:
+            await subscription.open()
+            async for response in subscription.answers():
+                yield response
+        finally:
+            METRICS.hub_subscriptions.dec()
+            listener.cancel()
+            await subscription.close()
+            await asyncio.gather(listener, return_exceptions=True)
+
+
+class _Credit:
+    """How many events may still be sent; None: no limit."""
+
+    def __init__(self, initial: int) -> None:
+        self.left: int | None = initial or None
+        self.more = asyncio.Event()
+
+    async def listen(self, requests: AsyncIterator[pb.SubscribeRequest]) -> None:
+        """Take the later requests of a stream, until the client says no more."""
+        async for request in requests:
+            if request.WhichOneof("kind") != "credit":
+                raise InvalidArgument("a stream has one start; then it gives credit", field="kind")
+            if self.left is not None:
+                self.left += request.credit.events
+                self.more.set()
+
+    def take(self) -> bool:
+        """Use one, if there is one."""
+        if self.left is None:
+            return True
+        if self.left == 0:
+            return False
+        self.left -= 1
+        return True
+
+
+class _Subscription:
+    """The position of one stream. `_reader` is ahead of `_places` by the records in `_pending`."""
+
+    def __init__(
+        self,
+        hub: Subscriptions,
+        tenant: str,
+        start: pb.SubscribeStart,
+        credit: _Credit,
+        listener: asyncio.Task[None],
+    ) -> None:
+        self._hub = hub
+        self._tenant = tenant
+        self._start = start
+        self._types = frozenset(start.event_types)
+        self._selection: Selection = topics_of(self._types)
+        self._credit = credit
+        self._listener = listener
+        self._cluster = ""
+        self._names: list[str] = []
+        self._reader: Reader | None = None
+        self._places: dict[Place, int] = {}
+        self._pending: deque[Record] = deque()
+
+    async def open(self) -> None:
+        """Find the position. Raises OutOfRange when it isn't kept."""
+        cursor = decode_cursor(self._start.cursor) if self._start.HasField("cursor") else None
+        self._cluster = await cluster_id(self._hub.kafka)
+        self._names = await spine.resolve(self._hub.kafka, self._selection)
+        reader = await self._read_from(_begin(self._start, cursor, self._cluster))
+        if cursor is None:
+            return
+        if not is_kept(cursor, self._cluster, reader.oldest, await reader.end_offsets()):
+            oldest = encode_cursor(Cursor(self._cluster, reader.oldest))
+            raise OutOfRange(
+                "the cursor is older than what is kept, or of another cluster",
+                metadata={"oldest_cursor": oldest},
+            )
+
+    async def close(self) -> None:
+        """Stop reading."""
+        if self._reader is not None:
+            await self._reader.close()
+
+    async def answers(self) -> AsyncIterator[pb.SubscribeResponse]:
+        """The answers, for ever; it ends when there is no credit and none can come."""
+        yield self._answer([])
+        clock = self._hub.clock
+        told = looked = clock.monotonic()
+        while True:
+            if self._hub.stopping.is_set():
+                raise Unavailable(
+                    "the hub is stopping; come back with the last cursor",
+                    reason=error_reason_pb2.ERROR_REASON_SHUTTING_DOWN,
+                    retry_after=1.0,
+                )
+            if self._listener.done():
+                self._listener.result()
+                if self._credit.left == 0:
+                    return
+            events = self._next()
+            if events or clock.monotonic() - told >= CHECKPOINT:
+                yield self._answer(events)
+                told = clock.monotonic()
+            elif self._pending:
+                await self._credit_or_tick()
+            else:
+                await self._read()
+            if self._selection.changes and clock.monotonic() - looked >= LOOK_FOR_TABLES:
+                await self._look_for_tables()
+                looked = clock.monotonic()
+
+    async def _credit_or_tick(self) -> None:
+        self._credit.more.clear()
+        if self._credit.left == 0:
+            try:
+                async with asyncio.timeout(_TICK):
+                    await self._credit.more.wait()
+            except TimeoutError:
+                return
+
+    async def _read(self) -> None:
+        if self._reader is None:
+            raise Unavailable("the stream is closed")
+        self._pending.extend(await self._reader.read(_READ, _TICK))
+
+    async def _read_from(
+        self, start: Literal["earliest", "latest"] | datetime | Mapping[Place, int]
+    ) -> Reader:
+        if self._reader is not None:
+            await self._reader.close()
+        self._reader = reader = Reader(self._hub.kafka, self._names, start=start)
+        await reader.start()
+        self._places = dict(reader.positions)
+        return reader
+
+    async def _look_for_tables(self) -> None:
+        """Read tables that are captured since the stream began, from their first change on."""
+        names = await spine.resolve(self._hub.kafka, self._selection)
+        if set(names) <= set(self._names):
+            return
+        self._names = names
+        self._pending.clear()
+        await self._read_from(dict(self._places))
+
+    def _next(self) -> list[pb.DeliveredEvent]:
+        """Up to an answer full of events from what was read; moves the position past them."""
+        events: list[pb.DeliveredEvent] = []
+        size = 0
+        while self._pending and len(events) < MAX_EVENTS and size < MAX_BYTES:
+            record = self._pending[0]
+            event = self._event(record)
+            if event is not None:
+                length = len(record.value or b"")
+                if (events and size + length > MAX_BYTES) or not self._credit.take():
+                    break
+                size += length
+                events.append(self._delivered(event, record))
+            self._pending.popleft()
+            self._places[record.topic, record.partition] = record.offset + 1
+        return events
+
+    def _event(self, record: Record) -> Event | None:
+        """The event of a record if this stream wants it."""
+        # The headers tell most of it without decoding the value.
+        tenant = codec.header(record.headers, "ce_tenantid")
+        if tenant is not None and tenant != self._tenant.encode():
+            return None
+        kind = codec.header(record.headers, "ce_type")
+        if kind is not None and self._types and kind.decode("utf-8", "replace") not in self._types:
+            return None
+        try:
+            event = codec.decode(record.topic, record.value, record.headers)
+        except InvalidArgument as error:
+            log_unreadable(record, error)
+            return None
+        wanted = (
+            event.tenant_id == self._tenant
+            and (not self._types or event.event_type in self._types)
+            and self._start.subject in {"", event.subject}
+        )
+        return event if wanted else None
+
+    def _delivered(self, event: Event, record: Record) -> pb.DeliveredEvent:
+        delivered = pb.DeliveredEvent(
+            topic=record.topic, partition=record.partition, offset=record.offset
+        )
+        if self._start.json:
+            delivered.json = json_of(record, event)
+        else:
+            delivered.event.CopyFrom(event)
+        return delivered
+
+    def _answer(self, events: list[pb.DeliveredEvent]) -> pb.SubscribeResponse:
+        cursor = encode_cursor(Cursor(self._cluster, self._places))
+        return pb.SubscribeResponse(cursor=cursor, events=events)
+
+
+def json_of(record: Record, event: Event) -> str:
+    """The JSON form of an event: what is on its topic, or made from it where that is protobuf."""
+    if topics.by_name(record.topic).value == "json" and record.value is not None:
+        return record.value.decode()
+    return codec.encode_event(event, topics.EXTERNAL).decode()
+
+
+def log_unreadable(record: Record, error: InvalidArgument) -> None:
+    """Say that a record is no event: nobody can get it."""
+    get_logger().warning(
+        "record_unreadable",
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        error=error.message,
+    )
+
+
+def _begin(
+    start: pb.SubscribeStart, cursor: Cursor | None, cluster: str
+) -> Literal["earliest", "latest"] | datetime | Mapping[Place, int]:
+    match start.WhichOneof("position"):
+        case "cursor":
+            # Of another cluster: its places mean nothing here.
+            ours = cursor is not None and cursor.cluster == cluster
+            return dict(cursor.places) if ours and cursor is not None else "earliest"
+        case "earliest":
+            return "earliest"
+        case "time":
+            try:
+                return from_micros(start.time.ToMicroseconds())
+            except (ValueError, OverflowError) as error:
+                raise InvalidArgument("not a time", field="start.time") from error
+        case _:
+            return "latest"

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import grpc
 
+from deskwire_cli.machine.home import Home
+from deskwire_cli.machine.ports import Ports
+from deskwire_cli.machine.problem import Problem
 from deskwire_common.auth import KeySet, Role, TokenSigner
 
 TENANT = "demo"  # of the demo CRM, the walk and the commands, unless they say otherwise
@@ -60,3 +63,30 @@ async def open_channel(target: str) -> AsyncIterator[grpc.aio.Channel]:
     """A plain channel to one service of this machine; calls bring their own token and deadline."""
     async with grpc.aio.insecure_channel(target) as channel:
         yield channel
+
+
+def crm_database(home: Home) -> Path:
+    """The demo CRM's database file."""
+    return home.databases / "crm.db"
+
+
+def load_suite(home: Home | Path | str | None = None) -> Suite:
+    """The suite that runs in this home (default: $DESKWIRE_HOME). Raises Problem when none does."""
+    place = home if isinstance(home, Home) else Home.find(home)
+    state = place.read_state()
+    if not state or not place.is_locked():
+        raise Problem(f"no suite runs in {place.root}: start one with `deskwire up`")
+    ports = Ports(int(state["port_base"]))
+    return Suite(
+        websocket=str(state["websocket"]),
+        gateway=ports.address("gateway"),
+        chat=ports.address("chat"),
+        tickets=ports.address("tickets"),
+        events=ports.address("events"),
+        cdc=ports.address("cdc"),
+        kafka=str(state["kafka"]),
+        keys_file=place.keys_file,
+        development_broker=state["broker"] == "dev",
+        crm=ports.address("crm") if state["demo"] else "",
+        crm_database=str(crm_database(place)) if state["demo"] else "",
+    )

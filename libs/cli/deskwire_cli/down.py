@@ -1,0 +1,48 @@
+"""`deskwire down`: stops what `deskwire up` started, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import Final
+
+import typer
+
+from deskwire_cli.launch import DRAIN_SECONDS, say
+from deskwire_cli.machine.home import Home
+from deskwire_cli.machine.problem import Problem
+
+#: Each part may need its drain; nearly always it is 2 s in all.
+STOP_SECONDS: Final = 8 * DRAIN_SECONDS
+
+
+def down() -> None:
+    """Stop the suite of $DESKWIRE_HOME; fine when none runs."""
+    home = Home.find()
+    if not home.is_locked():
+        say(f"no suite runs in {home.root}")
+        return
+    stop(home)
+    say("stopped")
+    raise typer.Exit(0)
+
+
+def stop(home: Home, seconds: float = STOP_SECONDS) -> None:
+    """Ask the `deskwire up` of this home to stop and wait until it is gone. Raises Problem. Blocks."""
+    pid = int(home.read_state().get("pid", 0))
+    if pid <= 1:
+        raise Problem(f"the suite in {home.root} is just starting: try again")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while home.is_locked():
+        if time.monotonic() > deadline:
+            # Its children die with it.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            raise Problem(
+                f"it didn't stop within {seconds:g} s and was killed (log: {home.log('up')})"
+            )
+        time.sleep(0.05)

@@ -1,0 +1,37 @@
+"""The deskwire command. Results go to stdout, progress to stderr; 0 done, 1 it failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from deskwire_cli.down import down
+from deskwire_cli.machine.problem import Problem
+from deskwire_cli.status import status
+from deskwire_cli.token import token
+from deskwire_cli.up import up
+from deskwire_common.errors import DeskwireError
+
+FAILED = 1
+
+app = typer.Typer(
+    name="deskwire",
+    help="A customer-service integration suite on this machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(up)
+app.command()(down)
+app.command()(status)
+app.command()(token)
+
+
+def main() -> None:
+    """Run the command line; what a person has to solve is one line on stderr and exit code 1."""
+    try:
+        app()
+    except (Problem, DeskwireError) as problem:
+        print(f"deskwire: {problem}", file=sys.stderr)
+        sys.exit(FAILED)

@@ -1,0 +1,139 @@
+"""`deskwire tail`: events from the hub, as they happen or from some time ago."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from deskwire.events.v1 import event_hub_service_pb2 as hub_pb2
+from deskwire.events.v1 import event_hub_service_pb2_grpc
+from deskwire_common.errors import InvalidArgument
+
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+CREDIT = 1000  # events that may be on their way
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Some events as JSON objects, and the cursor that covers them and all before."""
+
+    cursor: str
+    events: list[dict[str, Any]]
+
+
+def start_at(text: str, *, now: datetime) -> hub_pb2.SubscribeStart:
+    """`earliest`, `latest`, `10m` (ago; s, m, h, d), an ISO 8601 time, or an earlier tail's cursor.
+
+    Raises InvalidArgument for what can be none of these; a cursor is the hub's to judge.
+    """
+    if text == "earliest":
+        return hub_pb2.SubscribeStart(earliest=Empty())
+    if text == "latest":
+        return hub_pb2.SubscribeStart(latest=Empty())
+    if ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
+        return start_then(now - timedelta(seconds=float(ago[1]) * SECONDS[ago[2]]))
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        if not text or " " in text:
+            raise InvalidArgument(
+                f"--from {text!r} is none of: earliest, latest, 10m (or s, h, d), "
+                "2026-01-31T12:00:00Z, a cursor",
+                field="from",
+            ) from None
+        return hub_pb2.SubscribeStart(cursor=text)
+    return start_then(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+
+
+def start_then(moment: datetime) -> hub_pb2.SubscribeStart:
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return hub_pb2.SubscribeStart(time=stamp)
+
+
+async def subscribe(
+    channel: grpc.aio.Channel,
+    token: str,
+    start: hub_pb2.SubscribeStart,
+    *,
+    event_types: Sequence[str] = (),
+    subject: str = "",
+    until_idle: float | None = None,
+) -> AsyncIterator[Delivery]:
+    """Deliveries in the order of the hub, each also when it is empty (the start, an idle stream).
+
+    Ends when no event came for `until_idle` seconds; None: only with the stream. Raises
+    grpc.aio.AioRpcError with the hub's reason.
+    """
+    start = hub_pb2.SubscribeStart.FromString(start.SerializeToString())
+    start.event_types.extend(event_types)
+    start.subject = subject
+    start.credit = CREDIT
+    start.json = True
+    stub = event_hub_service_pb2_grpc.EventHubServiceStub(channel)
+    call = stub.Subscribe(metadata=(("authorization", f"Bearer {token}"),))
+    await call.write(hub_pb2.SubscribeRequest(start=start))
+    loop = asyncio.get_running_loop()
+    last = loop.time()
+    taken = 0
+    try:
+        while True:
+            patience = None if until_idle is None else max(0.0, last + until_idle - loop.time())
+            try:
+                async with asyncio.timeout(patience):
+                    answer = await call.read()
+            except TimeoutError:
+                return
+            if not isinstance(answer, hub_pb2.SubscribeResponse):
+                # The end of the stream: its status is raised, if it is an error.
+                await check(call)
+                return
+            if answer.events:
+                last = loop.time()
+            yield Delivery(answer.cursor, [as_json(event) for event in answer.events])
+            taken += len(answer.events)
+            if taken * 2 >= CREDIT:
+                credit = hub_pb2.SubscribeCredit(events=taken)
+                await call.write(hub_pb2.SubscribeRequest(credit=credit))
+                taken = 0
+    finally:
+        call.cancel()
+
+
+async def check(call: Any) -> None:
+    """Raises the AioRpcError of a stream that has ended with one."""
+    if await call.code() is not grpc.StatusCode.OK:
+        raise grpc.aio.AioRpcError(
+            await call.code(),
+            await call.initial_metadata(),
+            await call.trailing_metadata(),
+            await call.details(),
+        )
+
+
+def as_json(delivered: hub_pb2.DeliveredEvent) -> dict[str, Any]:
+    """The event's JSON form, and beside it where it was read."""
+    event: dict[str, Any] = json.loads(delivered.json)
+    event["kafka"] = {
+        "topic": delivered.topic,
+        "partition": delivered.partition,
+        "offset": delivered.offset,
+    }
+    return event
+
+
+def one_line(event: dict[str, Any]) -> str:
+    """For people: when, what, about what, and the data as far as it fits."""
+    data = json.dumps(event.get("data"), ensure_ascii=False, separators=(",", ":"))
+    moment = str(event.get("occurred_at", ""))[11:23].rstrip("Z").ljust(12)
+    head = f"{moment} {event['event_type']:<22} {event['subject']} #{event['sequence']}"
+    return f"{head} {event.get('origin', '')} {data if len(data) <= 160 else data[:159] + '…'}"

@@ -1,0 +1,50 @@
+"""`deskwire token`: one token for any client, signed with the key of $DESKWIRE_HOME."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from deskwire_cli.machine.home import Home
+from deskwire_cli.machine.problem import Problem
+from deskwire_cli.suite import TENANT
+from deskwire_common.auth import KeysError, KeySet, Role, TokenSigner
+
+#: The longest that a token may be good for: 30 days.
+MAX_SECONDS = 30 * 86400.0
+
+
+class TokenRole(StrEnum):
+    """Who may be given a token; services make their own."""
+
+    VISITOR = "visitor"
+    AGENT = "agent"
+    BOT = "bot"
+    INTEGRATION = "integration"
+    OPERATOR = "operator"
+
+
+def token(
+    role: Annotated[TokenRole, typer.Option(help="What its holder is.")],
+    subject: Annotated[str, typer.Option(help="Who: a visitor's, agent's or program's id.")],
+    tenant: Annotated[str, typer.Option(help="Whose data.")] = TENANT,
+    name: Annotated[str, typer.Option(help="A name that others see.")] = "",
+    system: Annotated[
+        str, typer.Option(help="The system id of an integration, such as crm:main.")
+    ] = "",
+    ttl: Annotated[
+        float, typer.Option(min=1, max=MAX_SECONDS, help="Seconds that it is good for.")
+    ] = 3600.0,
+) -> None:
+    """Print one token."""
+    home = Home.find()
+    home.prepare()
+    try:
+        minted = TokenSigner(KeySet.load(home.keys_file)).mint(
+            tenant=tenant, role=Role(role.value), subject=subject, system=system, name=name, ttl=ttl
+        )
+    except (ValueError, KeysError) as error:
+        raise Problem(str(error)) from None
+    print(minted)

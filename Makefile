@@ -1,0 +1,49 @@
+# `make` lists the targets; the scripts do the work, so that nothing here is only make's.
+# ARGS goes to the program behind a target: make up ARGS="--port-base 17400", make test ARGS="tests/chat -k routing".
+
+PYTHON := .venv/bin/python
+ARGS ?=
+CODE := libs services examples tools
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up down status test lint format protos wheel bench-message clean
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make .venv (Python 3.11), with everything in it, and the stubs
+	@scripts/setup
+
+up: setup ## set everything up, start the suite, play the walk, stay up (Ctrl-C stops it)
+	@scripts/system-packages kafka
+	@exec .venv/bin/deskwire up $(ARGS)
+
+down: setup ## stop what `make up` or `deskwire up -d` started
+	@.venv/bin/deskwire down
+
+status: setup ## every process, address, health and data store
+	@.venv/bin/deskwire status $(ARGS)
+
+test: setup ## install what is missing, start private servers, run the tests
+	@scripts/system-packages
+	@exec $(PYTHON) -m pytest $(ARGS)
+
+lint: setup ## ruff, mypy, import rules, and the contract's lint, format and breaking check
+	@scripts/lint $(CODE)
+
+format: setup ## format the code
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+protos: setup ## generate the stubs again
+	@$(PYTHON) tools/protos.py generate
+
+wheel: setup ## the wheel deskwire-protos, for integrators, in dist/
+	@.tools/uv/bin/uv build --quiet --wheel --out-dir dist protos && ls dist/deskwire_protos-*.whl
+
+bench-message: setup ## messages a second through gateway, chat and PostgreSQL, and Kafka beside it
+	@scripts/system-packages
+	@exec $(PYTHON) tests/bench/message.py $(ARGS)
+
+clean: ## remove what was generated; .venv and .deskwire stay
+	rm -rf build dist protos/gen .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -28,6 +28,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     """
     clock, ids = runtime.clock, runtime.ids
     db = await runtime.database("deskwire_events")
+    # SQLAlchemy 2.1 counts an INSERT's rows on PostgreSQL only when asked to, and the idempotency
+    # store goes by that count.
+    db.engine.update_execution_options(preserve_rowcount=True)
     await ensure_topics(settings.kafka)
     # A MetaData of their own: this may be built twice in one process.
     outbox = Outbox(dbs.metadata(), clock)

@@ -155,7 +155,7 @@ async def _call(call: Awaitable[Any]) -> Any:
     except grpc.aio.AioRpcError as error:
         failure = from_rpc_error(error)
         raise Unavailable(
-            f"{error.code().name}: {clean(failure.message)}",
+            f"{error.code().name}: {clean(error.details() or '')}",
             retry_after=failure.retry_after,
             metadata={"code": error.code().name},
         ) from error

@@ -38,6 +38,7 @@ LOOK_FOR_TABLES: Final = 5.0
 MAX_EVENTS: Final = 200
 MAX_BYTES: Final = 1 << 20
 _READ: Final = 500
+_OPENINGS: Final = 5
 # How late a stop or a broken stream is seen.
 _TICK: Final = 0.5
 
@@ -190,8 +191,17 @@ class _Subscription:
     ) -> Reader:
         if self._reader is not None:
             await self._reader.close()
-        self._reader = reader = Reader(self._hub.kafka, self._names, start=start)
-        await reader.start()
+        for attempt in range(_OPENINGS):
+            self._reader = reader = Reader(self._hub.kafka, self._names, start=start)
+            try:
+                await reader.start()
+                break
+            except Unavailable:
+                # A partition that was just made may have no leader yet.
+                await reader.close()
+                if attempt == _OPENINGS - 1:
+                    raise
+                await asyncio.sleep(_TICK)
         self._places = dict(reader.positions)
         return reader
 

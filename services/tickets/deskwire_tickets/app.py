@@ -26,6 +26,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     Raises FailedPrecondition for another schema, Unavailable without database or Kafka.
     """
     db = await runtime.database("deskwire_tickets")
+    # SQLAlchemy 2.1 counts an INSERT's rows on PostgreSQL only when asked to, and the idempotency
+    # store goes by that count.
+    db.engine.update_execution_options(preserve_rowcount=True)
     await ensure_topics(settings.kafka, [topics.TICKETS])
     # A MetaData of their own: this may be built twice in one process.
     outbox = Outbox(dbs.metadata(), runtime.clock)

@@ -42,6 +42,6 @@ class ChatClient:
                 ) from error
             cause = from_rpc_error(error)
             raise Unavailable(
-                f"chat doesn't answer: {cause.message}", retry_after=cause.retry_after or 1.0
+                f"chat doesn't answer: {error.details()}", retry_after=cause.retry_after or 1.0
             ) from error
         return response.conversation.customer_id

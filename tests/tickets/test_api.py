@@ -1,0 +1,236 @@
+"""TicketService through its real server: what callers see, and what lands on Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from deskwire.common.v1 import actor_pb2
+from deskwire.tickets.v1 import ticket_pb2, ticket_service_pb2
+from deskwire_common import events, topics
+from deskwire_common.auth import Role
+from deskwire_common.errors import Unavailable
+from deskwire_common.ids import RandomIds
+from deskwire_common.kafka import Reader
+from support import eventually
+
+pb: Any = ticket_service_pb2
+IDS = RandomIds()
+OPEN = ticket_pb2.TICKET_STATE_OPEN
+SOLVED = ticket_pb2.TICKET_STATE_SOLVED
+
+
+def conversation(chat: Any, tenant: str = "demo") -> str:
+    conversation_id = IDS.uuid7()
+    chat.customers[tenant, conversation_id] = IDS.uuid7()
+    return conversation_id
+
+
+async def created(stub: Any, conversation_id: str, **fields: Any) -> ticket_pb2.Ticket:
+    request = pb.CreateTicketRequest(
+        request_id=IDS.uuid7(), conversation_id=conversation_id, subject="Parcel is late", **fields
+    )
+    return (await stub.CreateTicket(request)).ticket
+
+
+async def solved(stub: Any, ticket_id: str, **fields: Any) -> ticket_pb2.Ticket:
+    request = pb.SolveTicketRequest(request_id=IDS.uuid7(), ticket_id=ticket_id, **fields)
+    return (await stub.SolveTicket(request)).ticket
+
+
+async def refused(call: Any) -> tuple[str, str, dict[str, str]]:
+    """Code, reason and metadata of a call that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    status = rpc_status.from_call(caught.value)
+    assert status is not None
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return caught.value.code().name, info.reason, dict(info.metadata)
+
+
+async def events_of(kafka: str, subject: str, count: int) -> list[Any]:
+    """The first `count` records about a subject on deskwire.tickets."""
+    reader = Reader(kafka, [topics.TICKETS.name], start="earliest")
+
+    async def started() -> bool:
+        # A partition that was just made may have no leader yet.
+        with contextlib.suppress(Unavailable):
+            await reader.start()
+        return len(reader.positions) == topics.TICKETS.partitions
+
+    await eventually(started)
+    found: list[Any] = []
+
+    async def enough() -> bool:
+        records = await reader.read(500, 0.2)
+        found.extend(record for record in records if record.key == subject.encode())
+        return len(found) >= count
+
+    try:
+        await eventually(enough)
+    finally:
+        await reader.close()
+    return found
+
+
+async def test_the_life_of_a_ticket(start: Any, chat: Any, kafka: str, database_url: str) -> None:
+    conversation_id = conversation(chat)
+    async with start(database_url) as client:
+        agent, crm = client(), client(role=Role.INTEGRATION, subject="crm", system="crm:main")
+        made = await created(agent, conversation_id, description="Ordered on Monday.")
+        assert made.state == OPEN
+        assert made.priority == ticket_pb2.TICKET_PRIORITY_NORMAL
+        assert made.customer_id == chat.customers["demo", conversation_id]
+        assert made.assignee_id == "alice"
+        done = await solved(crm, made.ticket_id, expected_version=1, resolution="Sent again.")
+        assert (done.state, done.version, done.resolution) == (SOLVED, 2, "Sent again.")
+        assert done.HasField("solve_time")
+        again = pb.ReopenTicketRequest(
+            request_id=IDS.uuid7(), ticket_id=made.ticket_id, reason="Still late."
+        )
+        last = (await agent.ReopenTicket(again)).ticket
+        assert (last.state, last.version, last.reopen_count) == (OPEN, 3, 1)
+        read = await agent.GetTicket(pb.GetTicketRequest(ticket_id=made.ticket_id))
+        assert read.ticket == last
+        audit = await agent.ListTicketAudit(pb.ListTicketAuditRequest(ticket_id=made.ticket_id))
+        assert [entry.action for entry in audit.entries] == [
+            "ticket_created",
+            "ticket_solved",
+            "ticket_reopened",
+        ]
+        assert audit.entries[1].actor.role == actor_pb2.ROLE_INTEGRATION
+        assert audit.entries[2].note == "Still late."
+        records = await events_of(kafka, made.ticket_id, 3)
+    found = [events.decode(record.topic, record.value, record.headers) for record in records]
+    assert [event.event_type for event in found] == [entry.action for entry in audit.entries]
+    assert [event.sequence for event in found] == [1, 2, 3]
+    assert [event.origin for event in found] == ["deskwire", "crm:main", "deskwire"]
+    assert {event.correlation_id for event in found} == {conversation_id}
+    # Event = state: the last event's snapshot is what a read returns.
+    assert events.unpack(found[-1]).ticket == last
+    data = events.unpack(found[1])
+    assert data.changed["state"].to.string_value == "TICKET_STATE_SOLVED"
+    for record, event in zip(records, found, strict=True):
+        assert events.traceparent_of(record.headers).split("-")[1] == event.trace_id
+
+
+async def test_a_repeated_request_has_one_effect(client: Any, chat: Any, kafka: str) -> None:
+    stub = client()
+    request = pb.CreateTicketRequest(
+        request_id="r-1", conversation_id=conversation(chat), subject="Once"
+    )
+    answers = await asyncio.gather(*(stub.CreateTicket(request) for _ in range(5)))
+    assert len({answer.ticket.ticket_id for answer in answers}) == 1
+    # Also when chat has forgotten the conversation.
+    chat.customers.clear()
+    assert await stub.CreateTicket(request) == answers[0]
+    request.subject = "Twice"
+    assert (await refused(stub.CreateTicket(request)))[:2] == (
+        "ALREADY_EXISTS",
+        "REQUEST_ID_REUSED",
+    )
+    ticket_id = answers[0].ticket.ticket_id
+    solve = pb.SolveTicketRequest(request_id="r-2", ticket_id=ticket_id)
+    first = await stub.SolveTicket(solve)
+    assert await stub.SolveTicket(solve) == first
+    assert len(await events_of(kafka, ticket_id, 2)) == 2
+    # Another person's request_id is another request.
+    bob = client(subject="bob")
+    assert (await refused(bob.SolveTicket(solve)))[1] == "INVALID_STATE"
+
+
+async def test_preconditions_are_told(client: Any, chat: Any) -> None:
+    stub = client()
+    ticket = await created(stub, conversation(chat))
+    call = solved(stub, ticket.ticket_id, expected_version=9)
+    code, reason, metadata = await refused(call)
+    assert (code, reason, metadata["current_version"]) == ("ABORTED", "VERSION_MISMATCH", "1")
+    reopen = pb.ReopenTicketRequest(request_id="r", ticket_id=ticket.ticket_id)
+    code, reason, metadata = await refused(stub.ReopenTicket(reopen))
+    assert (code, reason, metadata) == ("FAILED_PRECONDITION", "INVALID_STATE", {"state": "OPEN"})
+    # What failed was not remembered: the same request works once it can.
+    await solved(stub, ticket.ticket_id)
+    assert (await stub.ReopenTicket(reopen)).ticket.reopen_count == 1
+
+
+async def test_another_tenant_sees_nothing(client: Any, chat: Any) -> None:
+    conversation_id = conversation(chat)
+    ticket = await created(client(), conversation_id)
+    other = client(tenant="other")
+    for call in (
+        other.GetTicket(pb.GetTicketRequest(ticket_id=ticket.ticket_id)),
+        other.ListTicketAudit(pb.ListTicketAuditRequest(ticket_id=ticket.ticket_id)),
+        solved(other, ticket.ticket_id),
+        other.ReopenTicket(pb.ReopenTicketRequest(request_id="x", ticket_id=ticket.ticket_id)),
+    ):
+        assert (await refused(call))[:2] == ("NOT_FOUND", "TICKET_NOT_FOUND")
+    assert (await refused(created(other, conversation_id)))[1] == "CONVERSATION_NOT_FOUND"
+    assert not (await other.ListTickets(pb.ListTicketsRequest())).tickets
+
+
+async def test_chat_is_away(client: Any, chat: Any, start: Any, tmp_path: Any) -> None:
+    good = chat.target
+    chat.target = "127.0.0.1:1"
+    async with start(f"sqlite:///{tmp_path / 'other.db'}") as lonely:
+        answer = await refused(created(lonely(), conversation(chat)))
+    assert answer[:2] == ("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE")
+    chat.target = good
+
+
+async def test_pages(client: Any, chat: Any) -> None:
+    stub = client(tenant="pages")
+    tickets = [await created(stub, conversation(chat, "pages")) for _ in range(5)]
+    await solved(stub, tickets[2].ticket_id)
+    seen: list[int] = []
+    token = ""
+    while True:
+        page = await stub.ListTickets(pb.ListTicketsRequest(page_size=2, page_token=token))
+        seen += [ticket.number for ticket in page.tickets]
+        if not page.next_page_token:
+            break
+        token = page.next_page_token
+        # What is made meanwhile is on no later page.
+        await created(stub, conversation(chat, "pages"))
+    assert seen == [5, 4, 3, 2, 1]
+    only = await stub.ListTickets(pb.ListTicketsRequest(states=[SOLVED]))
+    assert [ticket.number for ticket in only.tickets] == [3]
+    wrong = pb.ListTicketsRequest(states=[SOLVED], page_token=token)
+    assert (await refused(stub.ListTickets(wrong)))[1] == "INVALID_PAGE_TOKEN"
+    ticket_id = tickets[2].ticket_id
+    audit = await stub.ListTicketAudit(pb.ListTicketAuditRequest(ticket_id=ticket_id, page_size=1))
+    rest = await stub.ListTicketAudit(
+        pb.ListTicketAuditRequest(ticket_id=ticket_id, page_token=audit.next_page_token)
+    )
+    assert [entry.version for entry in [*audit.entries, *rest.entries]] == [1, 2]
+    assert not rest.next_page_token
+
+
+async def test_bad_input_is_named(client: Any, chat: Any) -> None:
+    stub = client()
+    for call in (
+        created(stub, "no-uuid"),
+        stub.CreateTicket(pb.CreateTicketRequest(request_id="r", subject="x")),
+        stub.CreateTicket(
+            pb.CreateTicketRequest(
+                request_id="r", conversation_id=conversation(chat), subject="a\x00b"
+            )
+        ),
+        stub.ListTickets(pb.ListTicketsRequest(assignee_id="é")),
+        stub.GetTicket(pb.GetTicketRequest(ticket_id="'; DROP TABLE tickets")),
+    ):
+        assert (await refused(call))[:2] == ("INVALID_ARGUMENT", "INVALID_FIELD")
+
+
+async def test_roles(client: Any, chat: Any) -> None:
+    ticket = await created(client(role=Role.BOT, subject="bot"), conversation(chat))
+    visitor = client(role=Role.VISITOR, subject="1001")
+    get = pb.GetTicketRequest(ticket_id=ticket.ticket_id)
+    for call in (visitor.GetTicket(get), solved(client(role=Role.BOT), ticket.ticket_id)):
+        assert (await refused(call))[:2] == ("PERMISSION_DENIED", "ROLE_NOT_ALLOWED")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import servers
 
 from deskwire_common.auth import KeySet, TokenSigner
+from support import servers
 
 
 @pytest.fixture(scope="session")

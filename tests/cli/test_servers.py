@@ -7,10 +7,10 @@ import uuid
 import pytest
 import redis
 from confluent_kafka import Consumer, Producer
-from support import eventually
-from support.servers import DatabaseServer
 
 from deskwire_common.db import Database
+from support import eventually
+from support.servers import DatabaseServer
 
 
 async def test_a_database_is_fresh_and_answers(database_url: str) -> None:

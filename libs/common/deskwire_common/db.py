@@ -473,7 +473,10 @@ def _postgres_engine(
         "application_name": url.query.get("application_name", "deskwire"),
     }
     url = url.difference_update_query(["options", "application_name"])
-    return create_async_engine(url, connect_args=arguments, **options)
+    # Without it SQLAlchemy doesn't ask psycopg how many rows an INSERT wrote.
+    return create_async_engine(
+        url, connect_args=arguments, execution_options={"preserve_rowcount": True}, **options
+    )
 
 
 def _mysql_engine(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Literal
 
 from confluent_kafka import Consumer as RdConsumer
@@ -41,6 +43,14 @@ MAX_RECORD_BYTES: Final = 900_000
 #: How long librdkafka tries to deliver a record, in milliseconds, before its report is an error.
 DELIVERY_TIMEOUT_MS: Final = 30_000
 _QUEUE: Final = 200_000
+_NOT_YET: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001 - its public name has the underscore
+    }
+)
 _OUT_OF_RANGE: Final = KafkaError.OFFSET_OUT_OF_RANGE
 
 
@@ -242,6 +252,18 @@ def _bytes(value: str | bytes | None) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
 
 
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """Ask again while a topic that was just made has no leader yet, for ten seconds at the most."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if not error.args[0].retriable() and error.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def _good(messages: Iterable[RdMessage]) -> list[Record]:
     records = []
     for message in messages:
@@ -399,10 +421,10 @@ class Reader:
             found = [
                 TopicPartition(topic, partition)
                 for topic in self._topics
-                for partition in rd.list_topics(topic, timeout=10).topics[topic].partitions
+                for partition in _patiently(partial(rd.list_topics, topic, timeout=10)).topics[topic].partitions
             ]
             for place in found:
-                low, high = rd.get_watermark_offsets(place, timeout=10)
+                low, high = _patiently(partial(rd.get_watermark_offsets, place, timeout=10))
                 self.oldest[place.topic, place.partition] = low
                 self.positions[place.topic, place.partition] = self._place(place, low, high)
             if isinstance(self._start, datetime):

@@ -50,6 +50,7 @@ class Runtime(Generic[SettingsT]):
         self.validator = Validator()
         self.crashed: asyncio.Future[NoReturn] = asyncio.get_running_loop().create_future()
         self.port = 0
+        self.extra_ports: dict[str, int] = {}
         self._server: rpc.RunningServer | None = None
         self._drains: list[Callable[[], Awaitable[None]]] = []
 

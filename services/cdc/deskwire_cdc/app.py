@@ -15,7 +15,7 @@ from deskwire_cdc.clients import CustomerClient
 from deskwire_cdc.config import Settings
 from deskwire_cdc.sources import ReaderOptions
 from deskwire_common import db as dbs
-from deskwire_common import topics
+from deskwire_common import housekeeping, topics
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
@@ -54,7 +54,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     )
     runtime.spawn("sources", worker.Supervisor(parts, wake).run)
     runtime.spawn("outbox", OutboxRelay(db, outbox, await runtime.producer()).run)
-    runtime.spawn("forget-requests", partial(worker.forget_requests, db, idempotency))
+    measure = partial(housekeeping.measure_outbox, db, outbox, runtime.clock)
+    runtime.spawn("outbox-gauges", measure)
+    runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
 
     def register(server: grpc.aio.Server) -> None:
         source_service_pb2_grpc.add_SourceServiceServicer_to_server(SourceApi(actions), server)

@@ -37,7 +37,6 @@ from deskwire_common import telemetry, topics
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database
 from deskwire_common.errors import Aborted, DeskwireError
-from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
 from deskwire_common.kafka import MAX_RECORD_BYTES, Outgoing, Producer, ensure_topics
 from deskwire_common.logging import get_logger
@@ -51,7 +50,6 @@ REFUSED_PAUSE: Final = 60.0
 CONCURRENT_CALLS: Final = 16
 #: Seconds between two looks at the sources when nobody wakes the supervisor.
 LOOK_EVERY: Final = 1.0
-PURGE_EVERY: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,13 +359,3 @@ class Supervisor:
             get_logger().warning("source_not_cleared", source=source.aggregate_id, error=str(error))
         finally:
             await reader.close()
-
-
-async def forget_requests(db: Database, idempotency: IdempotencyStore) -> None:
-    """Remove remembered responses older than a day, until cancelled."""
-    while True:
-        try:
-            await idempotency.purge(db)
-        except DeskwireError as error:
-            get_logger().warning("requests_not_forgotten", error=str(error))
-        await asyncio.sleep(PURGE_EVERY)

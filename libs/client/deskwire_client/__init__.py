@@ -1,0 +1,5 @@
+"""deskwire_client: the small asyncio client of the wire protocol."""
+
+from deskwire_client.client import Client, Closed, Refused
+
+__all__ = ["Client", "Closed", "Refused"]

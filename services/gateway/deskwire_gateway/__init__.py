@@ -1,0 +1,1 @@
+"""Client connections: binary WebSocket and gRPC stream; owns no data."""

@@ -1,0 +1,8 @@
+"""`python -m deskwire_gateway serve|check-config`."""
+
+from deskwire_common.lifecycle import service_main
+from deskwire_gateway.app import build
+from deskwire_gateway.config import Settings
+
+if __name__ == "__main__":
+    service_main("gateway", Settings, build)

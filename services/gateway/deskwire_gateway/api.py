@@ -1,0 +1,121 @@
+"""GatewayService on gRPC: Connect carries the same frames as the WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+import grpc
+from deskwire.gateway.v1 import gateway_service_pb2 as pb
+
+from deskwire_common.auth import Role
+from deskwire_common.metrics import METRICS
+from deskwire_gateway.actions import GatewayActions
+from deskwire_gateway.sessions import Sessions
+
+SERVICE: Final = "deskwire.gateway.v1.GatewayService"
+CONNECT: Final = f"/{SERVICE}/Connect"
+_MAX_BUFFERED: Final = 1_048_576
+
+#: Who may call each method. Connect's token is in its Hello, checked by sessions.
+AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
+    CONNECT: frozenset({Role.VISITOR, Role.AGENT, Role.BOT}),
+    f"/{SERVICE}/ListSessions": frozenset({Role.OPERATOR, Role.SERVICE}),
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class _Stream:
+    """The Transport of one Connect."""
+
+    name = "grpc"
+
+    def __init__(self) -> None:
+        self._queue: deque[bytes] = deque()
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    def send(self, data: bytes) -> None:
+        """Queue one encoded Batch; a reader that is too slow is closed instead."""
+        if self._closed:
+            return
+        self._bytes += len(data)
+        if self._bytes > _MAX_BUFFERED:
+            METRICS.gateway_closed.labels("slow_reader").inc()
+            self._queue.clear()
+            self._closed = True
+        else:
+            self._queue.append(data)
+        self._wake.set()
+
+    def close(self, _code: int, _text: str) -> None:
+        """End after what was sent; the Goodbye frame has said why."""
+        self._closed = True
+        self._wake.set()
+
+    async def batches(self) -> AsyncIterator[bytes]:
+        """What goes down."""
+        while True:
+            if self._queue:
+                data = b"".join(self._queue)
+                self._queue.clear()
+                self._bytes = 0
+                yield data
+            elif self._closed:
+                return
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+
+class GatewayApi:
+    """The servicer. Connect's batches stay bytes: sessions read them, and write ready ones."""
+
+    def __init__(self, sessions: Sessions, actions: GatewayActions) -> None:
+        self._sessions = sessions
+        self._actions = actions
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add GatewayService to a server."""
+        connect: Any = grpc.stream_stream_rpc_method_handler(
+            self.connect, request_deserializer=bytes, response_serializer=bytes
+        )
+        list_sessions: Any = grpc.unary_unary_rpc_method_handler(
+            self.list_sessions,
+            request_deserializer=pb.ListSessionsRequest.FromString,
+            response_serializer=pb.ListSessionsResponse.SerializeToString,
+        )
+        handlers = {"Connect": connect, "ListSessions": list_sessions}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    async def connect(self, requests: AsyncIterator[bytes], _context: Context) -> AsyncIterator[bytes]:
+        """Serve one connection."""
+        stream = _Stream()
+        session = self._sessions.open(stream)
+
+        async def read() -> None:
+            with contextlib.suppress(grpc.RpcError):
+                async for data in requests:
+                    self._sessions.receive(session, data)
+            self._sessions.lost(session)
+            stream.close(1000, "")
+
+        reading = asyncio.create_task(read())
+        try:
+            async for data in stream.batches():
+                yield data
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            self._sessions.lost(session)
+
+    async def list_sessions(
+        self, request: pb.ListSessionsRequest, _context: Context
+    ) -> pb.ListSessionsResponse:
+        """See the contract."""
+        return await self._actions.list_sessions(request)

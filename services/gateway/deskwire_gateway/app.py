@@ -1,0 +1,69 @@
+"""Puts the gateway together."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from redis.asyncio import Redis
+
+from deskwire_common.lifecycle import Runtime
+from deskwire_gateway import websocket, worker
+from deskwire_gateway.actions import GatewayActions
+from deskwire_gateway.api import AUTHORIZATION, CONNECT, SERVICE, GatewayApi
+from deskwire_gateway.config import Settings
+from deskwire_gateway.directory import Directory
+from deskwire_gateway.link import Link
+from deskwire_gateway.sessions import Limits, Sessions
+
+
+async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
+    """Start everything; the server answers when this returns. Chat and Redis need not be there yet."""
+    worker_id = runtime.ids.uuid7()
+    directory = Directory(Redis.from_url(settings.redis_url, socket_timeout=2), worker_id)
+    runtime.stack.push_async_callback(directory.close)
+    sessions = Sessions(
+        Limits(
+            ping_interval=settings.ping_interval,
+            hello_timeout=settings.hello_timeout,
+            max_message_bytes=settings.max_message_bytes,
+            max_unacked_sends=settings.max_unacked_sends,
+            max_pending_sends=settings.max_pending_sends,
+            send_rate=settings.send_rate,
+            send_burst=settings.send_burst,
+        ),
+        runtime.verifier,
+        runtime.validator,
+        runtime.ids,
+        runtime.clock,
+        trace=bool(settings.otlp_endpoint),
+        opened=directory.changed,
+        ended=directory.changed,
+    )
+    directory.bind(sessions)
+    link = Link(
+        runtime.channel(settings.chat_target, bare=True), runtime.signer, sessions, worker_id
+    )
+    sessions.bind(link)
+    runtime.spawn("link", link.run)
+    runtime.spawn("directory", directory.run)
+    runtime.spawn("wheel", partial(worker.turn_wheel, sessions))
+
+    host, port = settings.ws_address
+    server = await websocket.listen(
+        sessions,
+        host,
+        port,
+        max_connections=settings.max_connections,
+        max_buffered=settings.max_buffered_bytes,
+    )
+    runtime.stack.callback(server.close)
+    runtime.extra_ports["ws"] = server.sockets[0].getsockname()[1]
+
+    async def drain() -> None:
+        server.close()
+        await link.drain()
+        sessions.drain()
+
+    runtime.on_drain(drain)
+    api = GatewayApi(sessions, GatewayActions(directory))
+    await runtime.serve([api.register], [SERVICE], AUTHORIZATION, inline_auth=frozenset({CONNECT}))

@@ -1,0 +1,44 @@
+"""What the gateway is told."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from deskwire_common.config import Address, ServiceSettings, split_address
+
+
+class Settings(ServiceSettings):
+    """Intervals in seconds, sizes in bytes, rates per second and connection."""
+
+    ws_listen: Address = "127.0.0.1:7400"
+    chat_target: Address = "127.0.0.1:7402"
+    redis_url: str
+    """`redis://host:port/0`, `rediss://…` or `unix:///path`: the session directory."""
+    max_connections: int = Field(default=15_000, ge=1)
+    """Below the descriptor limit of a process: 20,000 on many machines."""
+    ping_interval: float = Field(default=25.0, ge=0.1, le=600)
+    hello_timeout: float = Field(default=10.0, ge=0.1, le=60)
+    max_message_bytes: int = Field(default=16_384, ge=1_024, le=1_048_576)
+    max_unacked_sends: int = Field(default=64, ge=1, le=1_024)
+    max_pending_sends: int = Field(default=100_000, ge=1)
+    send_rate: float = Field(default=200.0, gt=0)
+    send_burst: int = Field(default=400, ge=1)
+    max_buffered_bytes: int = Field(default=1_048_576, ge=65_536)
+    """Of one connection that reads slower than it is sent to; then it is closed."""
+
+    @property
+    def listens(self) -> tuple[str, ...]:
+        """gRPC only: TLS for WebSocket ends at the ingress, which costs 32 KiB a connection in process."""
+        return (self.grpc_listen,)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, text: str) -> str:
+        if not text.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("use redis://host:port, rediss://host:port or unix:///path")
+        return text
+
+    @property
+    def ws_address(self) -> tuple[str, int]:
+        """Host and port of the WebSocket side."""
+        return split_address(self.ws_listen)

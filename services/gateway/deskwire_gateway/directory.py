@@ -1,0 +1,143 @@
+"""The session directory: who is connected to which worker, in Redis, for ListSessions.
+
+Per worker and tenant one hash that expires unless its worker refreshes it, so nothing stays of a worker that died.
+It is a convenience: Redis may be away, and messages don't notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Final
+
+from deskwire.common.v1 import actor_pb2
+from deskwire.gateway.v1 import gateway_service_pb2 as pb
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from deskwire_common.errors import Unavailable
+from deskwire_common.logging import get_logger
+from deskwire_gateway.sessions import Session, Sessions
+
+_PREFIX: Final = "deskwire:sessions"
+_EXPIRE: Final = 60
+_REFRESH: Final = 15.0
+_FLUSH: Final = 0.5
+_CHUNK: Final = 1_000
+
+
+class Directory:
+    """This worker's part of the directory, and a view of all of it."""
+
+    def __init__(self, redis: Redis, worker_id: str) -> None:
+        self._redis: Any = redis
+        self._worker_id = worker_id
+        self._changed: dict[str, Session] = {}
+        self._sessions: Sessions | None = None
+
+    def bind(self, sessions: Sessions) -> None:
+        """Give it the sessions of this worker."""
+        self._sessions = sessions
+
+    def changed(self, session: Session) -> None:
+        """A session opened or ended."""
+        self._changed[session.session_id] = session
+
+    async def run(self) -> None:
+        """Write changes until cancelled; outlasts a Redis that is away, and then writes all anew."""
+        loop = asyncio.get_running_loop()
+        refreshed = 0.0
+        whole = True
+        while True:
+            await asyncio.sleep(_FLUSH)
+            try:
+                if whole and self._sessions is not None:
+                    for session in list(self._sessions.by_number.values()):
+                        self._changed[session.session_id] = session
+                whole = True
+                await self._flush()
+                if loop.time() - refreshed > _REFRESH:
+                    await self._refresh()
+                    refreshed = loop.time()
+                whole = False
+            except (RedisError, OSError) as error:
+                get_logger().warning("directory_not_written", error=type(error).__name__)
+                await asyncio.sleep(1.0)
+
+    async def close(self) -> None:
+        """Take this worker out of the directory, if Redis is there."""
+        try:
+            for tenant in self._tenants():
+                await self._redis.delete(self._key(tenant, self._worker_id))
+                await self._redis.srem(f"{_PREFIX}:{tenant}", self._worker_id)
+        except (RedisError, OSError):
+            pass  # it expires
+        await self._redis.aclose()
+
+    async def list(self, tenant: str) -> list[pb.Session]:
+        """All sessions of a tenant by session_id. Raises Unavailable when Redis doesn't answer."""
+        try:
+            workers = await self._redis.smembers(f"{_PREFIX}:{tenant}")
+            found: list[pb.Session] = []
+            for worker in sorted(each.decode() for each in workers):
+                entries = await self._redis.hgetall(self._key(tenant, worker))
+                found += [_session(worker, key.decode(), value) for key, value in entries.items()]
+        except (RedisError, OSError) as error:
+            raise Unavailable("the session directory doesn't answer", retry_after=1.0) from error
+        return sorted(found, key=lambda each: each.session_id)
+
+    def _tenants(self) -> set[str]:
+        if self._sessions is None:
+            return set()
+        return {
+            each.principal.tenant
+            for each in self._sessions.by_number.values()
+            if each.principal is not None
+        }
+
+    async def _flush(self) -> None:
+        changed, self._changed = self._changed, {}
+        items = list(changed.items())
+        for start in range(0, len(items), _CHUNK):
+            pipe = self._redis.pipeline(transaction=False)
+            for session_id, session in items[start : start + _CHUNK]:
+                if session.principal is None:
+                    continue
+                tenant = session.principal.tenant
+                key = self._key(tenant, self._worker_id)
+                if session.closed:
+                    pipe.hdel(key, session_id)
+                    continue
+                pipe.hset(key, session_id, _entry(session))
+                pipe.expire(key, _EXPIRE)
+                pipe.sadd(f"{_PREFIX}:{tenant}", self._worker_id)
+            await pipe.execute()
+
+    async def _refresh(self) -> None:
+        for tenant in self._tenants():
+            await self._redis.expire(self._key(tenant, self._worker_id), _EXPIRE)
+            # Workers that died leave their name: their hash is gone, so is the name now.
+            for worker in await self._redis.smembers(f"{_PREFIX}:{tenant}"):
+                if not await self._redis.exists(self._key(tenant, worker.decode())):
+                    await self._redis.srem(f"{_PREFIX}:{tenant}", worker)
+
+    @staticmethod
+    def _key(tenant: str, worker: str) -> str:
+        return f"{_PREFIX}:{tenant}:{worker}"
+
+
+def _entry(session: Session) -> str:
+    actor = session.actor()
+    return json.dumps([actor.role, actor.subject, actor.display_name, session.client, int(session.connected_at)])
+
+
+def _session(worker: str, session_id: str, value: bytes) -> pb.Session:
+    role, subject, name, client, since = json.loads(value)
+    session = pb.Session(
+        session_id=session_id,
+        user=actor_pb2.Actor(role=role, subject=subject, display_name=name),
+        client=client,
+        worker_id=worker,
+    )
+    session.connect_time.FromSeconds(since)
+    return session

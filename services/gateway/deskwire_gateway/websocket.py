@@ -1,0 +1,160 @@
+"""The WebSocket side: picows behind the Transport of sessions.
+
+Sizes are chosen for many idle connections: a read buffer of 2 KiB and no TLS here keep one at 8.5 KiB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any, Final
+
+import picows
+from deskwire.common.v1 import error_reason_pb2 as reasons
+
+from deskwire_common.errors import InvalidArgument
+from deskwire_common.metrics import METRICS
+from deskwire_gateway.sessions import Close, Session, Sessions, too_large
+
+SUBPROTOCOL: Final = "deskwire.v1"
+PATH: Final = "/ws"
+_READ_BUFFER: Final = 2_048
+_SLACK: Final = 4
+"""Messages up to this many times the limit are answered with TOO_LARGE; larger ones end the connection."""
+
+
+class _Connection(picows.WSListener):
+    """One WebSocket; also the Transport of its session."""
+
+    name = "websocket"
+
+    def __init__(self, sessions: Sessions, max_buffered: int) -> None:
+        super().__init__()
+        self._sessions = sessions
+        self._max_buffered = max_buffered
+        self._ws: Any = None
+        self._session: Session | None = None
+        self._parts: list[bytes] | None = None
+
+    # picows calls these
+
+    def on_ws_connected(self, transport: Any) -> None:
+        self._ws = transport
+        self._session = self._sessions.open(self)
+
+    def on_ws_disconnected(self, _transport: Any) -> None:
+        if self._session is not None:
+            self._sessions.lost(self._session)
+        self._ws = None
+
+    def on_ws_frame(self, transport: Any, frame: Any) -> None:
+        session = self._session
+        if session is None:
+            return
+        kind = frame.msg_type
+        if kind == picows.WSMsgType.BINARY and frame.fin:
+            self._sessions.receive(session, frame.get_payload_as_bytes())
+        elif kind == picows.WSMsgType.CLOSE:
+            transport.send_close(frame.get_close_code() or picows.WSCloseCode.OK)
+            transport.disconnect()
+        elif kind in {picows.WSMsgType.BINARY, picows.WSMsgType.CONTINUATION}:
+            self._fragment(session, kind, frame)
+        elif kind == picows.WSMsgType.TEXT:
+            self._sessions.fault(
+                session,
+                InvalidArgument(
+                    "text frames are not spoken here: send an encoded Batch as a binary frame",
+                    reason=reasons.ERROR_REASON_MALFORMED_FRAME,
+                ),
+            )
+
+    def _fragment(self, session: Session, kind: Any, frame: Any) -> None:
+        if kind == picows.WSMsgType.BINARY:
+            self._parts = []
+        if self._parts is None:
+            return
+        self._parts.append(frame.get_payload_as_bytes())
+        limit = self._sessions.limits.max_message_bytes
+        if sum(map(len, self._parts)) > limit:
+            self._parts = None
+            self._sessions.fault(session, too_large(limit))
+        elif frame.fin:
+            data, self._parts = b"".join(self._parts), None
+            self._sessions.receive(session, data)
+
+    # sessions call these
+
+    def send(self, data: bytes) -> None:
+        """Send one encoded Batch; a reader that is too slow is closed instead."""
+        ws = self._ws
+        if ws is None:
+            return
+        if ws.underlying_transport.get_write_buffer_size() > self._max_buffered:
+            METRICS.gateway_dropped.labels("slow_reader").inc()
+            METRICS.gateway_closed.labels("slow_reader").inc()
+            self._ws = None
+            ws.send_close(Close.SLOW_READER, b"slow reader")
+            ws.underlying_transport.abort()
+            return
+        ws.send(picows.WSMsgType.BINARY, data)
+
+    def close(self, code: int, text: str) -> None:
+        """Close after what was sent."""
+        ws, self._ws = self._ws, None
+        if ws is not None:
+            # A control frame's payload has at most 125 bytes (RFC 6455, 5.5), two of them the code.
+            ws.send_close(code, text.encode()[:120].decode(errors="ignore").encode())
+            ws.disconnect()
+
+
+async def listen(
+    sessions: Sessions,
+    host: str,
+    port: int,
+    *,
+    max_connections: int,
+    max_buffered: int,
+) -> asyncio.Server:
+    """Serve WebSockets at /ws, and GET /health. Raises OSError when the port is taken."""
+    limit = sessions.limits.max_message_bytes
+
+    def accept(request: Any) -> Any:
+        path = request.path.decode("ascii", "replace").partition("?")[0]
+        if path == "/health":
+            return _answer(HTTPStatus.OK, {"status": "SERVING", "connections": len(sessions.by_number)})
+        if path != PATH:
+            return None  # 404
+        offered = {
+            part.strip() for part in request.headers.get("sec-websocket-protocol", "").split(",")
+        }
+        if SUBPROTOCOL not in offered:
+            return _answer(
+                HTTPStatus.BAD_REQUEST, {"error": f"offer the WebSocket subprotocol {SUBPROTOCOL}"}
+            )
+        if len(sessions.by_number) >= max_connections:
+            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "no room for more connections"})
+        response = picows.WSUpgradeResponse.create_101_response(
+            extra_headers={"Sec-WebSocket-Protocol": SUBPROTOCOL}
+        )
+        return picows.WSUpgradeResponseWithListener(response, _Connection(sessions, max_buffered))
+
+    return await picows.ws_create_server(
+        accept,
+        host,
+        port,
+        websocket_handshake_timeout=5,
+        max_frame_size=_SLACK * limit,
+        read_buffer_init_size=_READ_BUFFER,
+        use_aiofastnet=False,
+        backlog=4096,
+    )
+
+
+def _answer(status: HTTPStatus, body: dict[str, Any]) -> Any:
+    encoded = json.dumps(body).encode()
+    if status is HTTPStatus.OK:
+        response = picows.WSUpgradeResponse.create_ok_response(encoded)
+    else:
+        response = picows.WSUpgradeResponse.create_error_response(status, encoded)
+    return picows.WSUpgradeResponseWithListener(response, None)

@@ -1,0 +1,112 @@
+"""Services of the message path, started inside the test's process on free ports."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from deskwire.chat.v1 import agent_pb2, agent_service_pb2, agent_service_pb2_grpc
+
+import deskwire_chat.app
+import deskwire_chat.config
+import deskwire_gateway.app
+import deskwire_gateway.config
+from deskwire_client import Client
+from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.lifecycle import Runtime, running
+from deskwire_common.migrations import migrate
+from deskwire_common.rpc import make_channel
+
+
+def new_id() -> str:
+    """A conversation id, as a client makes them."""
+    return str(uuid.uuid4())
+
+
+@dataclass(slots=True)
+class Desk:
+    """Chat and gateway that run, and ways to be somebody."""
+
+    signer: TokenSigner
+    chat: Runtime[Any]
+    gateway: Runtime[Any]
+    stack: AsyncExitStack
+    tenant: str
+
+    @property
+    def url(self) -> str:
+        """The gateway's WebSocket."""
+        return f"ws://127.0.0.1:{self.gateway.extra_ports['ws']}/ws"
+
+    def token(self, role: Role, subject: str, **more: Any) -> str:
+        """A token of the desk's tenant."""
+        return self.signer.mint(tenant=more.pop("tenant", self.tenant), role=role, subject=subject, **more)
+
+    async def client(self, role: Role, subject: str, **more: Any) -> Client:
+        """A connected client, closed at the end."""
+        on_push: Callable[[Any], None] | None = more.pop("on_push", None)
+        client = Client(self.url, self.token(role, subject, **more), on_push=on_push)
+        await client.connect()
+        self.stack.push_async_callback(client.close)
+        return client
+
+    def channel(self, role: Role, subject: str, *, port: int = 0, **more: Any) -> grpc.aio.Channel:
+        """A channel to chat (or another port) as somebody."""
+        token = self.token(role, subject, **more)
+        channel = make_channel(f"127.0.0.1:{port or self.chat.port}", token=lambda: token)
+        self.stack.push_async_callback(channel.close)
+        return channel
+
+    async def available(self, agent: str, *, capacity: int = 5) -> None:
+        """Make an agent take conversations."""
+        stub = agent_service_pb2_grpc.AgentServiceStub(self.channel(Role.AGENT, agent, name=agent.title()))
+        await stub.SetAgentStatus(
+            agent_service_pb2.SetAgentStatusRequest(
+                request_id=new_id(), status=agent_pb2.AGENT_STATUS_AVAILABLE, capacity=capacity
+            )
+        )
+
+
+def chat_settings(database_url: str, kafka: str, keys_file: Path, **more: Any) -> Any:
+    """Settings of a chat process on a free port."""
+    return deskwire_chat.config.Settings(
+        grpc_listen=more.pop("grpc_listen", "127.0.0.1:0"),
+        keys_file=keys_file,
+        database_url=database_url,
+        kafka=kafka,
+        shard_name="chat-0",
+        **more,
+    )
+
+
+def gateway_settings(chat_port: int, valkey: str, keys_file: Path, **more: Any) -> Any:
+    """Settings of a gateway on free ports."""
+    return deskwire_gateway.config.Settings(
+        grpc_listen="127.0.0.1:0",
+        ws_listen="127.0.0.1:0",
+        keys_file=keys_file,
+        chat_target=f"127.0.0.1:{chat_port}",
+        redis_url=valkey,
+        **more,
+    )
+
+
+@asynccontextmanager
+async def desk(
+    database_url: str, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner, **gateway: Any
+) -> AsyncIterator[Desk]:
+    """Chat and gateway, run while the block runs, in a tenant of their own."""
+    await migrate(database_url, "deskwire_chat")
+    async with (
+        running("chat", chat_settings(database_url, kafka, keys_file), deskwire_chat.app.build) as chat,
+        running(
+            "gateway", gateway_settings(chat.port, valkey, keys_file, **gateway), deskwire_gateway.app.build
+        ) as gateway_runtime,
+        AsyncExitStack() as stack,
+    ):
+        yield Desk(signer, chat, gateway_runtime, stack, f"t-{uuid.uuid4().hex[:12]}")

@@ -1,0 +1,207 @@
+"""EventHubService through its real server and a real Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from deskwire.events.v1 import event_hub_service_pb2
+from deskwire_common import topics
+from deskwire_common.auth import Role
+from deskwire_common.kafka import Reader, cluster_id
+from deskwire_events import domain
+from deskwire_events.domain import Cursor
+
+hub_pb: Any = event_hub_service_pb2
+EARLIEST = {"earliest": Empty()}
+
+
+async def refused(call: Any) -> tuple[str, str, dict[str, str]]:
+    """Code, reason and metadata of a call that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    status = rpc_status.from_call(caught.value)
+    assert status is not None
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return caught.value.code().name, info.reason, dict(info.metadata)
+
+
+def invoices(subject: str, count: int) -> list[tuple[str, str, dict[str, Any]]]:
+    return [("invoice_paid", subject, {"number": number}) for number in range(count)]
+
+
+async def test_what_is_published_is_subscribed(client: Any, tenant: str) -> None:
+    erp = client(tenant, role=Role.INTEGRATION, subject="erp", system="erp:main")
+    async with client(tenant).subscribe() as stream:
+        ids = await erp.publish(*invoices("4711", 3), ("invoice_sent", "4712", {}))
+        delivered = await stream.take(4)
+    paid = [each.event for each in delivered if each.event.subject == "4711"]
+    assert [event.event_id for event in paid] == ids[:3]
+    assert [event.sequence for event in paid] == [1, 2, 3]
+    assert {event.origin for event in paid} == {"erp:main"}
+    assert {event.tenant_id for event in paid} == {tenant}
+    assert {each.topic for each in delivered} == {topics.EXTERNAL.name}
+    data = Struct()
+    assert paid[2].data.Unpack(data)
+    assert data["number"] == 2
+
+
+async def test_publishing_on_every_database(start: Any, database_url: str, tenant: str) -> None:
+    async with start(database_url) as client:
+        someone = client(tenant)
+        ids = await someone.publish(*invoices("a", 2), request_id="once")
+        assert await someone.publish(*invoices("a", 2), request_id="once") == ids
+        call = someone.publish(*invoices("b", 2), request_id="once")
+        assert (await refused(call))[:2] == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
+        async with someone.subscribe(**EARLIEST, json=True) as stream:
+            found = [json.loads(each.json) for each in await stream.take(2)]
+    assert [event["event_id"] for event in found] == ids
+    assert [event["data"] for event in found] == [{"number": 0}, {"number": 1}]
+
+
+async def test_a_reader_comes_back_with_its_cursor(client: Any, tenant: str) -> None:
+    someone = client(tenant)
+    ids = await someone.publish(*invoices("x", 3))
+    async with someone.subscribe(**EARLIEST, credit=2) as stream:
+        await stream.take(2)
+        # Nothing more without credit, and the cursor covers just what was delivered.
+        cursor = stream.cursor
+    ids += await someone.publish(*invoices("x", 2))
+    async with someone.subscribe(cursor=cursor) as stream:
+        found = [each.event.event_id for each in await stream.take(3)]
+    assert found == ids[2:]
+
+
+async def test_credit_is_kept(client: Any, tenant: str) -> None:
+    someone = client(tenant)
+    await someone.publish(*invoices("x", 7))
+    async with someone.subscribe(**EARLIEST, credit=3) as stream:
+        await stream.take(3)
+        waiting = asyncio.ensure_future(stream.next())
+        done, _ = await asyncio.wait({waiting}, timeout=1.0)
+        assert not done
+        await stream.credit(2)
+        await waiting
+        await stream.take(5)
+        assert len(stream.events) == 5
+        # No credit left and none to come: the stream is over.
+        await stream.call.done_writing()
+        assert await stream.call.read() is grpc.aio.EOF
+        assert await stream.call.code() is grpc.StatusCode.OK
+
+
+async def test_filters(client: Any, tenant: str) -> None:
+    someone = client(tenant)
+    await someone.publish(
+        ("invoice_paid", "a", {}), ("invoice_sent", "a", {}), ("invoice_paid", "b", {})
+    )
+    async with someone.subscribe(**EARLIEST, event_types=["invoice_sent"]) as stream:
+        assert [each.event.event_type for each in await stream.take(1)] == ["invoice_sent"]
+    async with someone.subscribe(**EARLIEST, subject="b") as stream:
+        assert [each.event.subject for each in await stream.take(1)] == ["b"]
+    async with someone.subscribe(time=Timestamp(seconds=1)) as stream:
+        assert len(await stream.take(3)) == 3
+
+
+async def test_another_tenants_events_never_come(client: Any, tenant: str) -> None:
+    other = client(f"{tenant}-other")
+    async with other.subscribe(**EARLIEST) as stream:
+        await client(tenant).publish(*invoices("x", 3))
+        mine = await other.publish(*invoices("x", 1))
+        assert [each.event.event_id for each in await stream.take(1)] == mine
+
+
+async def test_cursors_that_cannot_be_used(client: Any, tenant: str, kafka: str) -> None:
+    someone = client(tenant)
+    await someone.publish(*invoices("x", 1))
+    async with someone.subscribe(**EARLIEST) as stream:
+        await stream.take(1)
+        place = (topics.EXTERNAL.name, stream.events[0].partition)
+
+    def opened(**start: Any) -> Any:
+        return someone.subscribe(**start).__aenter__()
+
+    foreign = domain.encode_cursor(Cursor("another", {place: 0}))
+    code, reason, metadata = await refused(opened(cursor=foreign))
+    assert (code, reason) == ("OUT_OF_RANGE", "CURSOR_EXPIRED")
+    # Its offer can be taken.
+    async with someone.subscribe(cursor=metadata["oldest_cursor"]) as stream:
+        await stream.take(1)
+    ahead = domain.encode_cursor(Cursor(await cluster_id(kafka), {place: 10**9}))
+    assert (await refused(opened(cursor=ahead)))[1] == "CURSOR_EXPIRED"
+    assert (await refused(opened(cursor="nonsense")))[1] == "INVALID_CURSOR"
+    assert (await refused(opened(cursor="x" * 9000)))[1] == "INVALID_FIELD"
+
+
+async def test_a_stream_begins_with_start(client: Any, tenant: str) -> None:
+    stream = client(tenant).subscribe()
+    await stream.credit(1)
+    assert (await refused(stream.next()))[:2] == ("INVALID_ARGUMENT", "INVALID_FIELD")
+
+
+async def test_a_stopping_hub_says_so(start: Any, hub_url: str, tenant: str) -> None:
+    async with start(hub_url) as client:
+        someone = client(tenant)
+        stream = await someone.subscribe().__aenter__()
+        client.channels.clear()
+    assert (await refused(stream.next()))[:2] == ("UNAVAILABLE", "SHUTTING_DOWN")
+
+
+async def test_bad_events_are_named(client: Any, tenant: str) -> None:
+    someone = client(tenant)
+    endless = Struct()
+    endless["x"] = float("inf")
+    bad = [
+        hub_pb.ExternalEvent(event_type="ticket_created", subject="x"),
+        hub_pb.ExternalEvent(event_type="NotSnake", subject="x"),
+        hub_pb.ExternalEvent(event_type="invoice_paid", subject=""),
+        hub_pb.ExternalEvent(event_type="invoice_paid", subject="a\x00"),
+        hub_pb.ExternalEvent(event_type="invoice_paid", subject="a "),
+        hub_pb.ExternalEvent(event_type="invoice_paid", subject="x", data=endless),
+        hub_pb.ExternalEvent(
+            event_type="invoice_paid", subject="x", occurred_at=Timestamp(seconds=10**13)
+        ),
+    ]
+    for event in bad:
+        call = someone.hub.Publish(hub_pb.PublishRequest(request_id="r", events=[event]))
+        assert (await refused(call))[:2] == ("INVALID_ARGUMENT", "INVALID_FIELD"), event
+    large = [("invoice_paid", str(i), {"x": "x" * 90_000}) for i in range(12)]
+    assert (await refused(someone.publish(*large)))[:2] == ("RESOURCE_EXHAUSTED", "TOO_LARGE")
+
+
+async def test_the_catalogue(client: Any, tenant: str) -> None:
+    visitor = client(tenant, role=Role.VISITOR, subject="1001")
+    answer = await visitor.hub.ListEventTypes(hub_pb.ListEventTypesRequest())
+    types = {each.event_type: each for each in answer.event_types}
+    assert set(types) == {kind for topic in topics.TOPICS.values() for kind in topic.event_types}
+    assert types["customer_updated"].data_type == "deskwire.events.v1.CustomerUpdated"
+    assert types["row_changed"].topic == topics.CHANGES.name
+    assert (await refused(visitor.publish(*invoices("x", 1))))[1] == "ROLE_NOT_ALLOWED"
+
+
+async def test_records_that_are_no_events_are_passed_over(
+    client: Any, tenant: str, kafka: str
+) -> None:
+    from deskwire_common.kafka import Producer  # noqa: PLC0415 - used here only
+
+    producer = Producer(kafka, "test")
+    await producer.start()
+    async with client(tenant).subscribe() as stream:
+        for value in (b"", b"{}", b"\xff\xfe", b'{"event_type": 7}'):
+            await producer.send(topics.EXTERNAL.name, b"junk", value, [])
+        ids = await client(tenant).publish(*invoices("x", 1))
+        assert [each.event.event_id for each in await stream.take(1)] == ids
+    await producer.close()
+    reader = Reader(kafka, [topics.EXTERNAL.name])
+    await reader.start()
+    await reader.close()

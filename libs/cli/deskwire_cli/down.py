@@ -8,6 +8,7 @@ import signal
 import time
 from typing import Final
 
+import psutil
 import typer
 
 from deskwire_cli.launch import DRAIN_SECONDS, say
@@ -37,7 +38,7 @@ def stop(home: Home, seconds: float = STOP_SECONDS) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + seconds
-    while home.is_locked():
+    while home.is_locked() or runs(pid):
         if time.monotonic() > deadline:
             # Its children die with it.
             with contextlib.suppress(ProcessLookupError):
@@ -46,3 +47,11 @@ def stop(home: Home, seconds: float = STOP_SECONDS) -> None:
                 f"it didn't stop within {seconds:g} s and was killed (log: {home.log('up')})"
             )
         time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    """Whether the process is there and not just waiting to be collected by its parent."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -157,12 +157,12 @@ def what_next(plan: Plan, launch: Launch) -> str:
 
 
 def command_name() -> str:
-    """How the person called this program, as short as it can be said."""
-    program = Path(sys.argv[0])
-    if program.name != "deskwire":
+    """What to type for this program, as short as it can be said."""
+    program = Path(sys.executable).with_name("deskwire")
+    if not program.exists():
         return "deskwire"
     with contextlib.suppress(ValueError, OSError):
-        return str(program.absolute().relative_to(Path.cwd()))
+        return str(program.relative_to(Path.cwd()))
     return str(program)
 
 

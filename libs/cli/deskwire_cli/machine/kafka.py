@@ -186,6 +186,9 @@ def properties(data: Path, port: int, controller_port: int) -> str:
         "share.coordinator.state.topic.num.partitions": 4,
         "share.coordinator.state.topic.replication.factor": 1,
         "share.coordinator.state.topic.min.isr": 1,
+        # How long a killed broker keeps its successor out.
+        "broker.heartbeat.interval.ms": 1000,
+        "broker.session.timeout.ms": 4000,
         "group.initial.rebalance.delay.ms": 0,
         "log.segment.bytes": 64 * 1024 * 1024,
         "log.index.size.max.bytes": 1024 * 1024,

@@ -27,6 +27,7 @@ from deskwire_cli.machine.process import Probe, Process
 VERSION: Final = "4.3.0"
 JAVA: Final = 17
 _LOG4J: Final = "2.25.4"  # the one that Kafka itself comes with
+JAVA_FOLDERS: Final = Path("/usr/lib/jvm")
 READY_SECONDS: Final = 60.0
 #: How to get Java and Maven, for messages.
 ADVICE: Final = "install them (Debian: apt-get install openjdk-17-jre-headless maven)"
@@ -66,7 +67,7 @@ def find_java() -> str:
     home = os.environ.get("JAVA_HOME", "")
     candidates = [f"{home}/bin/java"] if home else []
     candidates += [shutil.which("java") or ""]
-    candidates += sorted(map(str, Path("/usr/lib/jvm").glob("*/bin/java")))
+    candidates += sorted(map(str, JAVA_FOLDERS.glob("*/bin/java")))
     oldest = 0
     for java in candidates:
         if java and os.access(java, os.X_OK):

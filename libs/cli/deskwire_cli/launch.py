@@ -158,7 +158,7 @@ class Launch:
                 "kafka": self.kafka,
                 "redis": self.redis,
                 "demo": plan.demo,
-                "websocket": f"ws://{plan.ports.address('websocket')}/",
+                "websocket": f"ws://{plan.ports.address('websocket')}/ws",
                 "databases": {service: plan.database(service) for service in STORES},
                 "processes": [
                     {
@@ -285,6 +285,9 @@ class Launch:
             "DESKWIRE_REDIS_URL": self.redis,
             "DESKWIRE_WS_LISTEN": plan.ports.address("websocket"),
         }
+        if plan.broker == "dev":
+            # It doesn't know the group protocol of KIP-848.
+            settings["DESKWIRE_KAFKA_GROUP_PROTOCOL"] = "classic"
         for other in SERVICES:
             settings[f"DESKWIRE_{other.upper()}_TARGET"] = plan.ports.address(other)
         if service in STORES:

@@ -8,6 +8,7 @@ import typer
 
 from deskwire_cli.down import down
 from deskwire_cli.machine.problem import Problem
+from deskwire_cli.replay import replay
 from deskwire_cli.status import status
 from deskwire_cli.token import token
 from deskwire_cli.up import up
@@ -26,6 +27,7 @@ app.command()(up)
 app.command()(down)
 app.command()(status)
 app.command()(token)
+app.command()(replay)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from deskwire_chat.routing import Router
 from deskwire_chat.shard import links as shard_links
 from deskwire_chat.shard.links import Links
 from deskwire_chat.shard.publisher import Publisher
-from deskwire_chat.shard.writer import ShardWriter, Stored
+from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.worker import AgentReader
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping
@@ -56,11 +56,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     reader = AgentReader(db)
     router = Router(now=lambda: to_micros(runtime.clock.now()), refresh=reader.ask)
     links = Links(db, router, runtime.verifier, runtime.validator)
-    publishers: list[Publisher] = []
-
-    def publish(stored: list[Stored]) -> None:
-        publishers[0].committed(stored)
-
+    publisher = Publisher(db, await runtime.producer("chat-messages"))
     writer = ShardWriter(
         db,
         outbox,
@@ -69,10 +65,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         clock=runtime.clock,
         owner=settings.shard_name,
         deliver=links.deliver,
-        publish=publish,  # type: ignore[arg-type] # a list is the sequence that is given
+        log=publisher,
     )
-    publisher = Publisher(db, await runtime.producer("chat-messages"), await writer.claim())
-    publishers.append(publisher)
+    publisher.own(await writer.claim())
     links.bind(writer)
 
     relay = OutboxRelay(db, outbox, await runtime.producer("chat-outbox"))

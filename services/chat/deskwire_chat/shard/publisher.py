@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from deskwire_chat.domain import Message, partition_of
@@ -30,26 +31,35 @@ _ROUND: Final = 4_000
 _LOG_CHUNK: Final = 500
 _TAIL: Final = 20_000
 """Encoded messages kept in memory per partition while Kafka is behind."""
-_SAVE_SECONDS: Final = 0.25
+_QUIET_SECONDS: Final = 1.0
+_LINGER: Final = 0.005
 _MAX_BACKOFF: Final = 5.0
 
 
 class Publisher:
     """Publishes the log of all partitions that this process owns. The producer is its own."""
 
-    def __init__(self, db: Database, producer: Producer, owned: Sequence[Partition]) -> None:
+    def __init__(self, db: Database, producer: Producer) -> None:
         self._db = db
         self._producer = producer
-        self._terms = {each.id: each.term for each in owned}
-        self._heads = {each.id: each.head for each in owned}
-        self._published = {each.id: each.published for each in owned}
-        self._saved = dict(self._published)
-        self._tails: dict[int, deque[tuple[int, Outgoing]]] = {each.id: deque() for each in owned}
+        self._terms: dict[int, int] = {}
+        self._heads: dict[int, int] = {}
+        self._published: dict[int, int] = {}
+        self._saved: dict[int, int] = {}
+        self._tails: dict[int, deque[tuple[int, Outgoing]]] = {}
         self._wake = asyncio.Event()
+
+    def own(self, partitions: Sequence[Partition]) -> None:
+        """Begin where the partitions' last owner stopped."""
+        self._terms = {each.id: each.term for each in partitions}
+        self._heads = {each.id: each.head for each in partitions}
+        self._published = {each.id: each.published for each in partitions}
+        self._saved = dict(self._published)
+        self._tails = {each.id: deque() for each in partitions}
         self._wake.set()
 
     def committed(self, stored: Sequence[Stored]) -> None:
-        """Take what was just committed (the writer's Publish)."""
+        """Take what was just committed (the writer's Log)."""
         for each in stored:
             number = partition_of(each.message.conversation_id)
             self._heads[number] = each.message.position
@@ -57,6 +67,15 @@ class Publisher:
             if len(tail) < _TAIL:
                 tail.append((each.message.position, _outgoing(each)))
         self._wake.set()
+
+    def published(self, numbers: Iterable[int]) -> dict[int, int]:
+        """How far Kafka has some partitions."""
+        return {number: self._published[number] for number in numbers}
+
+    def saved(self, published: Mapping[int, int]) -> None:
+        """The database knows this now."""
+        for number, position in published.items():
+            self._saved[number] = max(self._saved[number], position)
 
     @property
     def behind(self) -> int:
@@ -66,15 +85,13 @@ class Publisher:
     async def run(self) -> None:
         """Publish until cancelled; outlasts a broker or a database that is away. Raises NotOwner."""
         failures = 0
-        saved_at = 0.0
-        loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
             try:
                 sent = await self._round()
-                if loop.time() - saved_at > _SAVE_SECONDS or not sent:
-                    await self._save()
-                    saved_at = loop.time()
+                failures = 0
+                if not sent:
+                    await self._rest()
             except NotOwner:
                 raise
             except (DeskwireError, OSError) as error:
@@ -83,11 +100,16 @@ class Publisher:
                 # No later message may overtake the one that failed.
                 await self._producer.purge_and_rebuild()
                 await asyncio.sleep(min(0.1 * 2**failures, _MAX_BACKOFF))
-                continue
-            failures = 0
-            if not sent:
+
+    async def _rest(self) -> None:
+        """Wait for a commit. Under load the writer notes how far Kafka is; after a second of quiet this does."""
+        try:
+            async with asyncio.timeout(_QUIET_SECONDS):
                 await self._wake.wait()
-                await asyncio.sleep(0.005)
+        except TimeoutError:
+            await self._save()
+            await self._wake.wait()
+        await asyncio.sleep(_LINGER)
 
     async def drain(self, seconds: float = 5.0) -> None:
         """Wait until Kafka has everything, for a while, and note how far it got."""
@@ -135,24 +157,16 @@ class Publisher:
         return [(each.position, _outgoing_of(each)) for each in rows]
 
     async def _save(self) -> None:
-        steps = {
-            number: position
-            for number, position in self._published.items()
-            if position != self._saved[number]
-        }
-        if not steps:
-            return
-
-        async def work(uow: UnitOfWork) -> None:
-            # In one order everywhere: the writer's fence locks these rows too.
-            for number, position in sorted(steps.items()):
-                if not await partitions.save_published(
-                    uow.connection, number=number, term=self._terms[number], position=position
-                ):
+        for number, position in self._published.items():
+            if position != self._saved[number]:
+                if not await self._db.run(partial(self._save_one, number, position)):
                     raise NotOwner("another process has taken over")
+                self.saved({number: position})
 
-        await self._db.run(work)
-        self._saved.update(steps)
+    async def _save_one(self, number: int, position: int, uow: UnitOfWork) -> bool:
+        return await partitions.save_published(
+            uow.connection, number=number, term=self._terms[number], position=position
+        )
 
 
 def _outgoing_of(item: Message) -> Outgoing:

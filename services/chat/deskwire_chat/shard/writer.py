@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
@@ -132,10 +133,14 @@ class Deliver(Protocol):
     def __call__(self, users: Iterable[UserKey], batch: bytes, *, without: Hashable = None) -> None: ...
 
 
-class Publish(Protocol):
-    """Takes what was committed, on its way to Kafka."""
+class Log(Protocol):
+    """Takes what was committed, on its way to Kafka (publisher.Publisher)."""
 
-    def __call__(self, stored: Sequence[Stored]) -> None: ...
+    def committed(self, stored: Sequence[Stored]) -> None: ...
+
+    def published(self, numbers: Iterable[int]) -> dict[int, int]: ...
+
+    def saved(self, published: Mapping[int, int]) -> None: ...
 
 
 class _Entry:
@@ -154,6 +159,7 @@ class _Group:
 
     now: int
     heads: dict[int, int]
+    published: dict[int, int] = field(default_factory=dict)
     touched: dict[str, Conversation] = field(default_factory=dict)
     opened: list[tuple[Conversation, Customer]] = field(default_factory=list)
     customers: dict[tuple[str, str], Customer] = field(default_factory=dict)
@@ -186,7 +192,7 @@ class ShardWriter:
         clock: Clock,
         owner: str,
         deliver: Deliver,
-        publish: Publish,
+        log: Log,
     ) -> None:
         """`owner` names the place of this process (its pod): its next life takes over at once."""
         self._db = db
@@ -196,7 +202,7 @@ class ShardWriter:
         self._clock = clock
         self._owner = owner
         self._deliver = deliver
-        self._publish = publish
+        self._log = log
         self._cache: OrderedDict[str, _Entry] = OrderedDict()
         self._partitions: list[Partition] = []
         self._stale = False
@@ -239,16 +245,17 @@ class ShardWriter:
             await asyncio.sleep(LEASE_SECONDS / 3)
             until = self._now() + int(LEASE_SECONDS * 1_000_000)
 
-            async def work(uow: UnitOfWork, until: int = until) -> int:
-                return await partitions.renew(uow.connection, owner=self._owner, lease_until=until)
-
             try:
-                kept = await self._db.run(work)
+                for number in range(PARTITIONS):
+                    if not await self._db.run(partial(self._renew, number, until)):
+                        raise NotOwner(f"partition {number} has another owner")
+            except NotOwner:
+                raise
             except Unavailable as error:
                 get_logger().warning("lease_not_renewed", error=str(error))
-                continue
-            if kept != PARTITIONS:
-                raise NotOwner(f"{PARTITIONS - kept} partitions have another owner")
+
+    async def _renew(self, number: int, until: int, uow: UnitOfWork) -> bool:
+        return await partitions.renew(uow.connection, number, owner=self._owner, lease_until=until)
 
     async def release(self) -> None:
         """Let another process take over at once."""
@@ -652,7 +659,8 @@ class ShardWriter:
             number: (self._partitions[number].term, self._partitions[number].head, head)
             for number, head in group.heads.items()
         }
-        if not await partitions.fence(uow.connection, steps):
+        group.published = self._log.published(steps)
+        if not await partitions.fence(uow.connection, steps, group.published):
             await self._lost(uow)
         if group.new_customers:
             await customers.add(uow.connection, group.new_customers)
@@ -693,7 +701,8 @@ class ShardWriter:
                 entry.sent.add(key)
         for span in group.spans:
             span.end()
-        self._publish(list(group.stored.values()))
+        self._log.committed(list(group.stored.values()))
+        self._log.saved(group.published)
 
     # -------------------------------------------------------------------------------------- alter
 

@@ -57,12 +57,17 @@ async def claim(
     return bool(result.rowcount == 1)
 
 
-async def renew(c: AsyncConnection, *, owner: str, lease_until: int) -> int:
-    """Prolong the lease of all partitions of `owner`; returns how many those are."""
+async def renew(c: AsyncConnection, number: int, *, owner: str, lease_until: int) -> bool:
+    """Prolong the lease of one partition; False when `owner` isn't its owner any more.
+
+    One row per transaction: several could wait for the fence's rows in another order, which is a deadlock.
+    """
     result = await c.execute(
-        update(partitions).where(partitions.c.owner == owner).values(lease_until=lease_until)
+        update(partitions)
+        .where(partitions.c.id == number, partitions.c.owner == owner)
+        .values(lease_until=lease_until)
     )
-    return int(result.rowcount)
+    return bool(result.rowcount == 1)
 
 
 async def release(c: AsyncConnection, *, owner: str) -> None:
@@ -71,7 +76,7 @@ async def release(c: AsyncConnection, *, owner: str) -> None:
 
 
 async def save_published(c: AsyncConnection, *, number: int, term: int, position: int) -> bool:
-    """Note that everything up to `position` is on Kafka; False when the term is over."""
+    """Note that everything up to `position` is on Kafka; False when the term is over. One row per transaction, too."""
     result = await c.execute(
         update(partitions)
         .where(partitions.c.id == number, partitions.c.term == term)
@@ -80,20 +85,31 @@ async def save_published(c: AsyncConnection, *, number: int, term: int, position
     return bool(result.rowcount == 1)
 
 
-def fence_sql(steps: Mapping[int, tuple[int, int, int]]) -> str:
+def fence_sql(
+    steps: Mapping[int, tuple[int, int, int]], published: Mapping[int, int] | None = None
+) -> str:
     """Return the statement that moves heads: partition → (term, old head, new head).
 
     Its rowcount is len(steps), or somebody else owns a partition or moved its head: roll back then. It holds nothing
-    but integers. Without movement (old == new) it still locks the rows and proves the terms.
+    but integers. Without movement (old == new) it still locks the rows and proves the terms. `published` (partition
+    → position on Kafka) is noted on the way, as these rows are written anyway.
     """
     cases = " ".join(f"WHEN {number} THEN {new}" for number, (_, _, new) in steps.items())
     wheres = " OR ".join(
         f"(id={number} AND term={term} AND head={old})" for number, (term, old, _) in steps.items()
     )
-    return f"UPDATE partitions SET head = CASE id {cases} ELSE head END WHERE {wheres}"  # noqa: S608
+    notes = ""
+    if published:
+        done = " ".join(f"WHEN {number} THEN {position}" for number, position in published.items())
+        notes = f", published = CASE id {done} ELSE published END"
+    return f"UPDATE partitions SET head = CASE id {cases} ELSE head END{notes} WHERE {wheres}"  # noqa: S608
 
 
-async def fence(c: AsyncConnection, steps: Mapping[int, tuple[int, int, int]]) -> bool:
+async def fence(
+    c: AsyncConnection,
+    steps: Mapping[int, tuple[int, int, int]],
+    published: Mapping[int, int] | None = None,
+) -> bool:
     """Move heads as `fence_sql` says; False when this process isn't the owner, or not of these heads."""
-    result = await c.execute(text(fence_sql(steps)))
+    result = await c.execute(text(fence_sql(steps, published)))
     return bool(result.rowcount == len(steps))

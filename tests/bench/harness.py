@@ -1,0 +1,142 @@
+"""What benches share: a suite of their own, CPU by process, the machine, and the file with the figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from deskwire_cli.suite import Suite, load_suite  # noqa: E402 - after the path
+from support import servers  # noqa: E402 - after the path
+
+_DESKWIRE: Final = Path(sys.executable).with_name("deskwire")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A suite, and the processes of its services by name."""
+
+    suite: Suite
+    processes: Mapping[str, psutil.Process]
+
+    def cpu(self, names: Sequence[str]) -> float:
+        """CPU seconds that some processes have used."""
+        total = 0.0
+        for name in names:
+            times = self.processes[name].cpu_times()
+            total += times.user + times.system
+        return total
+
+    def memory_mb(self, names: Sequence[str]) -> float:
+        """Resident memory of some processes."""
+        return sum(self.processes[name].memory_info().rss for name in names) / 1e6
+
+
+@contextmanager
+def suite_on_postgres() -> Iterator[Running]:
+    """The five services with Apache Kafka, Valkey and a private PostgreSQL, durable as in production."""
+    with tempfile.TemporaryDirectory(prefix="deskwire-bench-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        home = folder / "home"
+        environment = {**os.environ, "DESKWIRE_HOME": str(home)}
+        with servers.postgres_server(folder) as server:
+            say("starting PostgreSQL, Kafka and the services")
+            command = [str(_DESKWIRE), "up", "-d", "--no-demo", "--port-base", str(free_base())]
+            for service in ("chat", "tickets", "events", "cdc"):
+                command += ["--database", f"{service}={server.url(f'bench_{service}')}"]
+            subprocess.run(command, env=environment, check=True, stdout=sys.stderr)  # noqa: S603 - ours
+            try:
+                status = json.loads(
+                    subprocess.run(  # noqa: S603 - ours
+                        [str(_DESKWIRE), "status", "--json"],
+                        env=environment,
+                        check=True,
+                        capture_output=True,
+                    ).stdout
+                )
+                processes = {
+                    each["name"]: psutil.Process(each["pid"]) for each in status["processes"] if each["pid"]
+                }
+                yield Running(load_suite(home), processes)
+            finally:
+                subprocess.run([str(_DESKWIRE), "down"], env=environment, check=False, stdout=sys.stderr)  # noqa: S603
+
+
+def free_base() -> int:
+    """A port base that is probably free: of this process's own range."""
+    return 20_000 + os.getpid() % 200 * 100
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": cpu,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_before": round(os.getloadavg()[0], 2),
+        "kernel": platform.release(),
+    }
+
+
+def record(name: str, *, figures: Mapping[str, Any], parameters: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of a bench, and write build/bench/<name>.json."""
+    commit = subprocess.run(  # noqa: S603
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False  # noqa: S607
+    ).stdout.strip()
+    document = {
+        "bench": name,
+        "figures": figures,
+        "rows": list(rows),
+        "parameters": parameters,
+        "machine": machine(),
+        "versions": {
+            "python": platform.python_version(),
+            **{each: version(each) for each in ("grpcio", "protobuf", "picows", "confluent-kafka", "psycopg")},
+        },
+        "commit": commit,
+    }
+    path = ROOT / "build" / "bench" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    console = Console()
+    table = Table(title=f"bench {name}")
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:,}" if not isinstance(value, str) else value for value in row.values()))
+    console.print(table)
+    of = document["machine"]
+    console.print(
+        f"{of['cores']} cores ({of['cpu']}), {of['memory_gib']} GiB, load {of['load_before']}; commit {commit}; "
+        f"figures in {path.relative_to(ROOT)}"
+    )

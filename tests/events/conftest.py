@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +24,15 @@ from deskwire.events.v1 import (
     event_hub_service_pb2,
     event_hub_service_pb2_grpc,
 )
-from deskwire_common import rpc
+from deskwire_common import events, rpc
 from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.clock import SystemClock, to_micros
+from deskwire_common.events import DomainEvent
 from deskwire_common.ids import RandomIds
+from deskwire_common.kafka import Producer
 from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
+from deskwire_common.topics import Topic
 from deskwire_events.app import build
 from deskwire_events.config import Settings
 
@@ -198,6 +202,44 @@ async def client(start: Start, hub_url: str) -> AsyncIterator[Client]:
     """The hub on SQLite."""
     async with start(hub_url) as client:
         yield client
+
+
+Produce = Callable[..., Awaitable[DomainEvent]]
+
+
+@pytest.fixture
+async def produce(kafka: str) -> AsyncIterator[Produce]:
+    """`await produce(topic, event_type, data, tenant)`: an event as another service publishes it."""
+    producer = Producer(kafka, "test")
+    await producer.start()
+
+    async def produced(
+        topic: Topic, event_type: str, data: Any, tenant: str, **fields: Any
+    ) -> DomainEvent:
+        event = DomainEvent(
+            **{
+                "event_id": IDS.uuid7(),
+                "event_type": event_type,
+                "tenant_id": tenant,
+                "subject": "a",
+                "sequence": 1,
+                "occurred_at": to_micros(SystemClock().now()),
+                "trace_id": "0af7651916cd43dd8448eb211c80319c",
+                "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                "actor": events.system_actor(),
+                "origin": "deskwire",
+                "correlation_id": "",
+                "data": data,
+                "topic": topic,
+                **fields,
+            }
+        )
+        value, headers = events.encode(event), events.headers(event)
+        await producer.send(topic.name, event.subject.encode(), value, headers)
+        return event
+
+    yield produced
+    await producer.close()
 
 
 @pytest.fixture

@@ -12,16 +12,15 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from deskwire.chat.v1.conversation_pb2 import Content, Message
 from deskwire.events.v1 import adapter_pb2
+from deskwire.events.v1.chat_events_pb2 import MessageSent
+from deskwire.events.v1.hub_events_pb2 import RowChanged
 from deskwire_common import events, topics
 from deskwire_common.auth import Role
-from deskwire_common.clock import SystemClock
-from deskwire_common.events import DomainEvent
-from deskwire_common.ids import RandomIds
-from deskwire_common.kafka import Producer
+from deskwire_common.kafka import ensure_topics
 from support import eventually
 
-IDS = RandomIds()
 DELIVERED = adapter_pb2.PUSH_OUTCOME_DELIVERED
 RETRY = adapter_pb2.PUSH_OUTCOME_RETRY
 REJECTED = adapter_pb2.PUSH_OUTCOME_REJECTED
@@ -47,7 +46,7 @@ def invoices(subject: str, count: int) -> list[tuple[str, str, dict[str, Any]]]:
     return [("invoice_paid", subject, {"number": number}) for number in range(count)]
 
 
-async def all_of(adapter: Any, ids: list[str]) -> None:
+async def all_of(adapter: Any, ids: list[str], timeout: float = 20.0) -> None:
     """Wait until the adapter has these events, perhaps several times."""
 
     def there() -> None:
@@ -57,7 +56,7 @@ async def all_of(adapter: Any, ids: list[str]) -> None:
         there()
         return True
 
-    await eventually(check, timeout=20)
+    await eventually(check, timeout=timeout)
 
 
 async def test_events_reach_an_adapter_in_order(client: Any, crm: Any, tenant: str) -> None:
@@ -290,36 +289,62 @@ async def test_another_tenants_events_never_leave(client: Any, crm: Any, tenant:
 
 
 async def test_the_trace_goes_on_at_the_adapter(
-    client: Any, crm: Any, tenant: str, kafka: str
+    client: Any, crm: Any, tenant: str, produce: Any
 ) -> None:
     await client(tenant).register("crm-main", crm.target, event_types=PAID)
-    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    event = DomainEvent(
-        event_id=IDS.uuid7(),
-        event_type="invoice_paid",
-        tenant_id=tenant,
-        subject="a",
-        sequence=1,
-        occurred_at=int(SystemClock().now().timestamp() * 1e6),
-        trace_id=trace,
-        traceparent=f"00-{trace}-{parent}-01",
-        actor=events.system_actor(),
-        origin="deskwire",
-        correlation_id="",
-        data=Struct(),
-        topic=topics.EXTERNAL,
-    )
-    producer = Producer(kafka, "test")
-    await producer.start()
-    value, headers = events.encode(event), events.headers(event)
-    await producer.send(topics.EXTERNAL.name, b"a", value, headers)
-    await producer.close()
+    event = await produce(topics.EXTERNAL, "invoice_paid", Struct(), tenant)
     await all_of(crm, [event.event_id])
+    trace, parent = event.traceparent.split("-")[1:3]
     version, got, span, flags = crm.got[0].traceparent.split("-")
     assert (version, got, flags) == ("00", trace, "01")
     # A span of the push itself, a child of the record's.
     assert span != parent
     assert crm.metadata[0]["traceparent"] == crm.got[0].traceparent
+
+
+async def test_tables_that_are_captured_later_are_delivered_too(
+    client: Any, crm: Any, tenant: str, produce: Any, kafka: str
+) -> None:
+    olga = client(tenant)
+    await olga.register("crm-main", crm.target, event_types=["row_changed"])
+    async with olga.subscribe(event_types=["row_changed"]) as stream:
+        source = tenant[:20]
+        topic = topics.changes_topic(source, "customers")
+        await ensure_topics(kafka, [topic])
+        data = RowChanged(source_id=source, table="customers", operation="insert")
+        event = await produce(topic, "row_changed", data, tenant)
+        # The broker looks for new names of a pattern every ten seconds or so.
+        await all_of(crm, [event.event_id], timeout=60)
+        assert [each.event.event_id for each in await stream.take(1)] == [event.event_id]
+    assert events.unpack(crm.got[0].event) == data
+
+
+async def test_an_adapter_that_wants_and_refuses_everything_ends_no_world(
+    client: Any, crm: Any, tenant: str, produce: Any
+) -> None:
+    """Dead letters are events as well: they must not beget each other."""
+    olga = client(tenant)
+    crm.answer = lambda _item: REJECTED
+    for name in ("one", "two"):
+        await olga.register(name, crm.target, system_id=f"{name}:main")
+    sent = MessageSent(message=Message(seq=1, content=Content(text="Where is my parcel?")))
+    message = await produce(topics.MESSAGES, "message_sent", sent, tenant)
+
+    async def settled() -> bool:
+        # The message, and what was said about the other one: registered later, dead letter.
+        found = [await olga.deliveries(name, dead_letters=True) for name in ("one", "two")]
+        kinds = [sorted(end.event_type for end in ends) for ends in found]
+        both = ["delivery_dead_lettered", "message_sent"]
+        return all(set(both) <= set(each) for each in kinds)
+
+    await eventually(settled, timeout=20)
+    last = await olga.publish(*invoices("z", 1))
+    await all_of(crm, last)
+    # The messages come as protobuf on Kafka, and as JSON to those who want it.
+    item = next(item for item in crm.got if item.event.event_id == message.event_id)
+    assert json.loads(item.json)["data"]["message"]["content"] == {"text": "Where is my parcel?"}
+    told = [json.loads(item.json) for item in crm.got if "delivery_dead" in item.event.event_type]
+    assert not [each for each in told if "dead" in each["data"]["delivery"]["event_type"]]
 
 
 async def test_an_adapter_that_answers_nonsense_gets_it_again(

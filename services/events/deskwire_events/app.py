@@ -36,7 +36,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     outbox = Outbox(dbs.metadata(), clock)
     idempotency = IdempotencyStore(dbs.metadata(), clock)
     ledger = Ledger(db, outbox, clock, ids, settings.dead_letter_limit)
-    deliveries = Deliveries(settings.kafka, ledger, runtime.tls, clock)
+    deliveries = Deliveries(
+        settings.kafka, ledger, runtime.tls, clock, settings.kafka_group_protocol
+    )
     events = EventActions(db, outbox, idempotency, clock, ids)
     adapters = AdapterActions(
         db=db,

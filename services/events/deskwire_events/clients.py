@@ -19,8 +19,8 @@ from deskwire_events.domain import Outcome, outcome_of
 #: Seconds that Schema and Auth may take, and a Push.
 ASK_SECONDS: Final = 3.0
 PUSH_SECONDS: Final = 30.0
-DEFAULT_BATCH: Final = 100
-MAX_BATCH: Final = 500
+#: Most events in one Push, and records between two commits of a place: so many may come again.
+MAX_BATCH: Final = 100
 _MAX_TEXT: Final = 500
 
 
@@ -72,7 +72,7 @@ class AdapterClient:
         self._schema = Schema(
             program=clean(answer.adapter),
             event_types=tuple(answer.event_types),
-            max_batch=min(answer.max_batch or DEFAULT_BATCH, MAX_BATCH),
+            max_batch=min(answer.max_batch or MAX_BATCH, MAX_BATCH),
         )
         return self._schema
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from deskwire_common.config import DatabaseSettings, KafkaSettings, ServiceSettings
@@ -12,3 +14,5 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
 
     #: So many dead letters in a row, without a success between them, stop an adapter.
     dead_letter_limit: int = Field(default=100, ge=1)
+    #: `classic` for brokers without KIP-848, such as the development broker.
+    kafka_group_protocol: Literal["consumer", "classic"] = "consumer"

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database
@@ -41,6 +41,7 @@ class Deliveries:
     ledger: Ledger
     tls: Tls | None
     clock: Clock
+    protocol: Literal["consumer", "classic"] = "consumer"
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -98,6 +99,7 @@ class Deliveries:
                     spine.patterns(topics_of(adapter.wanted)),
                     start="earliest",
                     client_id=f"deskwire-hub-{adapter.adapter_id}",
+                    protocol=self.protocol,
                 )
                 before = delivering.handled
                 try:

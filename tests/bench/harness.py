@@ -61,10 +61,10 @@ def suite_on_postgres() -> Iterator[Running]:
             command = [str(_DESKWIRE), "up", "-d", "--no-demo", "--port-base", str(free_base())]
             for service in ("chat", "tickets", "events", "cdc"):
                 command += ["--database", f"{service}={server.url(f'bench_{service}')}"]
-            subprocess.run(command, env=environment, check=True, stdout=sys.stderr)  # noqa: S603 - ours
+            subprocess.run(command, env=environment, check=True, stdout=sys.stderr)
             try:
                 status = json.loads(
-                    subprocess.run(  # noqa: S603 - ours
+                    subprocess.run(
                         [str(_DESKWIRE), "status", "--json"],
                         env=environment,
                         check=True,
@@ -72,11 +72,15 @@ def suite_on_postgres() -> Iterator[Running]:
                     ).stdout
                 )
                 processes = {
-                    each["name"]: psutil.Process(each["pid"]) for each in status["processes"] if each["pid"]
+                    each["name"]: psutil.Process(each["pid"])
+                    for each in status["processes"]
+                    if each["pid"]
                 }
                 yield Running(load_suite(home), processes)
             finally:
-                subprocess.run([str(_DESKWIRE), "down"], env=environment, check=False, stdout=sys.stderr)  # noqa: S603
+                subprocess.run(
+                    [str(_DESKWIRE), "down"], env=environment, check=False, stdout=sys.stderr
+                )
 
 
 def free_base() -> int:
@@ -108,10 +112,20 @@ def machine() -> dict[str, Any]:
     }
 
 
-def record(name: str, *, figures: Mapping[str, Any], parameters: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def record(
+    name: str,
+    *,
+    figures: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
     """Print the table of a bench, and write build/bench/<name>.json."""
-    commit = subprocess.run(  # noqa: S603
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False  # noqa: S607
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     document = {
         "bench": name,
@@ -121,7 +135,10 @@ def record(name: str, *, figures: Mapping[str, Any], parameters: Mapping[str, An
         "machine": machine(),
         "versions": {
             "python": platform.python_version(),
-            **{each: version(each) for each in ("grpcio", "protobuf", "picows", "confluent-kafka", "psycopg")},
+            **{
+                each: version(each)
+                for each in ("grpcio", "protobuf", "picows", "confluent-kafka", "psycopg")
+            },
         },
         "commit": commit,
     }
@@ -133,7 +150,9 @@ def record(name: str, *, figures: Mapping[str, Any], parameters: Mapping[str, An
     for column in rows[0]:
         table.add_column(column.replace("_", " "), justify="right")
     for row in rows:
-        table.add_row(*(f"{value:,}" if not isinstance(value, str) else value for value in row.values()))
+        table.add_row(
+            *(f"{value:,}" if not isinstance(value, str) else value for value in row.values())
+        )
     console.print(table)
     of = document["machine"]
     console.print(

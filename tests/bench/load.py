@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import picows
 import uvloop
+
 from deskwire.chat.v1 import agent_pb2, agent_service_pb2, agent_service_pb2_grpc
 from deskwire.gateway.v1 import frame_pb2
-
 from deskwire_common.auth import KeySet, Role, TokenSigner
 from deskwire_common.rpc import make_channel
 
@@ -123,7 +123,9 @@ class Load:
         agents, visitors = [], []
         for number in range(plan["pairs"]):
             subject = f"agent-{plan['part']}-{number}"
-            agents.append(await self.connect(signer.mint(tenant=tenant, role=Role.AGENT, subject=subject)))
+            agents.append(
+                await self.connect(signer.mint(tenant=tenant, role=Role.AGENT, subject=subject))
+            )
             await stub.SetAgentStatus(
                 agent_service_pb2.SetAgentStatusRequest(
                     request_id=subject,
@@ -132,7 +134,9 @@ class Load:
                     capacity=1,
                 )
             )
-            token = signer.mint(tenant=tenant, role=Role.VISITOR, subject=f"visitor-{plan['part']}-{number}")
+            token = signer.mint(
+                tenant=tenant, role=Role.VISITOR, subject=f"visitor-{plan['part']}-{number}"
+            )
             visitor = await self.connect(token)
             visitor.conversation_id = str(uuid.uuid4())
             visitor.assigned = asyncio.Event()

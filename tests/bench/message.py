@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from deskwire_cli.replay import summary
 from harness import Running, say
+
+from deskwire_cli.replay import summary
 
 SERVERS = ("gateway", "chat")
 
@@ -31,7 +32,7 @@ def measure(running: Running, options: argparse.Namespace) -> list[dict[str, Any
         "seconds": options.seconds,
     }
     say(f"connecting {options.pairs} pairs")
-    generator = subprocess.Popen(  # noqa: S603 - ours
+    generator = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("load.py")), json.dumps(plan)],
         stdout=subprocess.PIPE,
         text=True,

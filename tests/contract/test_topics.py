@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from deskwire.events.v1.event_pb2 import Event
 
+from deskwire.events.v1.event_pb2 import Event
 from deskwire_common import events
 from deskwire_common.topics import TOPICS
 

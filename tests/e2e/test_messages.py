@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from deskwire.chat.v1 import conversation_service_pb2, conversation_service_pb2_grpc
-
 from deskwire_common import events, topics
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.kafka import Reader, Record
@@ -58,11 +57,17 @@ async def test_visitor_and_agent_talk(
         await eventually(lambda: texts(agent_sees) == ["hello, where is my order?", greeting])
 
         # The same Send again has the first one's result.
-        again = await visitor.send(conversation, "hello, where is my order?", client_msg_id=ack.client_msg_id)
+        again = await visitor.send(
+            conversation, "hello, where is my order?", client_msg_id=ack.client_msg_id
+        )
         assert (again.seq, again.message_id, again.duplicate) == (1, ack.message_id, True)
 
-        stub = conversation_service_pb2_grpc.ConversationServiceStub(d.channel(Role.AGENT, "alice", name="Alice"))
-        request = conversation_service_pb2.SendMessageRequest(conversation_id=conversation, client_msg_id="a-1")
+        stub = conversation_service_pb2_grpc.ConversationServiceStub(
+            d.channel(Role.AGENT, "alice", name="Alice")
+        )
+        request = conversation_service_pb2.SendMessageRequest(
+            conversation_id=conversation, client_msg_id="a-1"
+        )
         request.content.text = "let me look"
         stored = await stub.SendMessage(request)
         assert stored.message.seq == 3
@@ -78,5 +83,8 @@ async def test_visitor_and_agent_talk(
         assert [each.event_id for each in found] == [each.message_id for each in history.messages]
         assert [each.sequence for each in found] == [1, 2, 3]
         opened = await read_topic(kafka, topics.CONVERSATIONS.name, d.tenant, 2)
-        assert [each.event_type for each in opened] == ["conversation_opened", "conversation_assigned"]
+        assert [each.event_type for each in opened] == [
+            "conversation_opened",
+            "conversation_assigned",
+        ]
         assert [each.sequence for each in opened] == [1, 2]

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from deskwire.chat.v1 import agent_pb2, agent_service_pb2, agent_service_pb2_grpc
 
 import deskwire_chat.app
 import deskwire_chat.config
 import deskwire_gateway.app
 import deskwire_gateway.config
+from deskwire.chat.v1 import agent_pb2, agent_service_pb2, agent_service_pb2_grpc
 from deskwire_client import Client
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.lifecycle import Runtime, running
@@ -45,7 +45,9 @@ class Desk:
 
     def token(self, role: Role, subject: str, **more: Any) -> str:
         """A token of the desk's tenant."""
-        return self.signer.mint(tenant=more.pop("tenant", self.tenant), role=role, subject=subject, **more)
+        return self.signer.mint(
+            tenant=more.pop("tenant", self.tenant), role=role, subject=subject, **more
+        )
 
     async def client(self, role: Role, subject: str, **more: Any) -> Client:
         """A connected client, closed at the end."""
@@ -64,7 +66,9 @@ class Desk:
 
     async def available(self, agent: str, *, capacity: int = 5) -> None:
         """Make an agent take conversations."""
-        stub = agent_service_pb2_grpc.AgentServiceStub(self.channel(Role.AGENT, agent, name=agent.title()))
+        stub = agent_service_pb2_grpc.AgentServiceStub(
+            self.channel(Role.AGENT, agent, name=agent.title())
+        )
         await stub.SetAgentStatus(
             agent_service_pb2.SetAgentStatusRequest(
                 request_id=new_id(), status=agent_pb2.AGENT_STATUS_AVAILABLE, capacity=capacity
@@ -103,9 +107,13 @@ async def desk(
     """Chat and gateway, run while the block runs, in a tenant of their own."""
     await migrate(database_url, "deskwire_chat")
     async with (
-        running("chat", chat_settings(database_url, kafka, keys_file), deskwire_chat.app.build) as chat,
         running(
-            "gateway", gateway_settings(chat.port, valkey, keys_file, **gateway), deskwire_gateway.app.build
+            "chat", chat_settings(database_url, kafka, keys_file), deskwire_chat.app.build
+        ) as chat,
+        running(
+            "gateway",
+            gateway_settings(chat.port, valkey, keys_file, **gateway),
+            deskwire_gateway.app.build,
         ) as gateway_runtime,
         AsyncExitStack() as stack,
     ):

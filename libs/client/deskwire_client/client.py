@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import picows
+
 from deskwire.chat.v1 import conversation_pb2
 from deskwire.common.v1 import actor_pb2, error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
@@ -215,7 +216,11 @@ class Client:
                 await self._connect_once()
                 backoff = _FIRST_BACKOFF
             except (OSError, TimeoutError, picows.WSError) as error:
-                if self._first is not None and not self._first.done() and isinstance(error, OSError):
+                if (
+                    self._first is not None
+                    and not self._first.done()
+                    and isinstance(error, OSError)
+                ):
                     # Nobody listens there: at the first time that is for the caller to know.
                     self._first.set_exception(error)
                     return
@@ -253,7 +258,9 @@ class Client:
             hello = frame_pb2.Hello(token=token, client=self._name)
             socket.send([frame_pb2.Frame(hello=hello)])
             async with asyncio.timeout(_HANDSHAKE):
-                await asyncio.wait({self._welcome, socket.lost}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {self._welcome, socket.lost}, return_when=asyncio.FIRST_COMPLETED
+                )
             if not self._welcome.done():
                 self._judge(socket)
                 return
@@ -327,10 +334,10 @@ class Client:
             waiting.in_flight = True
             self._in_flight += 1
             frames.append(frame_pb2.Frame(send=waiting.send))
-            if self._in_flight >= self._window or len(frames) >= 32:  # noqa: PLR2004 - a batch of some KiB
+            if self._in_flight >= self._window or len(frames) >= 32:
                 break
         self._write(frames)
-        if len(frames) >= 32:  # noqa: PLR2004 - as above
+        if len(frames) >= 32:
             self._flush()
 
     def _acked(self, ack: frame_pb2.SendAck) -> None:
@@ -466,4 +473,3 @@ class Client:
 
 def _seconds(duration: Any) -> float:
     return float(duration.seconds) + float(duration.nanos) / 1e9
-

@@ -309,7 +309,9 @@ def checked_principal(principal: Principal) -> Principal:
 class TokenSigner:
     """Makes tokens with the first private key of the set."""
 
-    def __init__(self, keys: KeySet, clock: Clock | None = None, *, subject: str = "service") -> None:
+    def __init__(
+        self, keys: KeySet, clock: Clock | None = None, *, subject: str = "service"
+    ) -> None:
         self._keys = keys
         self._clock = clock or SystemClock()
         self._subject = subject

@@ -37,16 +37,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_ATTEMPTS: Final = 5
-DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "mysql": "mysql+asyncmy"}
+DRIVERS: Final = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mysql+asyncmy",
+}
 _NAMING: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
     "pk": "pk_%(table_name)s",
 }
-_STRICT_MODE: Final = (
-    "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO"
-)
+_STRICT_MODE: Final = "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO"
 # PostgreSQL: serialization_failure, deadlock_detected, lock_not_available.
 _PG_RETRY: Final = frozenset({"40001", "40P01", "55P03"})
 # PostgreSQL: statement cancelled by statement_timeout; server shutting down or starting; too many clients.
@@ -54,7 +56,9 @@ _PG_UNAVAILABLE: Final = frozenset({"57014", "57P01", "57P02", "57P03", "53300"}
 # MySQL/MariaDB: ER_LOCK_WAIT_TIMEOUT, ER_LOCK_DEADLOCK, ER_CHECKREAD (record changed since last read).
 _MY_RETRY: Final = frozenset({1205, 1213, 1020})
 # MySQL/MariaDB: connection refused, gone away, lost, killed, shutdown, too many connections, statement timeouts.
-_MY_UNAVAILABLE: Final = frozenset({1040, 1053, 1927, 1969, 2002, 2003, 2006, 2013, 2014, 2055, 3024})
+_MY_UNAVAILABLE: Final = frozenset(
+    {1040, 1053, 1927, 1969, 2002, 2003, 2006, 2013, 2014, 2055, 3024}
+)
 _MY_DUPLICATE: Final = 1062
 _SQLITE_UNIQUE: Final = frozenset(
     {
@@ -137,10 +141,13 @@ def normalize_url(url: str | URL) -> URL:
     backend = {"postgres": "postgresql", "mariadb": "mysql"}.get(backend, backend)
     if backend not in DRIVERS:
         raise InvalidArgument(
-            f"unknown database {backend!r}: use sqlite, postgresql, mysql or mariadb", field="database_url"
+            f"unknown database {backend!r}: use sqlite, postgresql, mysql or mariadb",
+            field="database_url",
         )
     if backend == "sqlite" and parsed.database in {None, "", ":memory:"}:
-        raise InvalidArgument("a SQLite URL needs a file: sqlite:////path/to/file", field="database_url")
+        raise InvalidArgument(
+            "a SQLite URL needs a file: sqlite:////path/to/file", field="database_url"
+        )
     return parsed.set(drivername=DRIVERS[backend])
 
 
@@ -249,7 +256,9 @@ class UnitOfWork:
             await self.connection.commit()
         except (DBAPIError, OSError) as error:
             if is_conflict(error):
-                raise WriteConflict("two transactions collided; try again", retry_after=0.05) from error
+                raise WriteConflict(
+                    "two transactions collided; try again", retry_after=0.05
+                ) from error
             if is_connection_lost(error):
                 raise CommitInDoubt("the database went away during the commit") from error
             raise
@@ -280,7 +289,9 @@ class Database:
         self._reader = reader
         self.dialect: str = url.get_backend_name()
         # Waiters of an asyncio.Lock are served in their order: the writer queue of a SQLite file.
-        self._writer_queue: asyncio.Lock | None = asyncio.Lock() if self.dialect == "sqlite" else None
+        self._writer_queue: asyncio.Lock | None = (
+            asyncio.Lock() if self.dialect == "sqlite" else None
+        )
 
     @classmethod
     async def open(
@@ -346,7 +357,9 @@ class Database:
             async with self._reader.connect() as connection:
                 yield connection
 
-    async def run(self, work: Callable[[UnitOfWork], Awaitable[T]], *, attempts: int = MAX_ATTEMPTS) -> T:
+    async def run(
+        self, work: Callable[[UnitOfWork], Awaitable[T]], *, attempts: int = MAX_ATTEMPTS
+    ) -> T:
         """Run `work` in a transaction and commit; on a deadlock, lock timeout or lost connection run it again.
 
         `work` may run several times, each time in a fresh transaction, so it must keep its effects in the
@@ -362,7 +375,9 @@ class Database:
             except (WriteConflict, ConnectionLost) as error:
                 if attempt == attempts:
                     raise
-                get_logger().info("transaction_retried", attempt=attempt, cause=type(error).__name__)
+                get_logger().info(
+                    "transaction_retried", attempt=attempt, cause=type(error).__name__
+                )
                 base = 0.01 if isinstance(error, WriteConflict) else 0.1
                 await asyncio.sleep(base * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
         raise AssertionError("unreachable")  # pragma: no cover
@@ -395,9 +410,16 @@ def _engines(
 ) -> tuple[AsyncEngine, AsyncEngine]:
     timeouts = {"statement_timeout": statement_timeout, "lock_timeout": lock_timeout}
     if url.get_backend_name() == "sqlite":
-        writer = _make_engine(url, **timeouts, pool_size=1, max_overflow=0, pool_timeout=pool_timeout)
+        writer = _make_engine(
+            url, **timeouts, pool_size=1, max_overflow=0, pool_timeout=pool_timeout
+        )
         reader = _make_engine(
-            url, **timeouts, read_only=True, pool_size=min(pool_size, 4), max_overflow=0, pool_timeout=pool_timeout
+            url,
+            **timeouts,
+            read_only=True,
+            pool_size=min(pool_size, 4),
+            max_overflow=0,
+            pool_timeout=pool_timeout,
         )
         return writer, reader
     engine = _make_engine(
@@ -415,7 +437,12 @@ def _engines(
 
 
 def _make_engine(
-    url: URL, *, statement_timeout: float, lock_timeout: float, read_only: bool = False, **options: Any
+    url: URL,
+    *,
+    statement_timeout: float,
+    lock_timeout: float,
+    read_only: bool = False,
+    **options: Any,
 ) -> AsyncEngine:
     match url.get_backend_name():
         case "sqlite":
@@ -425,10 +452,14 @@ def _make_engine(
                 url, statement_timeout=statement_timeout, lock_timeout=lock_timeout, **options
             )
         case _:
-            return _mysql_engine(url, statement_timeout=statement_timeout, lock_timeout=lock_timeout, **options)
+            return _mysql_engine(
+                url, statement_timeout=statement_timeout, lock_timeout=lock_timeout, **options
+            )
 
 
-def _sqlite_engine(url: URL, *, lock_timeout: float, read_only: bool, **options: Any) -> AsyncEngine:
+def _sqlite_engine(
+    url: URL, *, lock_timeout: float, read_only: bool, **options: Any
+) -> AsyncEngine:
     # isolation_level=None: sqlite3 starts no transaction of its own, BEGIN below is the only one.
     engine = create_async_engine(url, connect_args={"isolation_level": None}, **options)
 
@@ -500,7 +531,9 @@ def _mysql_engine(
         )
         locks = f"innodb_lock_wait_timeout={max(1, int(lock_timeout))}, " if lock_timeout else ""
         # The constants above and numbers of settings; nothing of a request gets here.
-        cursor.execute(f"SET SESSION {locks}{timeout}, sql_mode='{_STRICT_MODE}', time_zone='+00:00'")
+        cursor.execute(
+            f"SET SESSION {locks}{timeout}, sql_mode='{_STRICT_MODE}', time_zone='+00:00'"
+        )
         cursor.close()
 
     return engine
@@ -568,7 +601,9 @@ async def durability(db: Database) -> dict[str, str]:
             for name in ("journal_mode", "synchronous"):
                 value = (await uow.connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one()
                 report[name] = str(value).lower()
-        report["synchronous"] = {"0": "off", "1": "normal", "2": "full", "3": "extra"}[report["synchronous"]]
+        report["synchronous"] = {"0": "off", "1": "normal", "2": "full", "3": "extra"}[
+            report["synchronous"]
+        ]
         return report
     async with db.read() as connection:
         if db.dialect == "postgresql":
@@ -611,7 +646,9 @@ def lock_name(db_url: URL, name: str) -> str:
 
 def lock_number(name: str) -> int:
     """A signed 64-bit key for PostgreSQL's advisory locks, which belong to one database."""
-    return int.from_bytes(hashlib.sha256(f"deskwire:{name}".encode()).digest()[:8], "big", signed=True)
+    return int.from_bytes(
+        hashlib.sha256(f"deskwire:{name}".encode()).digest()[:8], "big", signed=True
+    )
 
 
 def lock_file(path: Path) -> int | None:

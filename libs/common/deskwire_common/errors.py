@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final
 
 import grpc
-from deskwire.common.v1 import error_reason_pb2
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
+from deskwire.common.v1 import error_reason_pb2
 
 DOMAIN: Final = "deskwire"
 _PREFIX: Final = "ERROR_REASON_"

@@ -17,9 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from deskwire.common.v1.actor_pb2 import Actor
-from deskwire.common.v1.actor_pb2 import Role as ProtoRole
-from deskwire.events.v1.event_pb2 import Event
 from google.protobuf import json_format
 from google.protobuf.descriptor_pool import Default as default_pool
 from google.protobuf.message import DecodeError, Message
@@ -27,6 +24,9 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from deskwire.common.v1.actor_pb2 import Actor
+from deskwire.common.v1.actor_pb2 import Role as ProtoRole
+from deskwire.events.v1.event_pb2 import Event
 from deskwire_common import auth, telemetry, topics
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.errors import InvalidArgument
@@ -265,7 +265,9 @@ def _json_form(
 ) -> dict[str, Any]:
     return {
         "event_type": event_type,
-        "data": {} if data is None else json_format.MessageToDict(data, preserving_proto_field_name=True),
+        "data": {}
+        if data is None
+        else json_format.MessageToDict(data, preserving_proto_field_name=True),
         "trace_id": trace_id,
         "event_id": event_id,
         "tenant_id": tenant_id,
@@ -336,7 +338,9 @@ def from_json(value: bytes | str, *, external: bool | None = None) -> Event:
         json_format.ParseDict(document.get("data") or {}, data, ignore_unknown_fields=True)
         json_format.ParseDict(rest, event, ignore_unknown_fields=True)
     except (json_format.ParseError, ValueError, TypeError, AttributeError) as error:
-        raise InvalidArgument(f"the event {event_type!r} doesn't have the form of the contract") from error
+        raise InvalidArgument(
+            f"the event {event_type!r} doesn't have the form of the contract"
+        ) from error
     event.data.Pack(data)
     return event
 

@@ -39,7 +39,7 @@ class Request(Protocol):
     def request_id(self) -> str:
         """The caller's own id of this call."""
 
-    def SerializeToString(self, deterministic: bool = ...) -> bytes:  # noqa: FBT001, N802 - protobuf's name
+    def SerializeToString(self, deterministic: bool = ...) -> bytes:  # noqa: N802 - protobuf's name
         """Encode."""
 
 
@@ -67,7 +67,12 @@ class IdempotencyStore:
         self._clock = clock or SystemClock()
 
     async def execute(
-        self, uow: UnitOfWork, *, method: str, request: Any, work: Callable[[], Awaitable[ResponseT]]
+        self,
+        uow: UnitOfWork,
+        *,
+        method: str,
+        request: Any,
+        work: Callable[[], Awaitable[ResponseT]],
     ) -> ResponseT:
         """Do `work` in the transaction `uow`, or return what it returned the first time.
 
@@ -96,7 +101,8 @@ class IdempotencyStore:
             raise WriteConflict("a repeated call met the clean-up of its first one; try again")
         if bytes(found.body_hash) != row["body_hash"]:
             raise RequestIdReused(
-                f"request_id {row['request_id']!r} was used with another body", metadata={"method": method}
+                f"request_id {row['request_id']!r} was used with another body",
+                metadata={"method": method},
             )
         message_class = GetMessageClass(default_pool().FindMessageTypeByName(found.response_type))
         stored = message_class()

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 import sqlalchemy as sa
-from deskwire.events.v1.event_pb2 import Event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
+from deskwire.events.v1.event_pb2 import Event
 from deskwire_common import db as dbs
 from deskwire_common import topics
 from deskwire_common.clock import Clock, SystemClock, to_micros
@@ -46,14 +46,18 @@ class Inbox:
         self.table = inbox_table(metadata)
         self._clock = clock or SystemClock()
 
-    async def accept(self, uow: UnitOfWork, consumer: str, event: Event, *, topic: str = "") -> bool:
+    async def accept(
+        self, uow: UnitOfWork, consumer: str, event: Event, *, topic: str = ""
+    ) -> bool:
         """Is it news? True: do the work in this transaction and commit. False: it was done before.
 
         `topic` is the one it came on; by default the one its type belongs to. Concurrent callers with the same
         subject wait for each other. Raises InvalidArgument for a subject longer than MAX_SUBJECT.
         """
         if len(event.subject) > MAX_SUBJECT:
-            raise InvalidArgument(f"the subject is longer than {MAX_SUBJECT} characters", field="subject")
+            raise InvalidArgument(
+                f"the subject is longer than {MAX_SUBJECT} characters", field="subject"
+            )
         row: dict[str, Any] = {
             "consumer": consumer,
             "tenant_id": event.tenant_id,

@@ -103,7 +103,9 @@ class Producer:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._reports: list[tuple[Callable[[KafkaError | None, int], None], KafkaError | None, int]] = []
+        self._reports: list[
+            tuple[Callable[[KafkaError | None, int], None], KafkaError | None, int]
+        ] = []
 
     async def start(self) -> None:
         """Begin; the broker need not be there yet."""
@@ -131,9 +133,7 @@ class Producer:
         with contextlib.suppress(RuntimeError):  # the loop is closing
             self._loop.call_soon_threadsafe(_settle, reports)
 
-    def _produce(
-        self, record: Outgoing, report: Callable[[KafkaError | None, int], None]
-    ) -> None:
+    def _produce(self, record: Outgoing, report: Callable[[KafkaError | None, int], None]) -> None:
         if self._rd is None:
             raise Unavailable("the Kafka producer is not running")
         topic, key, value, headers = record
@@ -259,7 +259,9 @@ def _patiently(ask: Callable[[], Any]) -> Any:
         try:
             return ask()
         except KafkaException as error:
-            if not error.args[0].retriable() and error.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
+            if (
+                not error.args[0].retriable() and error.args[0].code() not in _NOT_YET
+            ) or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 
@@ -421,7 +423,9 @@ class Reader:
             found = [
                 TopicPartition(topic, partition)
                 for topic in self._topics
-                for partition in _patiently(partial(rd.list_topics, topic, timeout=10)).topics[topic].partitions
+                for partition in _patiently(partial(rd.list_topics, topic, timeout=10))
+                .topics[topic]
+                .partitions
             ]
             for place in found:
                 low, high = _patiently(partial(rd.get_watermark_offsets, place, timeout=10))
@@ -527,7 +531,12 @@ async def ensure_topics(
             return []
         made = admin.create_topics(
             [
-                NewTopic(topic.name, num_partitions=topic.partitions, replication_factor=-1, config=topic.config())
+                NewTopic(
+                    topic.name,
+                    num_partitions=topic.partitions,
+                    replication_factor=-1,
+                    config=topic.config(),
+                )
                 for topic in missing
             ],
             operation_timeout=timeout,

@@ -62,7 +62,9 @@ class _FileLease(Lease):
 
 
 class _SessionLease(Lease):
-    def __init__(self, name: str, engine: AsyncEngine, connection: AsyncConnection, still: sa.Executable) -> None:
+    def __init__(
+        self, name: str, engine: AsyncEngine, connection: AsyncConnection, still: sa.Executable
+    ) -> None:
         super().__init__(name)
         self._engine = engine
         self._connection = connection

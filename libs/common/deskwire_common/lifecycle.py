@@ -206,11 +206,15 @@ async def _until(
 
 
 def service_main(
-    name: str, settings_class: type[SettingsT], build: Build[SettingsT], *, package: str | None = None
+    name: str,
+    settings_class: type[SettingsT],
+    build: Build[SettingsT],
+    *,
+    package: str | None = None,
 ) -> NoReturn:
     """`serve | migrate | check-config` from the command line. `package`: whose migrations; None: no database."""
     commands = ["serve", "check-config", *(["migrate"] if package else [])]
-    command = sys.argv[1] if len(sys.argv) == 2 else ""  # noqa: PLR2004 - program and command
+    command = sys.argv[1] if len(sys.argv) == 2 else ""
     if command not in commands:
         print(f"usage: python -m deskwire_{name} {'|'.join(commands)}", file=sys.stderr)
         sys.exit(USAGE)

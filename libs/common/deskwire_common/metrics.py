@@ -44,7 +44,11 @@ class Metrics:
     def __init__(self) -> None:
         # gRPC
         self.rpc_seconds = _histogram(
-            "rpc_seconds", "Time to serve an RPC, by method and status code.", _FAST, "method", "code"
+            "rpc_seconds",
+            "Time to serve an RPC, by method and status code.",
+            _FAST,
+            "method",
+            "code",
         )
         self.rpc_in_flight = _gauge("rpc_in_flight", "RPCs being served now.", "method")
         self.rpc_client_seconds = _histogram(
@@ -66,7 +70,9 @@ class Metrics:
             "partition_published", "Last position that Kafka has acknowledged.", "partition"
         )
         self.attached = _gauge("attached_connections", "Connections attached to this shard.")
-        self.conversations_queued = _gauge("conversations_queued", "Conversations without an agent.")
+        self.conversations_queued = _gauge(
+            "conversations_queued", "Conversations without an agent."
+        )
         self.conversations_assigned = _counter(
             "conversations_assigned_total", "Conversations given to an agent."
         )

@@ -18,9 +18,9 @@ import sqlalchemy as sa
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from deskwire.common.v1 import error_reason_pb2
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deskwire.common.v1 import error_reason_pb2
 from deskwire_common import db as dbs
 from deskwire_common.db import Database
 from deskwire_common.errors import FailedPrecondition, Unavailable
@@ -90,7 +90,9 @@ async def _locked(db: Database, package: str) -> AsyncIterator[None]:
             limit.reschedule(None)
             yield
     except TimeoutError as error:
-        raise Unavailable(f"another migration of {package} is running since {LOCK_WAIT:g} s") from error
+        raise Unavailable(
+            f"another migration of {package} is running since {LOCK_WAIT:g} s"
+        ) from error
 
 
 async def _set_timeouts(connection: AsyncConnection, dialect: str) -> None:
@@ -109,7 +111,9 @@ async def migrate(url: str, package: str) -> list[str]:
     """
     if dbs.normalize_url(url).get_backend_name() == "sqlite":
         dbs.file_of(dbs.normalize_url(url)).parent.mkdir(parents=True, exist_ok=True)
-    db = await Database.open(url, pool_size=2, statement_timeout=0, lock_timeout=STATEMENT_LOCK_WAIT)
+    db = await Database.open(
+        url, pool_size=2, statement_timeout=0, lock_timeout=STATEMENT_LOCK_WAIT
+    )
     try:
         async with _locked(db, package), db.transaction() as uow:
             await _set_timeouts(uow.connection, db.dialect)

@@ -82,7 +82,9 @@ class Outbox:
         if len(value) > MAX_RECORD_BYTES:
             # It would stand at the head of the outbox for ever.
             raise InvalidArgument(f"the event has {len(value)} bytes, more than {MAX_RECORD_BYTES}")
-        headers = [[name, item.decode()] for name, item in codec.headers(event) if name != "traceparent"]
+        headers = [
+            [name, item.decode()] for name, item in codec.headers(event) if name != "traceparent"
+        ]
         return {
             "topic": topic.name,
             "key": event.partition_key,
@@ -96,7 +98,9 @@ class Outbox:
     async def pending(self, db: Database) -> tuple[int, int]:
         """How many rows wait, and when the oldest was written (microseconds; 0 when none waits)."""
         async with db.read() as connection:
-            statement = sa.select(sa.func.count(), sa.func.min(self.table.c.created_at)).select_from(self.table)
+            statement = sa.select(
+                sa.func.count(), sa.func.min(self.table.c.created_at)
+            ).select_from(self.table)
             count, oldest = (await connection.execute(statement)).one()
         return int(count), int(oldest or 0)
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from deskwire.common.v1 import error_reason_pb2
-
 from deskwire_common.errors import InvalidArgument
 
 PageKey: TypeAlias = tuple[str | int, ...]

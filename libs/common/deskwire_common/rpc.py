@@ -11,7 +11,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +34,13 @@ from opentelemetry.trace import SpanKind
 from structlog.contextvars import bind_contextvars
 
 from deskwire_common import telemetry
-from deskwire_common.auth import Principal, Role, TokenVerifier, current_principal, set_current_principal
+from deskwire_common.auth import (
+    Principal,
+    Role,
+    TokenVerifier,
+    current_principal,
+    set_current_principal,
+)
 from deskwire_common.errors import (
     DeadlineExceeded,
     DeskwireError,
@@ -116,7 +130,9 @@ def bearer_token(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
 def _authorize(method: str, roles: Collection[Role], principal: Principal) -> None:
     if principal.role not in roles:
-        raise PermissionDenied(f"role {principal.role.value} may not call {method.rpartition('/')[2]}")
+        raise PermissionDenied(
+            f"role {principal.role.value} may not call {method.rpartition('/')[2]}"
+        )
 
 
 async def authenticate_stream(
@@ -156,7 +172,9 @@ class _Stages(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
+        ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
         handler: Any = await continuation(handler_call_details)
@@ -242,7 +260,9 @@ class _Serving:
         METRICS.rpc_in_flight.labels(self._method).inc()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> None:
         if kind is not None and self._code == "OK":
             self._code = "CANCELLED"
         seconds = time.perf_counter() - self._started
@@ -338,10 +358,14 @@ async def start_server(
     )
     try:
         port = (
-            server.add_secure_port(listen, tls.server()) if tls else server.add_insecure_port(listen)
+            server.add_secure_port(listen, tls.server())
+            if tls
+            else server.add_insecure_port(listen)
         )
     except RuntimeError as error:
-        raise OSError(f"can't listen on {listen}: the port is taken, or the address isn't ours") from error
+        raise OSError(
+            f"can't listen on {listen}: the port is taken, or the address isn't ours"
+        ) from error
     running = RunningServer(server, port, servicer, services)
     await running.set_serving(False)
     await server.start()
@@ -407,7 +431,9 @@ def make_channel(
     options.append(("grpc.max_reconnect_backoff_ms", 3_000))
     interceptors = None if bare else [_Outgoing(token)]
     if tls is not None:
-        return grpc.aio.secure_channel(target, tls.channel(), options=options, interceptors=interceptors)
+        return grpc.aio.secure_channel(
+            target, tls.channel(), options=options, interceptors=interceptors
+        )
     return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
 
 

@@ -109,9 +109,13 @@ def topic_for(event_type: str) -> Topic:
 
 def changes_topic(source: str, table: str) -> Topic:
     """The topic of one captured table; characters that Kafka doesn't allow become `_`, as do dots of the source."""
-    name = f"{_CHANGES_PREFIX}{_FOREIGN.sub('_', source).replace('.', '_')}.{_FOREIGN.sub('_', table)}"
+    name = (
+        f"{_CHANGES_PREFIX}{_FOREIGN.sub('_', source).replace('.', '_')}.{_FOREIGN.sub('_', table)}"
+    )
     if len(name) > _MAX_NAME:
-        raise InvalidArgument(f"the topic name {name!r} is longer than {_MAX_NAME} characters", field="table")
+        raise InvalidArgument(
+            f"the topic name {name!r} is longer than {_MAX_NAME} characters", field="table"
+        )
     return replace(CHANGES, name=name)
 
 

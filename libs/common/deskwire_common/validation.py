@@ -39,7 +39,9 @@ class Validator:
         twin = self._twins[name]
         if twin is None:
             return
-        violations = self._validator.collect_violations(twin.FromString(message.SerializeToString()))
+        violations = self._validator.collect_violations(
+            twin.FromString(message.SerializeToString())
+        )
         if not violations:
             return
         broken = [(_path(each), each.proto.message) for each in violations]

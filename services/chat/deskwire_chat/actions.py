@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
+from google.protobuf.message import Message as ProtoMessage
+from sqlalchemy.exc import IntegrityError
+
 from deskwire.chat.v1 import agent_service_pb2 as agents_pb
 from deskwire.chat.v1 import conversation_service_pb2 as conversations_pb
 from deskwire.chat.v1 import customer_pb2
 from deskwire.chat.v1 import customer_service_pb2 as customers_pb
-from google.protobuf.message import Message as ProtoMessage
-from sqlalchemy.exc import IntegrityError
-
 from deskwire_chat import domain, events, views
 from deskwire_chat.domain import (
     ActorRole,
@@ -72,7 +72,9 @@ class ConversationActions:
     tools: Tools
     writer: ShardWriter
 
-    async def get(self, request: conversations_pb.GetConversationRequest) -> conversations_pb.GetConversationResponse:
+    async def get(
+        self, request: conversations_pb.GetConversationRequest
+    ) -> conversations_pb.GetConversationResponse:
         """Raises NotFound (CONVERSATION_NOT_FOUND)."""
         found = await self._visible(request.conversation_id)
         return conversations_pb.GetConversationResponse(conversation=views.conversation(found))
@@ -106,7 +108,9 @@ class ConversationActions:
         token = ""
         if len(found) > size:
             last = found[size - 1]
-            token = encode_page("ListConversations", filters, (last.created_at, last.conversation_id))
+            token = encode_page(
+                "ListConversations", filters, (last.created_at, last.conversation_id)
+            )
         return conversations_pb.ListConversationsResponse(
             conversations=[views.conversation(each) for each in found[:size]], next_page_token=token
         )
@@ -118,7 +122,10 @@ class ConversationActions:
         conversation = await self._visible(request.conversation_id)
         async with self.tools.db.read() as c:
             run = await messages.after_seq(
-                c, request.conversation_id, seq=request.after_seq, limit=request.page_size or _HISTORY
+                c,
+                request.conversation_id,
+                seq=request.after_seq,
+                limit=request.page_size or _HISTORY,
             )
         return conversations_pb.ListMessagesResponse(
             messages=[views.message(each) for each in run],
@@ -127,7 +134,9 @@ class ConversationActions:
             head_seq=max(conversation.head_seq, run[-1].seq if run else 0),
         )
 
-    async def send(self, request: conversations_pb.SendMessageRequest) -> conversations_pb.SendMessageResponse:
+    async def send(
+        self, request: conversations_pb.SendMessageRequest
+    ) -> conversations_pb.SendMessageResponse:
         """Store a message as the Send frame does, in the conversation's turn; returns when it is committed."""
         check_client_msg_id(request.client_msg_id)
         future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
@@ -152,7 +161,9 @@ class ConversationActions:
             )
         )
         stored = await future
-        return conversations_pb.SendMessageResponse(message=views.message(stored.message), epoch=stored.epoch)
+        return conversations_pb.SendMessageResponse(
+            message=views.message(stored.message), epoch=stored.epoch
+        )
 
     async def close(
         self, request: conversations_pb.CloseConversationRequest
@@ -163,13 +174,19 @@ class ConversationActions:
         """
 
         async def end(uow: UnitOfWork, item: Conversation) -> dict[str, Change]:
-            changes = domain.close(item, expected_version=request.expected_version, now=self.tools.now())
+            changes = domain.close(
+                item, expected_version=request.expected_version, now=self.tools.now()
+            )
             if item.agent_id:
                 await agents.free(uow.connection, item.tenant, item.agent_id)
             return changes
 
         return await self._alter(
-            request, "CloseConversation", conversations_pb.CloseConversationResponse, end, events.conversation_closed
+            request,
+            "CloseConversation",
+            conversations_pb.CloseConversationResponse,
+            end,
+            events.conversation_closed,
         )
 
     async def transfer(
@@ -228,14 +245,16 @@ class ConversationActions:
                 changes = await change(uow, item)
                 await self.tools.outbox.add(
                     uow,
-                    [event(
+                    [
+                        event(
                             item,
                             changes,
                             event_id=self.tools.ids.uuid7(),
                             now=self.tools.now(),
                             by=who,
                             traceparent=traceparent,
-                        )],
+                        )
+                    ],
                 )
                 return response(conversation=views.conversation(item))
 
@@ -264,7 +283,9 @@ class CustomerActions:
     links: Links
     default_region: str = ""
 
-    async def get(self, request: customers_pb.GetCustomerRequest) -> customers_pb.GetCustomerResponse:
+    async def get(
+        self, request: customers_pb.GetCustomerRequest
+    ) -> customers_pb.GetCustomerResponse:
         """Raises NotFound (CUSTOMER_NOT_FOUND)."""
         async with self.tools.db.read() as c:
             found = await customers.get(c, current_principal().tenant, request.customer_id)
@@ -272,7 +293,9 @@ class CustomerActions:
             raise domain.customer_not_found(request.customer_id)
         return customers_pb.GetCustomerResponse(customer=views.customer(found))
 
-    async def lookup(self, request: customers_pb.LookupCustomerRequest) -> customers_pb.LookupCustomerResponse:
+    async def lookup(
+        self, request: customers_pb.LookupCustomerRequest
+    ) -> customers_pb.LookupCustomerResponse:
         """Raises NotFound (CUSTOMER_NOT_FOUND)."""
         tenant = current_principal().tenant
         identity = Identity(request.identity.namespace, request.identity.value)
@@ -283,13 +306,17 @@ class CustomerActions:
             raise domain.customer_not_found(f"{identity.namespace}/{identity.value}")
         return customers_pb.LookupCustomerResponse(customer=views.customer(found))
 
-    async def list(self, request: customers_pb.ListCustomersRequest) -> customers_pb.ListCustomersResponse:
+    async def list(
+        self, request: customers_pb.ListCustomersRequest
+    ) -> customers_pb.ListCustomersResponse:
         """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         tenant = current_principal().tenant
         key = decode_page(request.page_token, "ListCustomers", {"tenant": tenant}, length=1)
         size = request.page_size or _PAGE
         async with self.tools.db.read() as c:
-            found = await customers.page(c, tenant, after=str(key[0]) if key else None, limit=size + 1)
+            found = await customers.page(
+                c, tenant, after=str(key[0]) if key else None, limit=size + 1
+            )
         token = ""
         if len(found) > size:
             token = encode_page("ListCustomers", {"tenant": tenant}, (found[size - 1].customer_id,))
@@ -297,7 +324,9 @@ class CustomerActions:
             customers=[views.customer(each) for each in found[:size]], next_page_token=token
         )
 
-    async def update(self, request: customers_pb.UpdateCustomerRequest) -> customers_pb.UpdateCustomerResponse:
+    async def update(
+        self, request: customers_pb.UpdateCustomerRequest
+    ) -> customers_pb.UpdateCustomerResponse:
         """Change some fields; tells the agents who have a conversation of theirs open.
 
         Raises NotFound, VersionMismatch, InvalidArgument (INVALID_UPDATE_MASK), RequestIdReused.
@@ -308,7 +337,9 @@ class CustomerActions:
 
         async def work(uow: UnitOfWork) -> customers_pb.UpdateCustomerResponse:
             async def once() -> customers_pb.UpdateCustomerResponse:
-                before = await customers.get(uow.connection, who.tenant, request.customer.customer_id, lock=True)
+                before = await customers.get(
+                    uow.connection, who.tenant, request.customer.customer_id, lock=True
+                )
                 if before is None:
                     raise domain.customer_not_found(request.customer.customer_id)
                 domain.check_version(before.version, request.expected_version)
@@ -324,7 +355,9 @@ class CustomerActions:
         await self._tell(changed)
         return response
 
-    async def upsert(self, request: customers_pb.UpsertCustomerRequest) -> customers_pb.UpsertCustomerResponse:
+    async def upsert(
+        self, request: customers_pb.UpsertCustomerRequest
+    ) -> customers_pb.UpsertCustomerResponse:
         """Create or update the customer that has one of the identities.
 
         Raises FailedPrecondition (IDENTITY_CONFLICT), InvalidArgument (INVALID_UPDATE_MASK), RequestIdReused.
@@ -350,7 +383,9 @@ class CustomerActions:
                 before = await customers.get(uow.connection, who.tenant, found[0], lock=True)
                 if before is None:
                     raise WriteConflict("a customer disappeared; try again")
-                if not await self._newer(uow, before.customer_id, who.origin, request.source_version):
+                if not await self._newer(
+                    uow, before.customer_id, who.origin, request.source_version
+                ):
                     return customers_pb.UpsertCustomerResponse(customer=views.customer(before))
                 after = await self._save(uow, before, values, identities, who)
                 changed[:] = [after] if after is not before else []
@@ -445,18 +480,25 @@ class CustomerActions:
     async def _tell(self, changed: Sequence[Customer]) -> None:
         for customer in changed:
             async with self.tools.db.read() as c:
-                told = await conversations.agents_of_customer(c, customer.tenant, customer.customer_id)
+                told = await conversations.agents_of_customer(
+                    c, customer.tenant, customer.customer_id
+                )
             self.links.deliver(
-                [(customer.tenant, int(ActorRole.AGENT), each) for each in told], views.customer_push(customer)
+                [(customer.tenant, int(ActorRole.AGENT), each) for each in told],
+                views.customer_push(customer),
             )
 
     def _values(self, customer: customer_pb2.Customer, fields: Sequence[str]) -> dict[str, str]:
         values = {name: str(getattr(customer, name)) for name in fields}
         for name, value in values.items():
             if not value.isprintable():
-                raise InvalidArgument("may hold printable characters only", field=f"customer.{name}")
+                raise InvalidArgument(
+                    "may hold printable characters only", field=f"customer.{name}"
+                )
         if "mobile" in values:
-            values["mobile"] = domain.normalise_mobile(values["mobile"], default_region=self.default_region)
+            values["mobile"] = domain.normalise_mobile(
+                values["mobile"], default_region=self.default_region
+            )
         return values
 
 
@@ -526,7 +568,9 @@ class AgentActions:
                         connected=connected,
                     )
                     await self.tools.outbox.add(uow, [event])
-                return agents_pb.SetAgentStatusResponse(agent=views.agent(after, connected=connected))
+                return agents_pb.SetAgentStatusResponse(
+                    agent=views.agent(after, connected=connected)
+                )
 
             try:
                 return await self.tools.idempotency.execute(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import grpc
+
 from deskwire.chat.v1 import (
     agent_service_pb2,
     agent_service_pb2_grpc,
@@ -14,7 +15,6 @@ from deskwire.chat.v1 import (
     customer_service_pb2,
     customer_service_pb2_grpc,
 )
-
 from deskwire_chat.actions import (
     AGENTS,
     CONVERSATIONS,
@@ -35,7 +35,9 @@ AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
     f"/{CONVERSATIONS}/GetConversation": _DESK | {Role.VISITOR},
     f"/{CONVERSATIONS}/ListConversations": _DESK | {Role.VISITOR},
     f"/{CONVERSATIONS}/ListMessages": _DESK | {Role.VISITOR},
-    f"/{CONVERSATIONS}/SendMessage": frozenset({Role.VISITOR, Role.AGENT, Role.BOT, Role.INTEGRATION}),
+    f"/{CONVERSATIONS}/SendMessage": frozenset(
+        {Role.VISITOR, Role.AGENT, Role.BOT, Role.INTEGRATION}
+    ),
     f"/{CONVERSATIONS}/CloseConversation": _CHANGERS,
     f"/{CONVERSATIONS}/TransferConversation": _CHANGERS,
     f"/{CUSTOMERS}/GetCustomer": _DESK,

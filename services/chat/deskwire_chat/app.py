@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import grpc
+
 from deskwire.chat.v1 import (
     agent_service_pb2_grpc,
     conversation_service_pb2_grpc,
     customer_service_pb2_grpc,
 )
-
 from deskwire_chat.actions import (
     AGENTS,
     CONVERSATIONS,
@@ -92,7 +92,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         customer_service_pb2_grpc.add_CustomerServiceServicer_to_server(
             CustomerApi(CustomerActions(tools, links, settings.default_region)), server
         )
-        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentApi(AgentActions(tools, router)), server)
+        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(
+            AgentApi(AgentActions(tools, router)), server
+        )
 
     await runtime.serve(
         [register, links.register],

@@ -12,8 +12,8 @@ from enum import IntEnum
 from typing import Any, Final
 
 import phonenumbers
-from deskwire.common.v1 import error_reason_pb2 as reasons
 
+from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_common.auth import Principal, Role
 from deskwire_common.errors import (
     FailedPrecondition,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deskwire.events.v1 import chat_events_pb2, event_pb2
 from google.protobuf import json_format, struct_pb2
 from google.protobuf.message import Message
 
+from deskwire.events.v1 import chat_events_pb2, event_pb2
 from deskwire_chat import views
 from deskwire_chat.domain import HOME_ORIGIN, Agent, Change, Conversation, Customer, Writer
 from deskwire_common.events import DomainEvent

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from google.protobuf import timestamp_pb2
+
 from deskwire.chat.v1 import agent_pb2, conversation_pb2, customer_pb2
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
-from google.protobuf import timestamp_pb2
-
-from deskwire_common.errors import DeskwireError
-
 from deskwire_chat.domain import Agent, Conversation, Customer, Message, Writer
+from deskwire_common.errors import DeskwireError
 
 
 def timestamp(micros: int) -> timestamp_pb2.Timestamp:

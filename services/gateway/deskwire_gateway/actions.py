@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from deskwire.gateway.v1 import gateway_service_pb2 as pb
-
 from deskwire_common.auth import current_principal
 from deskwire_common.pagination import decode_page, encode_page
 from deskwire_gateway.directory import Directory

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import grpc
-from deskwire.gateway.v1 import gateway_service_pb2 as pb
 
+from deskwire.gateway.v1 import gateway_service_pb2 as pb
 from deskwire_common.auth import Role
 from deskwire_common.metrics import METRICS
 from deskwire_gateway.actions import GatewayActions
@@ -93,7 +93,9 @@ class GatewayApi:
         handlers = {"Connect": connect, "ListSessions": list_sessions}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
-    async def connect(self, requests: AsyncIterator[bytes], _context: Context) -> AsyncIterator[bytes]:
+    async def connect(
+        self, requests: AsyncIterator[bytes], _context: Context
+    ) -> AsyncIterator[bytes]:
         """Serve one connection."""
         stream = _Stream()
         session = self._sessions.open(stream)

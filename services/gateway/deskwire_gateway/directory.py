@@ -10,11 +10,11 @@ import asyncio
 import json
 from typing import Any, Final
 
-from deskwire.common.v1 import actor_pb2
-from deskwire.gateway.v1 import gateway_service_pb2 as pb
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from deskwire.common.v1 import actor_pb2
+from deskwire.gateway.v1 import gateway_service_pb2 as pb
 from deskwire_common.errors import Unavailable
 from deskwire_common.logging import get_logger
 from deskwire_gateway.sessions import Session, Sessions
@@ -128,7 +128,9 @@ class Directory:
 
 def _entry(session: Session) -> str:
     actor = session.actor()
-    return json.dumps([actor.role, actor.subject, actor.display_name, session.client, int(session.connected_at)])
+    return json.dumps(
+        [actor.role, actor.subject, actor.display_name, session.client, int(session.connected_at)]
+    )
 
 
 def _session(worker: str, session_id: str, value: bytes) -> pb.Session:

@@ -12,9 +12,9 @@ from collections import deque
 from typing import Any, Final
 
 import grpc
+
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
-
 from deskwire_common import rpc
 from deskwire_common.auth import TokenSigner
 from deskwire_common.logging import get_logger

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Protocol
 
-from deskwire.common.v1 import actor_pb2
-from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire.gateway.v1 import frame_pb2
 from google.protobuf.message import DecodeError
 from opentelemetry.trace import SpanKind
 
+from deskwire.common.v1 import actor_pb2
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire.gateway.v1 import frame_pb2
 from deskwire_common import telemetry
 from deskwire_common.auth import Principal, Role, TokenVerifier
 from deskwire_common.clock import Clock
@@ -237,7 +237,9 @@ class Sessions:
                 self._chat.detach(session)
             self._ended(session)
 
-    def goodbye(self, session: Session, code: Close, reason: int, text: str, *, spread: float = 0.0) -> None:
+    def goodbye(
+        self, session: Session, code: Close, reason: int, text: str, *, spread: float = 0.0
+    ) -> None:
         """Say Goodbye and close."""
         if session.closed:
             return
@@ -262,7 +264,10 @@ class Sessions:
             _, session = self._greeting.popleft()
             if session.principal is None:
                 self.goodbye(
-                    session, Close.HELLO_REQUIRED, reasons.ERROR_REASON_HELLO_REQUIRED, "no Hello came in time"
+                    session,
+                    Close.HELLO_REQUIRED,
+                    reasons.ERROR_REASON_HELLO_REQUIRED,
+                    "no Hello came in time",
                 )
         self._tick = (self._tick + 1) % len(self._wheel)
         wall = self._clock.now().timestamp()
@@ -276,7 +281,12 @@ class Sessions:
                     "the token has expired; come back with a new one",
                 )
             elif session.seen < silent:
-                self.goodbye(session, Close.SILENT, reasons.ERROR_REASON_UNSPECIFIED, "nothing was heard of you")
+                self.goodbye(
+                    session,
+                    Close.SILENT,
+                    reasons.ERROR_REASON_UNSPECIFIED,
+                    "nothing was heard of you",
+                )
 
     def drain(self, spread: float = 5.0) -> None:
         """Send everybody away, to come back elsewhere."""
@@ -344,7 +354,9 @@ class Sessions:
         handler = self._handlers.get(kind or "")
         if handler is None:
             raise InvalidArgument(
-                f"a client may not send {kind}" if kind else "a frame of a kind that is not known here",
+                f"a client may not send {kind}"
+                if kind
+                else "a frame of a kind that is not known here",
                 reason=reasons.ERROR_REASON_UNKNOWN_FRAME,
             )
         handler(session, frame)
@@ -399,12 +411,16 @@ class Sessions:
                 session.held = {}
             session.held.setdefault(send.conversation_id, send.client_msg_id)
             session.transport.send(
-                error_batch(error, client_msg_id=send.client_msg_id, conversation_id=send.conversation_id)
+                error_batch(
+                    error, client_msg_id=send.client_msg_id, conversation_id=send.conversation_id
+                )
             )
             return
         traceparent = send.traceparent
         if (traceparent and telemetry.sampled(traceparent)) or (self._trace and not traceparent):
-            with telemetry.span("gateway.send", traceparent=traceparent or None, kind=SpanKind.SERVER):
+            with telemetry.span(
+                "gateway.send", traceparent=traceparent or None, kind=SpanKind.SERVER
+            ):
                 send.traceparent = telemetry.current_traceparent()
         session.unacked += 1
         assert self._chat is not None  # noqa: S101 - _admit has seen it
@@ -425,15 +441,20 @@ class Sessions:
             raise Unavailable("the gateway is not ready", retry_after=1.0)
         if session.unacked >= limits.max_unacked_sends:
             raise ResourceExhausted(
-                f"{limits.max_unacked_sends} Sends are without their SendAck; wait for those", retry_after=0.5
+                f"{limits.max_unacked_sends} Sends are without their SendAck; wait for those",
+                retry_after=0.5,
             )
         if self._chat.pending_count >= limits.max_pending_sends:
-            raise ResourceExhausted("too many messages wait to be stored", retry_after=1 + random.random())  # noqa: S311
+            raise ResourceExhausted(
+                "too many messages wait to be stored", retry_after=1 + random.random()
+            )  # noqa: S311
         now = session.seen
         budget = session.budget
         if budget < 0:
             budget = float(limits.send_burst)
-        budget = min(float(limits.send_burst), budget + (now - session.budget_at) * limits.send_rate)
+        budget = min(
+            float(limits.send_burst), budget + (now - session.budget_at) * limits.send_rate
+        )
         session.budget_at = now
         if budget < 1:
             session.budget = budget

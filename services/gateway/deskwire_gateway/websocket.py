@@ -11,8 +11,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import picows
-from deskwire.common.v1 import error_reason_pb2 as reasons
 
+from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.metrics import METRICS
 from deskwire_gateway.sessions import Close, Session, Sessions, too_large
@@ -122,7 +122,9 @@ async def listen(
     def accept(request: Any) -> Any:
         path = request.path.decode("ascii", "replace").partition("?")[0]
         if path == "/health":
-            return _answer(HTTPStatus.OK, {"status": "SERVING", "connections": len(sessions.by_number)})
+            return _answer(
+                HTTPStatus.OK, {"status": "SERVING", "connections": len(sessions.by_number)}
+            )
         if path != PATH:
             return None  # 404
         offered = {
@@ -133,7 +135,9 @@ async def listen(
                 HTTPStatus.BAD_REQUEST, {"error": f"offer the WebSocket subprotocol {SUBPROTOCOL}"}
             )
         if len(sessions.by_number) >= max_connections:
-            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "no room for more connections"})
+            return _answer(
+                HTTPStatus.SERVICE_UNAVAILABLE, {"error": "no room for more connections"}
+            )
         response = picows.WSUpgradeResponse.create_101_response(
             extra_headers={"Sec-WebSocket-Protocol": SUBPROTOCOL}
         )

@@ -64,16 +64,18 @@ def actor(role: int, subject: str, name: str) -> bytes:
 
 def message(item: Message, encoded_actor: bytes, encoded_time: bytes) -> bytes:
     """Return an encoded deskwire.chat.v1.Message; `item.body` is its encoded Content."""
-    return b"".join((
-        text(b"\x0a", item.message_id),
-        text(b"\x12", item.conversation_id),
-        b"\x18",
-        varint(item.seq),
-        nested(b"\x22", encoded_actor),
-        text(b"\x2a", item.client_msg_id),
-        nested(b"\x32", item.body),
-        nested(b"\x3a", encoded_time),
-    ))
+    return b"".join(
+        (
+            text(b"\x0a", item.message_id),
+            text(b"\x12", item.conversation_id),
+            b"\x18",
+            varint(item.seq),
+            nested(b"\x22", encoded_actor),
+            text(b"\x2a", item.client_msg_id),
+            nested(b"\x32", item.body),
+            nested(b"\x3a", encoded_time),
+        )
+    )
 
 
 def message_push(encoded_message: bytes, epoch: int) -> bytes:
@@ -84,15 +86,17 @@ def message_push(encoded_message: bytes, epoch: int) -> bytes:
 
 def send_ack(item: Message, epoch: int, encoded_time: bytes, *, duplicate: bool) -> bytes:
     """Return an encoded Batch with one SendAck frame."""
-    ack = b"".join((
-        text(b"\x0a", item.conversation_id),
-        text(b"\x12", item.client_msg_id),
-        text(b"\x1a", item.message_id),
-        number(b"\x20", epoch),
-        number(b"\x28", item.seq),
-        nested(b"\x32", encoded_time),
-        b"\x38\x01" if duplicate else b"",
-    ))
+    ack = b"".join(
+        (
+            text(b"\x0a", item.conversation_id),
+            text(b"\x12", item.client_msg_id),
+            text(b"\x1a", item.message_id),
+            number(b"\x20", epoch),
+            number(b"\x28", item.seq),
+            nested(b"\x32", encoded_time),
+            b"\x38\x01" if duplicate else b"",
+        )
+    )
     return nested(b"\x0a", nested(_FRAME_SEND_ACK, ack))
 
 
@@ -119,15 +123,17 @@ def message_event(
 ) -> bytes:
     """Return an encoded deskwire.events.v1.Event `message_sent` of a message."""
     data = nested(b"\x0a", _TYPE_MESSAGE_SENT) + nested(b"\x12", nested(b"\x0a", encoded_message))
-    return b"".join((
-        text(b"\x0a", item.message_id),
-        b"\x12\x0cmessage_sent",
-        text(b"\x1a", item.tenant),
-        text(b"\x22", item.conversation_id),
-        number(b"\x28", item.seq),
-        nested(b"\x32", encoded_time),
-        text(b"\x3a", trace_id),
-        nested(b"\x42", encoded_actor),
-        text(b"\x4a", item.origin),
-        nested(b"\x5a", data),
-    ))
+    return b"".join(
+        (
+            text(b"\x0a", item.message_id),
+            b"\x12\x0cmessage_sent",
+            text(b"\x1a", item.tenant),
+            text(b"\x22", item.conversation_id),
+            number(b"\x28", item.seq),
+            nested(b"\x32", encoded_time),
+            text(b"\x3a", trace_id),
+            nested(b"\x42", encoded_actor),
+            text(b"\x4a", item.origin),
+            nested(b"\x5a", data),
+        )
+    )

@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator, Hashable, Iterable
 from typing import Any, Final
 
 import grpc
+from sqlalchemy.exc import SQLAlchemyError
+
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
-from sqlalchemy.exc import SQLAlchemyError
-
 from deskwire_chat import views
 from deskwire_chat.domain import ActorRole, Conversation, Writer, conversation_not_found, may_see
 from deskwire_chat.routing import Router
@@ -177,7 +177,9 @@ class Links:
         """Serve one stream."""
         principal = await rpc.authenticate_stream(context, self._verifier, ROLES, METHOD)
         if principal.tenant != ANY_TENANT:
-            await rpc.refuse(context, PermissionDenied("a link needs a service token of all tenants"))
+            await rpc.refuse(
+                context, PermissionDenied("a link needs a service token of all tenants")
+            )
         link = _Link()
         self._open.add(link)
         reading = asyncio.create_task(self._read(link, requests))
@@ -366,10 +368,10 @@ class Links:
         check_client_msg_id(send.client_msg_id)
         if not (
             is_uuid(send.conversation_id)
-            and 0 < len(send.client_msg_id) <= 64  # noqa: PLR2004 - frame.proto
+            and 0 < len(send.client_msg_id) <= 64
             and send.content.WhichOneof("kind") == "text"
             and 0 < len(send.content.text) <= _MAX_TEXT
-            and len(send.traceparent) <= 55  # noqa: PLR2004 - frame.proto
+            and len(send.traceparent) <= 55
         ):
             self._validator.check(send)
             if not is_uuid(send.conversation_id):
@@ -385,7 +387,9 @@ class Links:
         try:
             self._validator.check(sync)
             async with self._reads, self._db.read() as c:
-                conversation = await conversations.get(c, connection.who.tenant, sync.conversation_id)
+                conversation = await conversations.get(
+                    c, connection.who.tenant, sync.conversation_id
+                )
                 if conversation is None or not may_see(conversation, connection.who):
                     raise conversation_not_found(sync.conversation_id)
                 run = await messages.after_seq(

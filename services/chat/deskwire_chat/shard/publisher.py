@@ -153,7 +153,9 @@ class Publisher:
                 found.append((position, record))
             return found
         async with self._db.read() as c:
-            rows = await messages.log(c, number, after=after, up_to=head, limit=min(limit, _LOG_CHUNK))
+            rows = await messages.log(
+                c, number, after=after, up_to=head, limit=min(limit, _LOG_CHUNK)
+            )
         return [(each.position, _outgoing_of(each)) for each in rows]
 
     async def _save(self) -> None:
@@ -185,7 +187,9 @@ _FIXED: Final[Headers] = [
 def _outgoing(stored: Stored) -> Outgoing:
     item = stored.message
     trace_id = trace_id_of(item.traceparent, item.message_id)
-    value = codec.message_event(item, stored.encoded, stored.encoded_actor, stored.encoded_time, trace_id)
+    value = codec.message_event(
+        item, stored.encoded, stored.encoded_actor, stored.encoded_time, trace_id
+    )
     headers: Headers = [
         *_FIXED,
         ("ce_id", item.message_id.encode()),

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
-from deskwire.common.v1 import error_reason_pb2 as reasons
 from opentelemetry.trace import Span
 from sqlalchemy.exc import SQLAlchemyError
 
+from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import domain, events, views
 from deskwire_chat.domain import (
     PARTITIONS,
@@ -130,7 +130,9 @@ class NotOwner(Unavailable):
 class Deliver(Protocol):
     """Sends bytes to the connections of users."""
 
-    def __call__(self, users: Iterable[UserKey], batch: bytes, *, without: Hashable = None) -> None: ...
+    def __call__(
+        self, users: Iterable[UserKey], batch: bytes, *, without: Hashable = None
+    ) -> None: ...
 
 
 class Log(Protocol):
@@ -225,16 +227,24 @@ class ShardWriter:
                     await uow.commit()
                     continue
                 now = self._now()
-                others = [each for each in found if each.owner not in {"", self._owner} and each.lease_until > now]
+                others = [
+                    each
+                    for each in found
+                    if each.owner not in {"", self._owner} and each.lease_until > now
+                ]
                 lease = now + int(LEASE_SECONDS * 1_000_000)
                 if not others and all(
                     [
-                        await partitions.claim(uow.connection, each, owner=self._owner, lease_until=lease)
+                        await partitions.claim(
+                            uow.connection, each, owner=self._owner, lease_until=lease
+                        )
                         for each in found
                     ]
                 ):
                     await uow.commit()
-                    self._partitions = [replace(each, term=each.term + 1, owner=self._owner) for each in found]
+                    self._partitions = [
+                        replace(each, term=each.term + 1, owner=self._owner) for each in found
+                    ]
                     return self._partitions
             get_logger().info("waiting_for_partitions", owner=others[0].owner if others else "")
             await asyncio.sleep(1.0)
@@ -345,7 +355,9 @@ class ShardWriter:
             except NotOwner:
                 raise
             except (DeskwireError, SQLAlchemyError, OSError) as caught:
-                get_logger().warning("group_failed", attempt=attempt, error=type(caught).__name__, size=len(commands))
+                get_logger().warning(
+                    "group_failed", attempt=attempt, error=type(caught).__name__, size=len(commands)
+                )
                 self._stale = True
                 error = caught
                 continue
@@ -364,7 +376,11 @@ class ShardWriter:
         for command in commands:
             if isinstance(command, Assign):
                 self._router.refused(
-                    command.tenant, command.conversation_id, command.agent_id, waits=self._now(), doubtful=True
+                    command.tenant,
+                    command.conversation_id,
+                    command.agent_id,
+                    waits=self._now(),
+                    doubtful=True,
                 )
                 continue
             if isinstance(cause, DeskwireError):
@@ -373,7 +389,9 @@ class ShardWriter:
                     "the message could not be stored now; send it again", retry_after=_RETRY_AFTER
                 )
             else:
-                get_logger().error("message_refused", conversation_id=command.conversation_id, exc_info=cause)
+                get_logger().error(
+                    "message_refused", conversation_id=command.conversation_id, exc_info=cause
+                )
                 refusal = Internal("the message could not be stored; see the server's log")
             self._answer_refused(command, refusal)
 
@@ -435,7 +453,9 @@ class ShardWriter:
                 for conversation in loaded:
                     self._remember(conversation, sent[conversation.conversation_id])
                 again += [
-                    _key(c) for c in commands if isinstance(c, Store) and _key(c) in sent.get(c.conversation_id, ())
+                    _key(c)
+                    for c in commands
+                    if isinstance(c, Store) and _key(c) in sent.get(c.conversation_id, ())
                 ]
             return await messages.find_sent(connection, again) if again else {}
 
@@ -460,13 +480,21 @@ class ShardWriter:
         """The customers of the visitors who may open a conversation in this group, by (tenant, visitor)."""
         openers: dict[str, set[str]] = {}
         for c in commands:
-            if isinstance(c, Store) and c.who.role == ActorRole.VISITOR and c.conversation_id not in self._cache:
+            if (
+                isinstance(c, Store)
+                and c.who.role == ActorRole.VISITOR
+                and c.conversation_id not in self._cache
+            ):
                 openers.setdefault(c.who.tenant, set()).add(c.who.subject)
         result: dict[tuple[str, str], Customer] = {}
         for tenant, visitors in openers.items():
             wanted = [Identity(VISITOR_NAMESPACE, visitor) for visitor in visitors]
             owners = await customers.owners(uow.connection, tenant, wanted)
-            known = await customers.get_many(uow.connection, tenant, list(owners.values())) if owners else {}
+            known = (
+                await customers.get_many(uow.connection, tenant, list(owners.values()))
+                if owners
+                else {}
+            )
             for identity, customer_id in owners.items():
                 result[tenant, identity.value] = known[customer_id]
         return result
@@ -529,7 +557,9 @@ class ShardWriter:
         else:
             domain.check_may_write(conversation, command.who)
         who = command.who
-        return self._append(group, conversation, who, command.client_msg_id, command.body, traceparent)
+        return self._append(
+            group, conversation, who, command.client_msg_id, command.body, traceparent
+        )
 
     def _open(self, group: _Group, command: Store, traceparent: str) -> Conversation:
         who = command.who
@@ -623,13 +653,21 @@ class ShardWriter:
     async def _assign(self, uow: UnitOfWork, group: _Group, command: Assign) -> None:
         conversation = self._conversation(group, command.conversation_id)
         waits = conversation is not None and conversation.state == State.QUEUED
-        if conversation is None or not waits or not await agents.take(
-            uow.connection, command.tenant, command.agent_id, now=group.now
+        if (
+            conversation is None
+            or not waits
+            or not await agents.take(
+                uow.connection, command.tenant, command.agent_id, now=group.now
+            )
         ):
             created_at = conversation.created_at if conversation is not None and waits else None
             group.after.append(
                 lambda: self._router.refused(
-                    command.tenant, command.conversation_id, command.agent_id, waits=created_at, doubtful=waits
+                    command.tenant,
+                    command.conversation_id,
+                    command.agent_id,
+                    waits=created_at,
+                    doubtful=waits,
                 )
             )
             return
@@ -665,7 +703,9 @@ class ShardWriter:
         if group.new_customers:
             await customers.add(uow.connection, group.new_customers)
         if group.opened:
-            await conversations.add(uow.connection, [self._as_opened(group, each) for each, _ in group.opened])
+            await conversations.add(
+                uow.connection, [self._as_opened(group, each) for each, _ in group.opened]
+            )
         for conversation, old_version in group.altered:
             if any(conversation is each for each, _ in group.opened):
                 continue  # inserted as it is now
@@ -715,7 +755,9 @@ class ShardWriter:
             async with self._db.transaction() as uow:
                 if before is not None:
                     part = self._partitions[before.partition]
-                    if not await partitions.fence(uow.connection, {part.id: (part.term, part.head, part.head)}):
+                    if not await partitions.fence(
+                        uow.connection, {part.id: (part.term, part.head, part.head)}
+                    ):
                         await self._lost(uow)
                 result = await command.work(uow, copy)
                 if copy is not None and before is not None and copy.version != before.version:
@@ -729,7 +771,12 @@ class ShardWriter:
                 self._forget([command])
             _fail(command.future, error)
             return
-        if entry is not None and copy is not None and before is not None and copy.version != before.version:
+        if (
+            entry is not None
+            and copy is not None
+            and before is not None
+            and copy.version != before.version
+        ):
             entry.conversation = copy
             self._changed(before, copy)
         if not command.future.done():
@@ -756,7 +803,12 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
 
 
 def _key(command: Store) -> SentKey:
-    return command.conversation_id, int(command.who.role), command.who.subject, command.client_msg_id
+    return (
+        command.conversation_id,
+        int(command.who.role),
+        command.who.subject,
+        command.client_msg_id,
+    )
 
 
 def _key_of(item: Message) -> SentKey:
@@ -769,4 +821,14 @@ def _encoded(item: Message, epoch: int) -> Stored:
     return Stored(item, epoch, codec.message(item, actor, time), actor, time)
 
 
-__all__ = ["Alter", "Assign", "Change", "NotOwner", "ShardWriter", "Store", "Stored", "UserKey", "participants"]
+__all__ = [
+    "Alter",
+    "Assign",
+    "Change",
+    "NotOwner",
+    "ShardWriter",
+    "Store",
+    "Stored",
+    "UserKey",
+    "participants",
+]

@@ -28,9 +28,7 @@ async def get(
     c: AsyncConnection, tenant: str, agent_id: str, *, lock: bool = False
 ) -> Agent | None:
     """Return an agent of a tenant; with `lock`, nobody else changes it before the transaction ends."""
-    statement = select(agents).where(
-        agents.c.tenant_id == tenant, agents.c.agent_id == agent_id
-    )
+    statement = select(agents).where(agents.c.tenant_id == tenant, agents.c.agent_id == agent_id)
     row = (await c.execute(statement.with_for_update() if lock else statement)).first()
     return None if row is None else _agent(row)
 
@@ -98,8 +96,6 @@ async def free(c: AsyncConnection, tenant: str, agent_id: str) -> None:
     """Count one conversation less."""
     await c.execute(
         update(agents)
-        .where(
-            agents.c.tenant_id == tenant, agents.c.agent_id == agent_id, agents.c.active > 0
-        )
+        .where(agents.c.tenant_id == tenant, agents.c.agent_id == agent_id, agents.c.active > 0)
         .values(active=agents.c.active - 1)
     )

@@ -65,9 +65,7 @@ async def get_many(
     return {item.customer_id: item for item in await _with_identities(c, rows)}
 
 
-async def page(
-    c: AsyncConnection, tenant: str, *, after: str | None, limit: int
-) -> list[Customer]:
+async def page(c: AsyncConnection, tenant: str, *, after: str | None, limit: int) -> list[Customer]:
     """Return customers by id (UUIDv7: oldest first), after one."""
     statement = select(customers).where(customers.c.tenant_id == tenant)
     if after is not None:
@@ -137,9 +135,7 @@ async def save(c: AsyncConnection, before: Customer, after: Customer) -> None:
             updated_at=after.updated_at,
         )
     )
-    new = [
-        _identity_row(after, item) for item in after.identities if item not in before.identities
-    ]
+    new = [_identity_row(after, item) for item in after.identities if item not in before.identities]
     if new:
         await c.execute(insert(customer_identities), new)
 
@@ -162,9 +158,7 @@ async def save_source_version(
     if known:
         await c.execute(
             update(source_versions)
-            .where(
-                source_versions.c.customer_id == customer_id, source_versions.c.system == system
-            )
+            .where(source_versions.c.customer_id == customer_id, source_versions.c.system == system)
             .values(values)
         )
     else:

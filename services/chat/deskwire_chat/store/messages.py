@@ -156,5 +156,3 @@ async def log(
         .limit(limit)
     )
     return [_message(row) for row in rows]
-
-

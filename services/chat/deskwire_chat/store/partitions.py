@@ -45,9 +45,7 @@ async def create_missing(c: AsyncConnection, present: Iterable[int]) -> None:
         await c.execute(insert(partitions), rows)
 
 
-async def claim(
-    c: AsyncConnection, partition: Partition, *, owner: str, lease_until: int
-) -> bool:
+async def claim(c: AsyncConnection, partition: Partition, *, owner: str, lease_until: int) -> bool:
     """Take a partition over as its next term; False when somebody else was quicker."""
     result = await c.execute(
         update(partitions)

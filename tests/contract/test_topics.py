@@ -21,7 +21,7 @@ EXAMPLES = [(document, example) for document in DOCUMENTS for example in documen
 
 
 def names(value: Any) -> str | None:
-    return value["event_type"] if "event_type" in value else None
+    return value.get("event_type")
 
 
 @pytest.mark.parametrize(("document", "example"), EXAMPLES, ids=names)

@@ -192,7 +192,7 @@ async def test_the_catalogue(client: Any, tenant: str) -> None:
 async def test_records_that_are_no_events_are_passed_over(
     client: Any, tenant: str, kafka: str
 ) -> None:
-    from deskwire_common.kafka import Producer  # noqa: PLC0415 - used here only
+    from deskwire_common.kafka import Producer
 
     producer = Producer(kafka, "test")
     await producer.start()

@@ -1,4 +1,4 @@
-"""`deskwire replay FILE`: recorded dialogues, played by parallel visitors and agents, and proof that nothing is missing.
+"""`deskwire replay FILE`: play recorded dialogues, then prove every turn stored, in order, once.
 
 Each run has ids, a tenant and agents of its own, and goes through routing like everybody. A turn is sent when the other
 side has received the one before. Afterwards history is read back over gRPC and the topic from Kafka, and both are
@@ -13,6 +13,7 @@ import json
 import sys
 import time
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -72,15 +73,13 @@ class Dialogue:
 def load(path: Path) -> list[Dialogue]:
     """Read JSON lines, plain or .gz. Raises Problem that names the line that can't be played."""
     try:
-        opened = (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8")
-        )
-        with opened as lines:
-            dialogues = list(_parse(path, lines))
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+        dialogues = list(_parse(path, text.split("\n")))
     except OSError as error:
         raise Problem(f"can't read {path}: {error.strerror or error}") from None
+    except (EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise Problem(f"can't read {path}: it is damaged ({error})") from None
     if not dialogues:
         raise Problem(f"{path} holds no dialogue")
     repeated = [

@@ -13,7 +13,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import picows
 
@@ -31,7 +31,7 @@ TokenSource = str | Callable[[], str | Awaitable[str]]
 """A token, or where to get a new one: asked at every connect."""
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a fault of the client
+class Refused(Exception):
     """The server refused something for good; `reason` is the contract's name: `CONVERSATION_CLOSED`."""
 
     def __init__(self, reason: int, message: str) -> None:
@@ -41,7 +41,7 @@ class Refused(Exception):  # noqa: N818 - an answer, not a fault of the client
         super().__init__(f"{self.reason}: {message}")
 
 
-class Closed(Exception):  # noqa: N818 - a state
+class Closed(Exception):
     """The client is closed."""
 
 
@@ -134,7 +134,7 @@ class Client:
 
     # -------------------------------------------------------------------------------------- public
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         await self.connect()
         return self
 

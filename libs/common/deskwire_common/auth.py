@@ -97,8 +97,8 @@ class KeySet:
 
     def rotated(self) -> KeySet:
         """Return a set that signs with a new key and still verifies with all of these."""
-        fresh = KeySet.generate()
-        return KeySet({"keys": [*fresh._document["keys"], *self._document["keys"]]})
+        fresh = KeySet.generate()._document  # noqa: SLF001 - its own class
+        return KeySet({"keys": [*fresh["keys"], *self._document["keys"]]})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the set, private parts included, readable by the owner only; replaces the file whole. Blocks."""
@@ -328,7 +328,7 @@ class TokenSigner:
         name: str = "",
         ttl: float = 3600.0,
     ) -> str:
-        """Return a token good for `ttl` seconds. Raises ValueError for parts of a wrong form, KeysError without a key."""
+        """Return a token good for `ttl` seconds. Raises ValueError for malformed parts, KeysError without a key."""
         principal = checked_principal(Principal(tenant, Role(role), subject, system, name))
         now = self._clock.now().timestamp()
         claims: dict[str, Any] = {

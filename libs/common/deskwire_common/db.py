@@ -181,10 +181,8 @@ def is_conflict(error: BaseException) -> bool:
 
 def is_connection_lost(error: BaseException) -> bool:
     """Is the database not there (refused, gone, shutting down, or slower than the statement timeout)?"""
-    if isinstance(error, PoolTimeoutError | OSError):
-        return True
     if not isinstance(error, DBAPIError):
-        return False
+        return isinstance(error, PoolTimeoutError | OSError)
     if error.connection_invalidated or isinstance(error, InterfaceError):
         return True
     orig = error.orig
@@ -193,8 +191,8 @@ def is_connection_lost(error: BaseException) -> bool:
     sqlstate = getattr(orig, "sqlstate", None)
     if isinstance(sqlstate, str):
         return sqlstate in _PG_UNAVAILABLE or sqlstate.startswith("08")
-    if _mysql_code(orig) is not None:
-        return _mysql_code(orig) in _MY_UNAVAILABLE
+    if (code := _mysql_code(orig)) is not None:
+        return code in _MY_UNAVAILABLE
     # psycopg's errors of the connection itself (refused, broken pipe) carry no SQLSTATE.
     return type(orig).__name__ == "OperationalError"
 
@@ -408,7 +406,10 @@ class Database:
 def _engines(
     url: URL, *, pool_size: int, statement_timeout: float, lock_timeout: float, pool_timeout: float
 ) -> tuple[AsyncEngine, AsyncEngine]:
-    timeouts = {"statement_timeout": statement_timeout, "lock_timeout": lock_timeout}
+    timeouts: dict[str, Any] = {
+        "statement_timeout": statement_timeout,
+        "lock_timeout": lock_timeout,
+    }
     if url.get_backend_name() == "sqlite":
         writer = _make_engine(
             url, **timeouts, pool_size=1, max_overflow=0, pool_timeout=pool_timeout

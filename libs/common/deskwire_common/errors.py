@@ -7,7 +7,7 @@ interceptor of `rpc` turns it into a Status with one ErrorInfo; nobody else sets
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import grpc
 from google.protobuf import any_pb2
@@ -205,9 +205,10 @@ def to_status(error: DeskwireError) -> status_pb2.Status:
 
 def from_rpc_error(error: grpc.RpcError) -> DeskwireError:
     """The domain error that a failed call stands for; one without details keeps its code."""
-    code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
-    status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
-    text = error.details() if isinstance(error, grpc.Call) else str(error)
+    call: Any = error if isinstance(error, grpc.aio.AioRpcError) else None
+    code = grpc.StatusCode.UNKNOWN if call is None else call.code()
+    status = None if call is None else rpc_status.from_call(call)
+    text = str(error) if call is None else call.details()
     kind = _BY_CODE.get(code, Internal)
     reason: Reason.ValueType | None = None
     metadata: dict[str, str] = {}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from google.protobuf import json_format
-from google.protobuf.descriptor_pool import Default as default_pool
+from google.protobuf.descriptor_pool import Default as DefaultPool
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
@@ -110,7 +110,7 @@ def _load_types() -> None:
 def _class_of(full_name: str) -> type[Message] | None:
     _load_types()
     try:
-        return GetMessageClass(default_pool().FindMessageTypeByName(full_name))
+        return GetMessageClass(DefaultPool().FindMessageTypeByName(full_name))
     except KeyError:
         return None
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import sqlalchemy as sa
-from google.protobuf.descriptor_pool import Default as default_pool
+from google.protobuf.descriptor_pool import Default as DefaultPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
@@ -104,10 +104,10 @@ class IdempotencyStore:
                 f"request_id {row['request_id']!r} was used with another body",
                 metadata={"method": method},
             )
-        message_class = GetMessageClass(default_pool().FindMessageTypeByName(found.response_type))
+        message_class = GetMessageClass(DefaultPool().FindMessageTypeByName(found.response_type))
         stored = message_class()
         stored.ParseFromString(bytes(found.response))
-        return stored
+        return cast("ResponseT", stored)
 
     async def purge(self, db: Database, *, keep: float = KEEP) -> int:
         """Forget responses older than `keep` seconds, in small transactions; how many."""

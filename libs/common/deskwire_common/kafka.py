@@ -26,7 +26,8 @@ from confluent_kafka import (
 )
 from confluent_kafka import Message as RdMessage
 from confluent_kafka import Producer as RdProducer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from deskwire_common import topics as registry
 from deskwire_common.errors import ResourceExhausted, Unavailable
@@ -54,7 +55,7 @@ _NOT_YET: Final = frozenset(
 _OUT_OF_RANGE: Final = KafkaError.OFFSET_OUT_OF_RANGE
 
 
-class Rejected(Exception):  # noqa: N818 - an outcome of a consumer's handler, not a fault
+class Rejected(Exception):
     """Raised by a handler: not now. The same records come again after `retry_after` seconds."""
 
     def __init__(self, reason: str, *, retry_after: float = 1.0) -> None:
@@ -145,7 +146,7 @@ class Producer:
                 self._reports.append((report, error, -1 if error else message.offset() or 0))
 
         try:
-            self._rd.produce(topic, value=value, key=key, headers=headers, on_delivery=done)
+            self._rd.produce(topic, value=value, key=key, headers=list(headers), on_delivery=done)
         except BufferError:
             raise ResourceExhausted(
                 "the Kafka producer's queue is full; try again", retry_after=0.5
@@ -235,8 +236,8 @@ def _unavailable(error: KafkaError) -> Unavailable:
 
 
 def _record(message: RdMessage) -> Record:
-    key = message.key()
-    headers = message.headers()
+    key: Any = message.key()
+    headers: Any = message.headers()
     return Record(
         topic=message.topic() or "",
         partition=message.partition() or 0,
@@ -495,7 +496,8 @@ class Reader:
 
 
 def _admin(bootstrap: str) -> AdminClient:
-    return AdminClient({"bootstrap.servers": bootstrap, "error_cb": _silent, "log_level": 0})
+    settings: Any = {"bootstrap.servers": bootstrap, "error_cb": _silent, "log_level": 0}
+    return AdminClient(settings)
 
 
 async def cluster_id(bootstrap: str, timeout: float = 10.0) -> str:

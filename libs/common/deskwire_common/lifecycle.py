@@ -199,7 +199,8 @@ async def _until(
 ) -> int:
     async with running(name, settings, build) as runtime:
         stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({stopping, runtime.crashed}, return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [stopping, runtime.crashed]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         get_logger().info("stopping", crashed=runtime.crashed.done())
         return FAILED if runtime.crashed.done() else OK
@@ -219,7 +220,8 @@ def service_main(
         print(f"usage: python -m deskwire_{name} {'|'.join(commands)}", file=sys.stderr)
         sys.exit(USAGE)
     try:
-        settings = settings_class()
+        read: Callable[[], SettingsT] = settings_class  # every field comes from the environment
+        settings = read()
     except ValidationError as error:
         for line in config.problems(error):
             print(line, file=sys.stderr)

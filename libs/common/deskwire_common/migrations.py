@@ -67,7 +67,7 @@ def _upgrade(connection: sa.Connection, package: str) -> list[str]:
 
     def steps(revision: Any, _context: Any) -> Any:
         found = scripts._upgrade_revs("head", revision)  # noqa: SLF001 - what alembic's own `upgrade` calls
-        applied.extend(step.revision.revision for step in found if step.revision is not None)
+        applied.extend(step.revision.revision for step in found)
         return found
 
     context = _context(connection, package, fn=steps)

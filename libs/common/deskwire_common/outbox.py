@@ -197,8 +197,9 @@ class OutboxRelay:
         lease.ensure()
         lost = asyncio.create_task(lease.lost.wait())
         sending = self._producer.send_batch([_record(row) for row in rows])
+        either: list[asyncio.Future[Any]] = [sending, lost]
         try:
-            await asyncio.wait({sending, lost}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 raise Unavailable("leadership was lost while publishing")
             sending.result()

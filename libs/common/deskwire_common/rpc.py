@@ -23,7 +23,8 @@ from collections.abc import (
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from types import TracebackType
+from typing import Any, Final, NoReturn, Self
 
 import grpc
 from google.protobuf.message import Message
@@ -173,10 +174,10 @@ class _Stages(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self,
         continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
         ],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> Any:
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method in self._inline or method.startswith(_OPEN_PREFIXES):
@@ -255,13 +256,16 @@ class _Serving:
             kind=SpanKind.SERVER,
         )
 
-    def __enter__(self) -> _Serving:
+    def __enter__(self) -> Self:
         self._span.__enter__()
         METRICS.rpc_in_flight.labels(self._method).inc()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if kind is not None and self._code == "OK":
             self._code = "CANCELLED"
@@ -376,8 +380,8 @@ async def start_server(
 
 
 class _Outgoing(
-    grpc.aio.UnaryUnaryClientInterceptor,  # type: ignore[misc]
-    grpc.aio.UnaryStreamClientInterceptor,  # type: ignore[misc]
+    grpc.aio.UnaryUnaryClientInterceptor,
+    grpc.aio.UnaryStreamClientInterceptor,
 ):
     """Deadline, token, trace and request id of outgoing calls."""
 
@@ -391,12 +395,12 @@ class _Outgoing(
         return await continuation(self._with(details, None), request)
 
     def _with(self, details: Any, deadline: float | None) -> Any:
-        metadata = details.metadata if details.metadata is not None else grpc.aio.Metadata()
-        metadata = grpc.aio.Metadata(*metadata)
-        if self._token is not None and "authorization" not in metadata:
+        metadata = grpc.aio.Metadata(*(details.metadata or ()))
+        given = set(metadata.keys())
+        if self._token is not None and "authorization" not in given:
             metadata.add("authorization", f"Bearer {self._token()}")
         traceparent = telemetry.current_traceparent()
-        if traceparent and "traceparent" not in metadata:
+        if traceparent and "traceparent" not in given:
             metadata.add("traceparent", traceparent)
         return grpc.aio.ClientCallDetails(
             method=details.method,

@@ -8,7 +8,7 @@ twin of its type there: serialise, parse, check.
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
 import protovalidate
 from google.protobuf import descriptor_pb2, message_factory
@@ -57,7 +57,8 @@ class Validator:
 
 def _path(violation: protovalidate.Violation) -> str:
     parts = []
-    for element in violation.proto.field.elements:
+    field: Any = violation.proto.field
+    for element in field.elements if field is not None else ():
         text = element.field_name
         if element.subscript is not None:
             text += f"[{element.subscript.value}]"

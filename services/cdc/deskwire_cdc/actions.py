@@ -37,7 +37,7 @@ PAGE_SIZE: Final = 50
 ResponseT = TypeVar("ResponseT", bound=Message)
 
 
-class _NotSeen(Exception):  # noqa: N818 - an answer, not a fault
+class _NotSeen(Exception):
     """The request_id is new."""
 
 

@@ -9,8 +9,7 @@ import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from deskwire.chat.v1 import customer_pb2, customer_service_pb2, customer_service_pb2_grpc
-from deskwire_cdc.domain import CUSTOMER_FIELDS, CustomerCall, Source
-from deskwire_cdc.events import SUBJECT
+from deskwire_cdc.domain import CUSTOMER_FIELDS, SUBJECT, CustomerCall, Source
 from deskwire_common.auth import KeySet, Role, TokenSigner
 from deskwire_common.clock import Clock
 from deskwire_common.errors import (
@@ -28,7 +27,7 @@ _TTL: Final = 600.0
 _RENEW: Final = 300.0
 
 
-class CustomerRefused(Exception):  # noqa: N818 - an outcome: trying again would not help
+class CustomerRefused(Exception):
     """Chat will never take what the row says; the message says why."""
 
 
@@ -55,8 +54,7 @@ class CustomerClient:
         """Say what the row says; returns the customer's fields afterwards.
 
         The same request_id twice is as good as once. Raises Unavailable when it is worth another
-        try,
-        CustomerRefused when it is not.
+        try, CustomerRefused when it is not.
         """
         request = customer_service_pb2.UpsertCustomerRequest(
             request_id=call.request_id,

@@ -8,11 +8,14 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
 from deskwire.common.v1 import error_reason_pb2
 from deskwire_common.errors import FailedPrecondition, InvalidArgument
+
+#: Who carries row changes over, in this service's tokens and in its events.
+SUBJECT: Final = "cdc"
 
 Json: TypeAlias = str | int | float | bool | None
 """A column value as events carry it; see `sources/values.py` for how each SQL type is written."""

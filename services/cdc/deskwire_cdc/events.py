@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from deskwire.cdc.v1 import source_pb2
 from deskwire.common.v1 import actor_pb2
 from deskwire.events.v1 import hub_events_pb2
-from deskwire_cdc.domain import CustomerRule, Kind, NumberedChange, Row, Source, State
+from deskwire_cdc.domain import SUBJECT, CustomerRule, Kind, NumberedChange, Row, Source, State
 from deskwire_common import topics
 from deskwire_common.clock import Clock
 from deskwire_common.events import DomainEvent, new_event
@@ -27,8 +27,6 @@ _STATES: Final = {
     State.RETRYING: source_pb2.SOURCE_STATE_RETRYING,
     State.REFUSED: source_pb2.SOURCE_STATE_REFUSED,
 }
-#: Who carries row changes over: the token that this service signs has the same subject.
-SUBJECT: Final = "cdc"
 _ACTOR: Final = actor_pb2.Actor(role=actor_pb2.ROLE_INTEGRATION, subject=SUBJECT)
 
 

@@ -31,7 +31,7 @@ from deskwire_chat.shard.links import Links, check_client_msg_id
 from deskwire_chat.shard.writer import ShardWriter, Store, Stored
 from deskwire_chat.store import agents, conversations, customers, messages
 from deskwire_common import telemetry
-from deskwire_common.auth import Role, acting_as, current_principal
+from deskwire_common.auth import Principal, Role, acting_as, current_principal
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork, WriteConflict, is_unique_violation
 from deskwire_common.errors import DeskwireError, InvalidArgument, PermissionDenied
@@ -518,13 +518,7 @@ class AgentActions:
         """
         principal = current_principal()
         who = Writer.of(principal)
-        agent_id = request.agent_id or principal.subject
-        if principal.role is Role.AGENT and agent_id != principal.subject:
-            raise PermissionDenied("an agent speaks for themselves only")
-        if principal.role is Role.OPERATOR and not request.agent_id:
-            raise InvalidArgument("name the agent", field="agent_id")
-        if not request.display_name.isprintable():
-            raise InvalidArgument("may hold printable characters only", field="display_name")
+        agent_id = _agent_meant(principal, request)
         changed: list[Agent] = []
 
         async def work(uow: UnitOfWork) -> agents_pb.SetAgentStatusResponse:
@@ -611,3 +605,14 @@ class AgentActions:
 
     def _view(self, agent: Agent) -> Any:
         return views.agent(agent, connected=self.router.is_connected(agent.tenant, agent.agent_id))
+
+
+def _agent_meant(principal: Principal, request: agents_pb.SetAgentStatusRequest) -> str:
+    """Whose status is to be set: an agent's own, or the one that an operator names."""
+    if not request.display_name.isprintable():
+        raise InvalidArgument("may hold printable characters only", field="display_name")
+    if principal.role is Role.OPERATOR and not request.agent_id:
+        raise InvalidArgument("name the agent", field="agent_id")
+    if principal.role is Role.AGENT and request.agent_id not in {"", principal.subject}:
+        raise PermissionDenied("an agent speaks for themselves only")
+    return request.agent_id or principal.subject

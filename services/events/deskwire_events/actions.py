@@ -57,7 +57,7 @@ ResponseT = TypeVar(
 )
 
 
-class _New(Exception):  # noqa: N818 - says that a request was not seen before
+class _New(Exception):
     pass
 
 

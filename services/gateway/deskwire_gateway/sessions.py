@@ -446,8 +446,9 @@ class Sessions:
             )
         if self._chat.pending_count >= limits.max_pending_sends:
             raise ResourceExhausted(
-                "too many messages wait to be stored", retry_after=1 + random.random()
-            )  # noqa: S311
+                "too many messages wait to be stored",
+                retry_after=1 + random.random(),  # noqa: S311 - a spread, no secret
+            )
         now = session.seen
         budget = session.budget
         if budget < 0:

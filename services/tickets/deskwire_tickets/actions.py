@@ -35,7 +35,7 @@ Transition: TypeAlias = pb.SolveTicketRequest | pb.ReopenTicketRequest
 Request: TypeAlias = pb.CreateTicketRequest | Transition
 
 
-class _New(Exception):  # noqa: N818 - says that a request was not seen before
+class _New(Exception):
     pass
 
 

@@ -36,6 +36,7 @@ READS = ("Get", "List", "Lookup", "Subscribe", "Connect", "Link", "Schema", "Aut
 PUBLISHES = {
     "ConversationService.SendMessage": {"message_sent"},
     "ConversationService.CloseConversation": {"conversation_closed"},
+    "ConversationService.TransferConversation": {"conversation_transferred"},
     "CustomerService.UpdateCustomer": {"customer_updated"},
     "CustomerService.UpsertCustomer": {"customer_created", "customer_updated"},
     "AgentService.SetAgentStatus": {"agent_status_changed"},

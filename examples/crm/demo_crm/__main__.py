@@ -1,4 +1,4 @@
-"""`python -m demo_crm serve|connect|customers|received|set-phone`. Settings come from DEMO_CRM_*."""
+"""`python -m demo_crm serve|connect|customers|received|set-phone|set-order`. Settings come from DEMO_CRM_*."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import grpc
 
 from demo_crm.adapter import serve
 from demo_crm.connect import SYSTEM_ID, connect
-from demo_crm.store import CrmDatabase, UnknownCustomerError
+from demo_crm.store import CrmDatabase, UnknownCustomerError, UnknownOrderError
 from demo_crm.tracing import Tracing
 
 FAILED, USAGE = 1, 2
@@ -81,6 +81,10 @@ def _set_phone(arguments: argparse.Namespace) -> None:
     _print(_database().set_phone(arguments.customer_no, arguments.phone))
 
 
+def _set_order(arguments: argparse.Namespace) -> None:
+    _database().set_order_state(arguments.order_no, arguments.state)
+
+
 def _customers(arguments: argparse.Namespace) -> None:
     customers = _database().customers()
     if arguments.json:
@@ -131,6 +135,10 @@ def parser() -> argparse.ArgumentParser:
     each.add_argument("customer_no")
     each.add_argument("phone")
     each.set_defaults(run=_set_phone)
+    each = commands.add_parser("set-order", help="change an order's state, as the warehouse would")
+    each.add_argument("order_no")
+    each.add_argument("state")
+    each.set_defaults(run=_set_order)
     for name, run, text in (
         ("customers", _customers, "list the customers"),
         ("received", _received, "list the events that deskwire pushed"),
@@ -149,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     except grpc.RpcError as error:
         print(f"demo_crm: {_said(error)}", file=sys.stderr)
         sys.exit(FAILED)
-    except (OSError, UnknownCustomerError) as error:
+    except (OSError, UnknownCustomerError, UnknownOrderError) as error:
         print(f"demo_crm: {error}", file=sys.stderr)
         sys.exit(FAILED)
 

@@ -59,6 +59,10 @@ ORDERS = (
 COLUMNS = {"display_name": "name", "email": "email", "mobile": "phone"}
 
 
+class UnknownOrderError(LookupError):
+    """There is no order of this number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Received:
     """An event as deskwire pushed it; `event` is its JSON form, `traceparent` that of its delivery."""
@@ -124,6 +128,15 @@ class CrmDatabase:
         with self._transaction() as connection:
             _update(connection, customer_no, {"phone": phone})
         return self.customer(customer_no)
+
+    def set_order_state(self, order_no: str, state: str) -> None:
+        """What the warehouse does: an order goes on. Raises UnknownOrderError."""
+        with self._transaction() as connection:
+            done = connection.execute(
+                "UPDATE orders SET state = ? WHERE order_no = ?", (state, order_no)
+            )
+            if not done.rowcount:
+                raise UnknownOrderError(f"there is no order {order_no}")
 
     def received(self) -> list[dict[str, Any]]:
         """The events that deskwire pushed, in the order they came."""

@@ -283,13 +283,12 @@ class Launch:
             "DESKWIRE_KEYS_FILE": str(plan.home.keys_file),
             "DESKWIRE_KAFKA": self.kafka,
             "DESKWIRE_REDIS_URL": self.redis,
+            "DESKWIRE_CHAT_TARGET": plan.ports.address("chat"),
             "DESKWIRE_WS_LISTEN": plan.ports.address("websocket"),
         }
         if plan.broker == "dev":
             # It doesn't know the group protocol of KIP-848.
             settings["DESKWIRE_KAFKA_GROUP_PROTOCOL"] = "classic"
-        for other in SERVICES:
-            settings[f"DESKWIRE_{other.upper()}_TARGET"] = plan.ports.address(other)
         if service in STORES:
             settings["DESKWIRE_DATABASE_URL"] = plan.database(service)
         return settings

@@ -12,6 +12,7 @@ from deskwire_cli.replay import replay
 from deskwire_cli.status import status
 from deskwire_cli.token import token
 from deskwire_cli.up import up
+from deskwire_cli.walk import walk
 from deskwire_common.errors import DeskwireError
 
 FAILED = 1
@@ -27,6 +28,7 @@ app.command()(up)
 app.command()(down)
 app.command()(status)
 app.command()(token)
+app.command()(walk)
 app.command()(replay)
 
 

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
+from deskwire_cli import walk
 from deskwire_cli.launch import Launch, Plan, make_plan, say
 from deskwire_cli.machine.home import Home, project_root
 from deskwire_cli.machine.ports import BASE
@@ -83,7 +83,6 @@ async def run(plan: Plan) -> int:
         say(f"ready in {time.monotonic() - begun:.1f} s")
         watching = asyncio.create_task(launch.watch())
         if plan.demo:
-            code = FAILED
             if not await unless(stop, lambda: play(launch)):
                 return OK
             code = OK if launch.walk == "played" else FAILED
@@ -119,11 +118,13 @@ async def unless(stop: asyncio.Event, work: Callable[[], Awaitable[None]]) -> bo
 
 async def play(launch: Launch) -> None:
     """The walk through all five services against the running suite; its outcome is in the state."""
-    walk = import_module("deskwire_cli.walk")
-    code = await walk.play(load_suite(launch.plan.home))
-    launch.write_state(walk="played" if code == OK else "failed")
-    if code != OK:
-        say("the walk failed; the suite stays up")
+    try:
+        await walk.play(load_suite(launch.plan.home))
+    except Problem as problem:
+        launch.write_state(walk="failed", problem=str(problem))
+        say(f"{problem}\nthe suite stays up")
+        return
+    launch.write_state(walk="played")
 
 
 def what_next(plan: Plan, launch: Launch) -> str:
@@ -135,7 +136,7 @@ def what_next(plan: Plan, launch: Launch) -> str:
     )
     lines = [
         "",
-        f"  WebSocket   ws://{address('websocket')}/",
+        f"  WebSocket   ws://{address('websocket')}/ws",
         "  gRPC        "
         + "  ".join(
             f"{name} {address(name)}" for name in ("gateway", "chat", "tickets", "events", "cdc")

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deskwire_common import auth
@@ -82,6 +82,8 @@ class ServiceSettings(BaseSettings):
     otlp_endpoint: str = ""
     trace_sample_ratio: float = 1.0
     log_level: str = "INFO"
+    # How long what is under way may take when the process is told to stop.
+    drain_seconds: float = Field(default=15.0, gt=0, le=600)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None

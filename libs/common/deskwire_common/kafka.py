@@ -49,6 +49,10 @@ _NOT_YET: Final = frozenset(
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
+        # A group's coordinator of a broker that has just started.
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001 - its public name has the underscore
     }
 )
@@ -253,8 +257,8 @@ def _bytes(value: str | bytes | None) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
 
 
-def _patiently(ask: Callable[[], Any]) -> Any:
-    """Ask again while a topic that was just made has no leader yet, for ten seconds at the most."""
+def patiently(ask: Callable[[], Any]) -> Any:
+    """Ask again while a topic or a group that was just made has no leader yet, for ten seconds at the most."""
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -424,12 +428,12 @@ class Reader:
             found = [
                 TopicPartition(topic, partition)
                 for topic in self._topics
-                for partition in _patiently(partial(rd.list_topics, topic, timeout=10))
+                for partition in patiently(partial(rd.list_topics, topic, timeout=10))
                 .topics[topic]
                 .partitions
             ]
             for place in found:
-                low, high = _patiently(partial(rd.get_watermark_offsets, place, timeout=10))
+                low, high = patiently(partial(rd.get_watermark_offsets, place, timeout=10))
                 self.oldest[place.topic, place.partition] = low
                 self.positions[place.topic, place.partition] = self._place(place, low, high)
             if isinstance(self._start, datetime):

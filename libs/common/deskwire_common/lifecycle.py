@@ -150,8 +150,12 @@ class Runtime(Generic[SettingsT]):
 
     async def _drain(self) -> None:
         await self._set_serving(False)
-        for callback in reversed(self._drains):
-            await callback()
+        try:
+            async with asyncio.timeout(self.settings.drain_seconds):
+                for callback in reversed(self._drains):
+                    await callback()
+        except TimeoutError:
+            get_logger().warning("drain_cut_short", seconds=self.settings.drain_seconds)
 
 
 Build = Callable[[SettingsT, Runtime[SettingsT]], Awaitable[None]]

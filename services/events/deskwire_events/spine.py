@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import Consumer as RdConsumer
@@ -12,6 +13,7 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from deskwire_common import topics
 from deskwire_common.errors import Unavailable
+from deskwire_common.kafka import patiently
 from deskwire_events.domain import Selection
 
 _TIMEOUT: Final = 5.0
@@ -72,13 +74,13 @@ async def begin_at_end(bootstrap: str, group: str, names: Sequence[str]) -> None
                 # Asked for by name, so that topics nobody wrote to yet are made.
                 for partition in client.list_topics(name, timeout=_TIMEOUT).topics[name].partitions
             ]
-            fresh = [
-                place for place in client.committed(places, timeout=_TIMEOUT) if place.offset < 0
-            ]
+            known = patiently(partial(client.committed, places, timeout=_TIMEOUT))
+            fresh = [place for place in known if place.offset < 0]
             for place in fresh:
-                place.offset = client.get_watermark_offsets(place, timeout=_TIMEOUT)[1]
+                ends = partial(client.get_watermark_offsets, place, timeout=_TIMEOUT)
+                place.offset = patiently(ends)[1]
             if fresh:
-                client.commit(offsets=fresh, asynchronous=False)
+                patiently(partial(client.commit, offsets=fresh, asynchronous=False))
         except KafkaException as error:
             raise Unavailable(f"Kafka doesn't answer: {error}", retry_after=1.0) from error
         finally:

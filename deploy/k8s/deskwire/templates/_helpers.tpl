@@ -34,10 +34,6 @@ DESKWIRE_TRACE_SAMPLE_RATIO: {{ .Values.telemetry.traceSampleRatio | quote }}
 DESKWIRE_LOG_LEVEL: {{ .Values.logLevel | quote }}
 DESKWIRE_DRAIN_SECONDS: {{ .Values.drainSeconds | quote }}
 DESKWIRE_CHAT_TARGET: {{ printf "%s-chat:7401" $name | quote }}
-DESKWIRE_TICKETS_TARGET: {{ printf "%s-tickets:7401" $name | quote }}
-DESKWIRE_EVENTS_TARGET: {{ printf "%s-events:7401" $name | quote }}
-DESKWIRE_CDC_TARGET: {{ printf "%s-cdc:7401" $name | quote }}
-DESKWIRE_GATEWAY_TARGET: {{ printf "%s-gateway:7401" $name | quote }}
 {{- if .Values.tls.enabled }}
 DESKWIRE_TLS_CERT: /etc/deskwire/tls/tls.crt
 DESKWIRE_TLS_KEY: /etc/deskwire/tls/tls.key

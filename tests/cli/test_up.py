@@ -7,11 +7,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import psutil
@@ -26,41 +23,9 @@ from deskwire_cli.machine.ports import HOST, LAYOUT, is_free
 from deskwire_cli.suite import load_suite
 from deskwire_common.auth import KeySet, TokenVerifier
 from support import eventually
+from support.command import Command, free_base
 
 SERVICES = {"chat", "tickets", "events", "cdc", "gateway"}
-
-
-class Command:
-    """`deskwire …` with a home and a port base of its own."""
-
-    def __init__(self, home: Path, base: int) -> None:
-        self.home = home
-        self.base = base
-
-    def __call__(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "deskwire_cli", *arguments],
-            env={**os.environ, "DESKWIRE_HOME": str(self.home)},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    def up(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self("up", "-d", "--no-demo", "--port-base", str(self.base), *arguments)
-
-    def status(self) -> tuple[int, dict[str, Any]]:
-        done = self("status", "--json")
-        return done.returncode, json.loads(done.stdout)
-
-
-def free_base() -> int:
-    """A base all of whose ports are free."""
-    for base in range(20000, 30000, 100):
-        if all(is_free(base + distance) for distance in LAYOUT.values()):
-            return base
-    raise AssertionError("no free ports")
 
 
 @pytest.fixture

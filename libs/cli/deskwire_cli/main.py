@@ -6,10 +6,12 @@ import sys
 
 import typer
 
+from deskwire_cli.chat import chat
 from deskwire_cli.down import down
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.replay import replay
 from deskwire_cli.status import status
+from deskwire_cli.tail import tail
 from deskwire_cli.token import token
 from deskwire_cli.up import up
 from deskwire_cli.walk import walk
@@ -28,6 +30,8 @@ app.command()(up)
 app.command()(down)
 app.command()(status)
 app.command()(token)
+app.command()(chat)
+app.command()(tail)
 app.command()(walk)
 app.command()(replay)
 

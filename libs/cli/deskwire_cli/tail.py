@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import grpc
+import typer
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deskwire.events.v1 import event_hub_service_pb2 as hub_pb2
 from deskwire.events.v1 import event_hub_service_pb2_grpc
-from deskwire_common.errors import InvalidArgument
+from deskwire_cli.machine.problem import Problem
+from deskwire_cli.suite import TENANT, Suite, load_suite, open_channel
+from deskwire_common.auth import Role
+from deskwire_common.errors import InvalidArgument, from_rpc_error
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 CREDIT = 1000  # events that may be on their way
@@ -137,3 +142,63 @@ def one_line(event: dict[str, Any]) -> str:
     moment = str(event.get("occurred_at", ""))[11:23].rstrip("Z").ljust(12)
     head = f"{moment} {event['event_type']:<22} {event['subject']} #{event['sequence']}"
     return f"{head} {event.get('origin', '')} {data if len(data) <= 160 else data[:159] + '…'}"
+
+
+async def follow(
+    suite: Suite,
+    start: hub_pb2.SubscribeStart,
+    *,
+    tenant: str,
+    types: Sequence[str],
+    subject: str,
+    as_json: bool,
+    until_idle: float | None,
+) -> None:
+    """Print events until the stream ends. Raises Problem with the hub's reason."""
+    token = suite.token(Role.OPERATOR, "deskwire-tail", tenant=tenant)
+    async with open_channel(suite.events) as channel:
+        try:
+            async for delivery in subscribe(
+                channel, token, start, event_types=types, subject=subject, until_idle=until_idle
+            ):
+                for event in delivery.events:
+                    print(
+                        json.dumps(event, ensure_ascii=False) if as_json else one_line(event),
+                        flush=True,
+                    )
+        except grpc.aio.AioRpcError as error:
+            raise Problem(str(from_rpc_error(error))) from None
+
+
+def tail(
+    begin: Annotated[
+        str,
+        typer.Option(
+            "--from", help="latest, earliest, 10m ago (s, m, h, d), an ISO 8601 time, or a cursor."
+        ),
+    ] = "latest",
+    event_type: Annotated[
+        list[str] | None, typer.Option("--type", help="Only this event type; may be repeated.")
+    ] = None,
+    subject: Annotated[str, typer.Option(help="Only of this aggregate, such as a ticket.")] = "",
+    tenant: Annotated[str, typer.Option(help="Whose events.")] = TENANT,
+    until_idle: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="End when none came for so long.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show events from the hub as they happen, or from some time ago, until Ctrl-C."""
+    suite = load_suite()
+    start = start_at(begin, now=datetime.now(UTC))
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(
+            follow(
+                suite,
+                start,
+                tenant=tenant,
+                types=event_type or [],
+                subject=subject,
+                as_json=as_json,
+                until_idle=until_idle,
+            )
+        )

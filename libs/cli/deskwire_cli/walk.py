@@ -286,6 +286,10 @@ class Walk:
 
     # -------------------------------------------------------------------------------- what was seen
 
+    def received(self) -> list[Event]:
+        """What the CRM was sent since the walk began, as its database says."""
+        return self._crm.received()[self._crm_had :]
+
     @asynccontextmanager
     async def _following(self) -> AsyncIterator[None]:
         """Collect the hub's events of this tenant from now on."""
@@ -338,7 +342,7 @@ class Walk:
         ours = {self.conversation_id, self.customer_id, self.ticket_id}
         return [
             each
-            for each in self._crm.received()[self._crm_had :]
+            for each in self.received()
             if each["event_type"] == event_type and each["subject"] in ours
         ]
 

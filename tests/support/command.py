@@ -1,0 +1,46 @@
+"""The deskwire command as scripts run it, with a home and ports of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from deskwire_cli.machine.ports import LAYOUT, is_free
+
+
+class Command:
+    """`deskwire …` with a home and a port base of its own."""
+
+    def __init__(self, home: Path, base: int, **environment: str) -> None:
+        self.home = home
+        self.base = base
+        self._environment = {**os.environ, "DESKWIRE_HOME": str(home), **environment}
+
+    def __call__(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "deskwire_cli", *arguments],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def up(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self("up", "-d", "--no-demo", "--port-base", str(self.base), *arguments)
+
+    def status(self) -> tuple[int, dict[str, Any]]:
+        done = self("status", "--json")
+        return done.returncode, json.loads(done.stdout)
+
+
+def free_base() -> int:
+    """A base all of whose ports are free."""
+    for base in range(20000, 30000, 100):
+        if all(is_free(base + distance) for distance in LAYOUT.values()):
+            return base
+    raise AssertionError("no free ports")

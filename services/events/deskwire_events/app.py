@@ -8,6 +8,7 @@ import grpc
 
 from deskwire.events.v1 import adapter_registry_service_pb2_grpc, event_hub_service_pb2_grpc
 from deskwire_common import db as dbs
+from deskwire_common import housekeeping
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
@@ -28,9 +29,6 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     """
     clock, ids = runtime.clock, runtime.ids
     db = await runtime.database("deskwire_events")
-    # SQLAlchemy 2.1 counts an INSERT's rows on PostgreSQL only when asked to, and the idempotency
-    # store goes by that count.
-    db.engine.update_execution_options(preserve_rowcount=True)
     await ensure_topics(settings.kafka)
     # A MetaData of their own: this may be built twice in one process.
     outbox = Outbox(dbs.metadata(), clock)
@@ -53,9 +51,10 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     subscriptions = Subscriptions(settings.kafka, clock)
     relay = OutboxRelay(db, outbox, await runtime.producer())
     runtime.spawn("outbox", relay.run)
-    runtime.spawn("outbox-gauges", partial(worker.measure_outbox, db, outbox, clock))
+    runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, clock))
     runtime.spawn("deliveries", deliveries.run)
-    runtime.spawn("clean-up", partial(worker.clean_up, db, idempotency))
+    runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
+    runtime.spawn("trim-deliveries", partial(worker.trim_deliveries, db))
 
     async def end_streams() -> None:
         subscriptions.stopping.set()

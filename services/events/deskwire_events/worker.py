@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from deskwire_common.clock import Clock, to_micros
+from deskwire_common.clock import Clock
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
-from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import Consumer
 from deskwire_common.leadership import Lease
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
-from deskwire_common.outbox import Outbox
 from deskwire_common.rpc import Tls
 from deskwire_events import spine, store
 from deskwire_events.clients import MAX_BATCH
@@ -29,7 +27,6 @@ POLL: Final = 1.0
 #: Deliveries that are kept per adapter, and seconds between clean-ups.
 KEEP: Final = 10_000
 CLEAN_EVERY: Final = 60.0
-MEASURE_EVERY: Final = 5.0
 _MAX_PAUSE: Final = 30.0
 
 
@@ -127,17 +124,16 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def clean_up(db: Database, idempotency: IdempotencyStore) -> None:
-    """Forget old responses and surplus deliveries, until cancelled; outlasts a database that is away."""
+async def trim_deliveries(db: Database) -> None:
+    """Forget surplus deliveries, until cancelled; outlasts a database that is away."""
     while True:
         try:
-            await idempotency.purge(db)
             async with db.read() as connection:
                 adapters = await store.all_adapters(connection)
             for adapter in adapters:
                 await _trim(db, adapter)
         except DeskwireError as error:
-            get_logger().warning("not_cleaned_up", error=str(error))
+            get_logger().warning("deliveries_not_trimmed", error=str(error))
         await asyncio.sleep(CLEAN_EVERY)
 
 
@@ -146,17 +142,3 @@ async def _trim(db: Database, adapter: Adapter) -> None:
         lambda uow: store.trim_deliveries(uow, adapter.tenant, adapter.adapter_id, keep=KEEP)
     ):
         pass
-
-
-async def measure_outbox(db: Database, outbox: Outbox, clock: Clock) -> None:
-    """Keep the outbox's gauges, until cancelled; outlasts a database that is away."""
-    while True:
-        try:
-            count, oldest = await outbox.pending(db)
-        except DeskwireError as error:
-            get_logger().warning("outbox_not_measured", error=str(error))
-        else:
-            METRICS.outbox_depth.set(count)
-            lag = (to_micros(clock.now()) - oldest) / 1e6 if count else 0.0
-            METRICS.outbox_lag_seconds.set(max(lag, 0.0))
-        await asyncio.sleep(MEASURE_EVERY)

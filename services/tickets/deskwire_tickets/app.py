@@ -8,12 +8,11 @@ import grpc
 
 from deskwire.tickets.v1 import ticket_service_pb2_grpc
 from deskwire_common import db as dbs
-from deskwire_common import topics
+from deskwire_common import housekeeping, topics
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.outbox import Outbox, OutboxRelay
-from deskwire_tickets import worker
 from deskwire_tickets.actions import SERVICE, TicketActions
 from deskwire_tickets.api import AUTHORIZATION, TicketApi
 from deskwire_tickets.clients import ChatClient
@@ -26,9 +25,6 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     Raises FailedPrecondition for another schema, Unavailable without database or Kafka.
     """
     db = await runtime.database("deskwire_tickets")
-    # SQLAlchemy 2.1 counts an INSERT's rows on PostgreSQL only when asked to, and the idempotency
-    # store goes by that count.
-    db.engine.update_execution_options(preserve_rowcount=True)
     await ensure_topics(settings.kafka, [topics.TICKETS])
     # A MetaData of their own: this may be built twice in one process.
     outbox = Outbox(dbs.metadata(), runtime.clock)
@@ -43,8 +39,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     )
     relay = OutboxRelay(db, outbox, await runtime.producer())
     runtime.spawn("outbox", relay.run)
-    runtime.spawn("outbox-gauges", partial(worker.measure_outbox, db, outbox, runtime.clock))
-    runtime.spawn("forget-requests", partial(worker.forget_requests, db, idempotency))
+    runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
+    runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
 
     def register(server: grpc.aio.Server) -> None:
         ticket_service_pb2_grpc.add_TicketServiceServicer_to_server(TicketApi(actions), server)

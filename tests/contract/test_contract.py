@@ -22,6 +22,8 @@ SERVED_BY = {
     "deskwire.chat.v1.ConversationService": "deskwire_chat.api",
     "deskwire.chat.v1.CustomerService": "deskwire_chat.api",
     "deskwire.chat.v1.AgentService": "deskwire_chat.api",
+    "deskwire.chat.v1.TenantService": "deskwire_chat.api",
+    "deskwire.chat.v1.IntegrationKeyService": "deskwire_chat.api",
     "deskwire.shard.v1.ShardService": "deskwire_chat.api",
     "deskwire.tickets.v1.TicketService": "deskwire_tickets.api",
     "deskwire.events.v1.EventHubService": "deskwire_events.api",
@@ -31,7 +33,7 @@ SERVED_BY = {
 # Implemented by integrators, called by the hub: the adapter decides who may call it.
 IMPLEMENTED_OUTSIDE = {"deskwire.adapters.v1.SystemAdapterService"}
 
-READS = ("Get", "List", "Lookup", "Subscribe", "Connect", "Link", "Schema", "Auth")
+READS = ("Get", "List", "Lookup", "Subscribe", "Connect", "Link", "Schema", "Auth", "Exchange")
 # What a mutating call publishes; a new one without an entry fails the test.
 PUBLISHES = {
     "ConversationService.SendMessage": {"message_sent"},
@@ -40,6 +42,14 @@ PUBLISHES = {
     "CustomerService.UpdateCustomer": {"customer_updated"},
     "CustomerService.UpsertCustomer": {"customer_created", "customer_updated"},
     "AgentService.SetAgentStatus": {"agent_status_changed"},
+    "AgentService.CreateAgent": {"agent_created"},
+    "AgentService.DisableAgent": {"agent_disabled"},
+    "AgentService.EnableAgent": {"agent_enabled"},
+    "TenantService.CreateTenant": {"tenant_created"},
+    "TenantService.DisableTenant": {"tenant_disabled"},
+    "TenantService.EnableTenant": {"tenant_enabled"},
+    "IntegrationKeyService.CreateIntegrationKey": {"integration_key_created"},
+    "IntegrationKeyService.RevokeIntegrationKey": {"integration_key_revoked"},
     "TicketService.CreateTicket": {"ticket_created"},
     "TicketService.SolveTicket": {"ticket_solved"},
     "TicketService.ReopenTicket": {"ticket_reopened"},

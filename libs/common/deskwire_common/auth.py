@@ -34,7 +34,7 @@ ISSUER: Final = "deskwire"
 AUDIENCE: Final = "deskwire"
 ALGORITHM: Final = "EdDSA"
 ANY_TENANT: Final = "*"
-"""The tenant of a service that speaks for many; only role service may have it."""
+"""The tenant of a service that speaks for many, and of an operator of the whole suite; nobody else may have it."""
 
 _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 _LEEWAY = 5.0  # seconds that two machines' clocks may differ
@@ -55,6 +55,9 @@ class Role(StrEnum):
     SERVICE = "service"
 
 
+_ANY_TENANT_ROLES: Final = frozenset({Role.SERVICE, Role.OPERATOR})
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A verified caller. `system` is the system id of an integration (`crm:main`), else empty."""
@@ -64,6 +67,11 @@ class Principal:
     subject: str
     system: str = ""
     name: str = ""
+
+    @property
+    def runs_the_suite(self) -> bool:
+        """Whether this is an operator of all tenants."""
+        return self.role is Role.OPERATOR and self.tenant == ANY_TENANT
 
 
 class KeysError(ValueError):
@@ -291,7 +299,7 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
 
 def checked_principal(principal: Principal) -> Principal:
     """Return `principal` if its parts have the right form, else raise ValueError that says which has not."""
-    any_tenant = principal.tenant == ANY_TENANT and principal.role is Role.SERVICE
+    any_tenant = principal.tenant == ANY_TENANT and principal.role in _ANY_TENANT_ROLES
     if not any_tenant and not _NAME.fullmatch(principal.tenant):
         raise ValueError("tenant must be 1-64 of A-Z a-z 0-9 . _ : @ -")
     if not _NAME.fullmatch(principal.subject):
@@ -330,6 +338,7 @@ class TokenSigner:
     ) -> str:
         """Return a token good for `ttl` seconds. Raises ValueError for malformed parts, KeysError without a key."""
         principal = checked_principal(Principal(tenant, Role(role), subject, system, name))
+        self._follow_keys()
         now = self._clock.now().timestamp()
         claims: dict[str, Any] = {
             "iss": ISSUER,
@@ -349,10 +358,8 @@ class TokenSigner:
 
     def service_token(self, tenant: str = ANY_TENANT) -> str:
         """Return a token of role service, reused until half of its hour is over or the keys changed."""
+        self._follow_keys()
         monotonic = self._clock.monotonic()
-        if monotonic - self._looked >= _RELOAD_SECONDS:
-            self._looked = monotonic
-            self._keys.refresh()
         token, until, generation = self._service.get(tenant, ("", 0.0, 0))
         if monotonic >= until or generation != self._keys.generation:
             token = self.mint(tenant=tenant, role=Role.SERVICE, subject=self._subject)
@@ -360,6 +367,12 @@ class TokenSigner:
                 self._service.clear()
             self._service[tenant] = (token, monotonic + 1800.0, self._keys.generation)
         return token
+
+    def _follow_keys(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._looked >= _RELOAD_SECONDS:
+            self._looked = now
+            self._keys.refresh()
 
 
 _PRINCIPAL: ContextVar[Principal] = ContextVar("deskwire_principal")

@@ -128,6 +128,7 @@ class Runtime(Generic[SettingsT]):
         services: Sequence[str],
         authorization: rpc.Authorization,
         inline_auth: Collection[str] = frozenset(),
+        access: rpc.Access | None = None,
     ) -> int:
         """Start the gRPC server; returns its port. Health says SERVING when `build` has returned."""
         self._server = await rpc.start_server(
@@ -139,6 +140,7 @@ class Runtime(Generic[SettingsT]):
             validator=self.validator,
             tls=self.tls,
             inline_auth=inline_auth,
+            access=access,
         )
         self.stack.push_async_callback(self._server.stop)
         self.port = self._server.port

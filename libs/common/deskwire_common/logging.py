@@ -24,12 +24,15 @@ _SECRET_FIELDS = frozenset(
 )
 # A JWT anywhere in a text, and the password in a URL.
 _JWT = re.compile(r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]*")
+# The secret part of an integration key; what is before it is the key's id.
+_KEY = re.compile(r"(dwk_[0-9a-f]{32}_)[0-9a-f]+")
 _URL_PASSWORD = re.compile(r"(\w[\w+.-]*://[^\s:/@]*:)[^\s@/]+@")
 
 
 def redact_text(text: str) -> str:
-    """Return `text` without tokens and URL passwords."""
-    return _URL_PASSWORD.sub(rf"\1{REDACTED}@", _JWT.sub(REDACTED, text))
+    """Return `text` without tokens, secrets of integration keys and URL passwords."""
+    text = _KEY.sub(rf"\1{REDACTED}", _JWT.sub(REDACTED, text))
+    return _URL_PASSWORD.sub(rf"\1{REDACTED}@", text)
 
 
 def _redact(_logger: Any, _method: str, event: Event) -> Event:

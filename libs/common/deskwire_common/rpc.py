@@ -21,7 +21,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
@@ -36,6 +36,7 @@ from structlog.contextvars import bind_contextvars
 
 from deskwire_common import telemetry
 from deskwire_common.auth import (
+    ANY_TENANT,
     Principal,
     Role,
     TokenVerifier,
@@ -56,6 +57,20 @@ from deskwire_common.validation import Validator
 
 Authorization = Mapping[str, Collection[Role]]
 """Full method name (`/deskwire.chat.v1.AgentService/GetAgent`) → who may call it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What the authorisation table can't say.
+
+    `public` methods take no token: the request itself says who calls. `suite` methods are for operators of all tenants,
+    who may call nothing else. `admit` looks at each verified caller and raises for one that isn't let in.
+    """
+
+    public: Collection[str] = frozenset()
+    suite: Collection[str] = frozenset()
+    admit: Callable[[Principal], None] = field(default=lambda _principal: None)
+
 
 #: Seconds that a call may take when its caller doesn't say.
 DEADLINE: Final = 10.0
@@ -129,11 +144,16 @@ def bearer_token(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def _authorize(method: str, roles: Collection[Role], principal: Principal) -> None:
+def _authorize(
+    method: str, roles: Collection[Role], principal: Principal, *, suite: Collection[str] = ()
+) -> None:
+    name = method.rpartition("/")[2]
     if principal.role not in roles:
-        raise PermissionDenied(
-            f"role {principal.role.value} may not call {method.rpartition('/')[2]}"
-        )
+        raise PermissionDenied(f"role {principal.role.value} may not call {name}")
+    if principal.runs_the_suite and method not in suite:
+        raise PermissionDenied(f"{name} needs a token of one tenant, not of tenant {ANY_TENANT}")
+    if method in suite and not principal.runs_the_suite:
+        raise PermissionDenied(f"{name} is for operators of the suite: tenant {ANY_TENANT}")
 
 
 async def authenticate_stream(
@@ -165,8 +185,10 @@ class _Stages(grpc.aio.ServerInterceptor):
         verifier: TokenVerifier,
         validator: Validator,
         inline_auth: Collection[str],
+        access: Access,
     ) -> None:
         self._authorization = authorization
+        self._access = access
         self._verifier = verifier
         self._validator = validator
         self._inline = inline_auth
@@ -235,8 +257,11 @@ class _Stages(grpc.aio.ServerInterceptor):
             yield request
 
     def _enter(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if method in self._access.public:
+            return
         principal = self._verifier.verify(bearer_token(context))
-        _authorize(method, self._authorization[method], principal)
+        _authorize(method, self._authorization[method], principal, suite=self._access.suite)
+        self._access.admit(principal)
         set_current_principal(principal)
 
 
@@ -341,6 +366,7 @@ async def start_server(
     validator: Validator,
     tls: Tls | None = None,
     inline_auth: Collection[str] = frozenset(),
+    access: Access | None = None,
 ) -> RunningServer:
     """Serve on `listen` (host:port; port 0 takes a free one).
 
@@ -350,7 +376,7 @@ async def start_server(
     if missing:
         raise ValueError(f"no authorisation rule for {', '.join(missing)}")
     server = grpc.aio.server(
-        interceptors=[_Stages(authorization, verifier, validator, inline_auth)],
+        interceptors=[_Stages(authorization, verifier, validator, inline_auth, access or Access())],
         options=_SERVER_OPTIONS,
     )
     servicer: Any = health.aio.HealthServicer()

@@ -81,6 +81,7 @@ def _load() -> dict[str, Topic]:
 #: Every topic of the contract by its name.
 TOPICS: Final[Mapping[str, Topic]] = MappingProxyType(_load())
 
+ACCESS: Final = TOPICS["deskwire.access"]
 AGENTS: Final = TOPICS["deskwire.agents"]
 CHANGES: Final = TOPICS["deskwire.changes.<source>.<table>"]
 CONVERSATIONS: Final = TOPICS["deskwire.conversations"]

@@ -34,7 +34,12 @@ from deskwire_common import telemetry
 from deskwire_common.auth import Principal, Role, acting_as, current_principal
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork, WriteConflict, is_unique_violation
-from deskwire_common.errors import DeskwireError, InvalidArgument, PermissionDenied
+from deskwire_common.errors import (
+    AlreadyExists,
+    DeskwireError,
+    InvalidArgument,
+    PermissionDenied,
+)
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
@@ -45,6 +50,9 @@ CUSTOMERS: Final = "deskwire.chat.v1.CustomerService"
 AGENTS: Final = "deskwire.chat.v1.AgentService"
 
 ResponseT = TypeVar("ResponseT", bound=ProtoMessage)
+
+Look = Callable[[], Awaitable[None]]
+"""Has the gate see at once what a transaction has changed (worker.GateKeeper.look)."""
 
 _PAGE: Final = 50
 _HISTORY: Final = 200
@@ -63,6 +71,29 @@ class Tools:
     def now(self) -> int:
         """Microseconds since 1970 UTC."""
         return to_micros(self.clock.now())
+
+    async def once(
+        self,
+        method: str,
+        request: Any,
+        work: Callable[[UnitOfWork], Awaitable[ResponseT]],
+    ) -> ResponseT:
+        """Do `work` in a transaction of its own, once per request_id. Raises RequestIdReused, Unavailable.
+
+        A row that another caller inserted meanwhile is for the next attempt to see.
+        """
+
+        async def attempt(uow: UnitOfWork) -> ResponseT:
+            try:
+                return await self.idempotency.execute(
+                    uow, method=method, request=request, work=lambda: work(uow)
+                )
+            except IntegrityError as error:
+                if is_unique_violation(error):
+                    raise WriteConflict("two calls made the same thing; try again") from error
+                raise
+
+        return await self.db.run(attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +256,26 @@ class ConversationActions:
             hand_over,
             events.conversation_transferred,
         )
+
+    async def put_back(self, conversation_id: str, agent_id: str) -> None:
+        """Put a conversation of an agent who is shut out back into the queue, unless it has left them meanwhile."""
+
+        async def work(uow: UnitOfWork, item: Conversation | None) -> None:
+            if item is None or item.state != State.ACTIVE or item.agent_id != agent_id:
+                return
+            changes = domain.transfer(item, agent_id="", expected_version=0, now=self.tools.now())
+            await agents.free(uow.connection, item.tenant, agent_id)
+            event = events.conversation_transferred(
+                item,
+                changes,
+                event_id=self.tools.ids.uuid7(),
+                now=self.tools.now(),
+                by=Writer.system(item.tenant),
+                traceparent=item.traceparent,
+            )
+            await self.tools.outbox.add(uow, [event])
+
+        await self.writer.alter(conversation_id, work)
 
     async def _alter(
         self,
@@ -508,6 +559,91 @@ class AgentActions:
 
     tools: Tools
     router: Router
+    look: Look
+
+    async def create(self, request: agents_pb.CreateAgentRequest) -> agents_pb.CreateAgentResponse:
+        """Make an agent known, as AWAY. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
+        who = Writer.of(current_principal())
+        check_printable(request.display_name, "display_name")
+        agent = Agent(
+            tenant=who.tenant,
+            agent_id=request.agent_id,
+            display_name=request.display_name,
+            status=Status.AWAY,
+            capacity=request.capacity or domain.DEFAULT_CAPACITY,
+            active=0,
+            idle_since=self.tools.now(),
+            version=1,
+        )
+
+        async def work(uow: UnitOfWork) -> agents_pb.CreateAgentResponse:
+            if await agents.get(uow.connection, who.tenant, request.agent_id) is not None:
+                raise AlreadyExists(f"agent {request.agent_id} is known already")
+            await agents.add(uow.connection, agent)
+            connected = self.router.is_connected(who.tenant, request.agent_id)
+            event = events.agent_created(
+                agent,
+                event_id=self.tools.ids.uuid7(),
+                now=agent.idle_since,
+                by=who,
+                traceparent=telemetry.current_traceparent(),
+                connected=connected,
+            )
+            await self.tools.outbox.add(uow, [event])
+            return agents_pb.CreateAgentResponse(agent=views.agent(agent, connected=connected))
+
+        response = await self.tools.once(f"{AGENTS}/CreateAgent", request, work)
+        self.router.said(agent)
+        return response
+
+    async def disable(
+        self, request: agents_pb.DisableAgentRequest
+    ) -> agents_pb.DisableAgentResponse:
+        """Shut an agent out. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
+        return await self._switch(
+            request, "DisableAgent", agents_pb.DisableAgentResponse, disabled=True
+        )
+
+    async def enable(self, request: agents_pb.EnableAgentRequest) -> agents_pb.EnableAgentResponse:
+        """Let an agent in again. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
+        return await self._switch(
+            request, "EnableAgent", agents_pb.EnableAgentResponse, disabled=False
+        )
+
+    async def _switch(
+        self, request: Any, method: str, response: Callable[..., ResponseT], *, disabled: bool
+    ) -> ResponseT:
+        who = Writer.of(current_principal())
+        changed: list[Agent] = []
+
+        async def work(uow: UnitOfWork) -> ResponseT:
+            before = await agents.get(uow.connection, who.tenant, request.agent_id, lock=True)
+            if before is None:
+                raise domain.agent_not_found(request.agent_id)
+            after, changes = domain.switched(
+                before, disabled=disabled, expected_version=request.expected_version
+            )
+            await agents.save(uow.connection, after)
+            # Who is shut out is disconnected when this is read.
+            connected = not disabled and self.router.is_connected(who.tenant, request.agent_id)
+            event = events.agent_switched(
+                after,
+                changes,
+                event_id=self.tools.ids.uuid7(),
+                now=self.tools.now(),
+                by=who,
+                traceparent=telemetry.current_traceparent(),
+                connected=connected,
+            )
+            await self.tools.outbox.add(uow, [event])
+            changed[:] = [after]
+            return response(agent=views.agent(after, connected=connected))
+
+        result = await self.tools.once(f"{AGENTS}/{method}", request, work)
+        for agent in changed:
+            self.router.said(agent)
+        await self.look()
+        return result
 
     async def set_status(
         self, request: agents_pb.SetAgentStatusRequest
@@ -609,10 +745,15 @@ class AgentActions:
 
 def _agent_meant(principal: Principal, request: agents_pb.SetAgentStatusRequest) -> str:
     """Whose status is to be set: an agent's own, or the one that an operator names."""
-    if not request.display_name.isprintable():
-        raise InvalidArgument("may hold printable characters only", field="display_name")
+    check_printable(request.display_name, "display_name")
     if principal.role is Role.OPERATOR and not request.agent_id:
         raise InvalidArgument("name the agent", field="agent_id")
     if principal.role is Role.AGENT and request.agent_id not in {"", principal.subject}:
         raise PermissionDenied("an agent speaks for themselves only")
     return request.agent_id or principal.subject
+
+
+def check_printable(text: str, field: str) -> None:
+    """Raise InvalidArgument for characters that a name can't have."""
+    if not text.isprintable():
+        raise InvalidArgument("may hold printable characters only", field=field)

@@ -14,7 +14,12 @@ from deskwire.chat.v1 import (
     conversation_service_pb2_grpc,
     customer_service_pb2,
     customer_service_pb2_grpc,
+    integration_key_service_pb2,
+    integration_key_service_pb2_grpc,
+    tenant_service_pb2,
+    tenant_service_pb2_grpc,
 )
+from deskwire_chat.access import KEYS, TENANTS, IntegrationKeyActions, TenantActions
 from deskwire_chat.actions import (
     AGENTS,
     CONVERSATIONS,
@@ -29,6 +34,7 @@ from deskwire_common.auth import Role
 _DESK: Final = frozenset({Role.AGENT, Role.BOT, Role.INTEGRATION, Role.OPERATOR, Role.SERVICE})
 _CHANGERS: Final = frozenset({Role.AGENT, Role.INTEGRATION, Role.OPERATOR})
 _LISTERS: Final = _DESK - {Role.BOT}
+_OPERATOR: Final = frozenset({Role.OPERATOR})
 
 #: Who may call each method.
 AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
@@ -46,10 +52,28 @@ AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
     f"/{CUSTOMERS}/UpdateCustomer": _CHANGERS,
     f"/{CUSTOMERS}/UpsertCustomer": frozenset({Role.INTEGRATION, Role.OPERATOR}),
     f"/{AGENTS}/SetAgentStatus": frozenset({Role.AGENT, Role.OPERATOR}),
+    f"/{AGENTS}/CreateAgent": _OPERATOR,
+    f"/{AGENTS}/DisableAgent": _OPERATOR,
+    f"/{AGENTS}/EnableAgent": _OPERATOR,
     f"/{AGENTS}/GetAgent": _DESK,
     f"/{AGENTS}/ListAgents": _LISTERS,
+    f"/{TENANTS}/CreateTenant": _OPERATOR,
+    f"/{TENANTS}/GetTenant": _OPERATOR,
+    f"/{TENANTS}/ListTenants": _OPERATOR,
+    f"/{TENANTS}/DisableTenant": _OPERATOR,
+    f"/{TENANTS}/EnableTenant": _OPERATOR,
+    f"/{KEYS}/CreateIntegrationKey": _OPERATOR,
+    f"/{KEYS}/ListIntegrationKeys": _OPERATOR,
+    f"/{KEYS}/RevokeIntegrationKey": _OPERATOR,
+    f"/{KEYS}/ExchangeIntegrationKey": frozenset(Role),
     links.METHOD: links.ROLES,
 }
+
+#: These are for operators of all tenants, who may call nothing else.
+SUITE: Final = frozenset(method for method in AUTHORIZATION if method.startswith(f"/{TENANTS}/"))
+
+#: No token is asked for: the secret in the request says who calls.
+PUBLIC: Final = frozenset({f"/{KEYS}/ExchangeIntegrationKey"})
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -146,6 +170,24 @@ class AgentApi(agent_service_pb2_grpc.AgentServiceServicer):
         """See the contract."""
         return await self._actions.set_status(request)
 
+    async def CreateAgent(  # noqa: N802
+        self, request: agent_service_pb2.CreateAgentRequest, _context: Context
+    ) -> agent_service_pb2.CreateAgentResponse:
+        """See the contract."""
+        return await self._actions.create(request)
+
+    async def DisableAgent(  # noqa: N802
+        self, request: agent_service_pb2.DisableAgentRequest, _context: Context
+    ) -> agent_service_pb2.DisableAgentResponse:
+        """See the contract."""
+        return await self._actions.disable(request)
+
+    async def EnableAgent(  # noqa: N802
+        self, request: agent_service_pb2.EnableAgentRequest, _context: Context
+    ) -> agent_service_pb2.EnableAgentResponse:
+        """See the contract."""
+        return await self._actions.enable(request)
+
     async def GetAgent(  # noqa: N802
         self, request: agent_service_pb2.GetAgentRequest, _context: Context
     ) -> agent_service_pb2.GetAgentResponse:
@@ -157,3 +199,71 @@ class AgentApi(agent_service_pb2_grpc.AgentServiceServicer):
     ) -> agent_service_pb2.ListAgentsResponse:
         """See the contract."""
         return await self._actions.list(request)
+
+
+class TenantApi(tenant_service_pb2_grpc.TenantServiceServicer):
+    """The servicer. Errors are the actions'; the server puts them on the wire."""
+
+    def __init__(self, actions: TenantActions) -> None:
+        self._actions = actions
+
+    async def CreateTenant(  # noqa: N802
+        self, request: tenant_service_pb2.CreateTenantRequest, _context: Context
+    ) -> tenant_service_pb2.CreateTenantResponse:
+        """See the contract."""
+        return await self._actions.create(request)
+
+    async def GetTenant(  # noqa: N802
+        self, request: tenant_service_pb2.GetTenantRequest, _context: Context
+    ) -> tenant_service_pb2.GetTenantResponse:
+        """See the contract."""
+        return await self._actions.get(request)
+
+    async def ListTenants(  # noqa: N802
+        self, request: tenant_service_pb2.ListTenantsRequest, _context: Context
+    ) -> tenant_service_pb2.ListTenantsResponse:
+        """See the contract."""
+        return await self._actions.list(request)
+
+    async def DisableTenant(  # noqa: N802
+        self, request: tenant_service_pb2.DisableTenantRequest, _context: Context
+    ) -> tenant_service_pb2.DisableTenantResponse:
+        """See the contract."""
+        return await self._actions.disable(request)
+
+    async def EnableTenant(  # noqa: N802
+        self, request: tenant_service_pb2.EnableTenantRequest, _context: Context
+    ) -> tenant_service_pb2.EnableTenantResponse:
+        """See the contract."""
+        return await self._actions.enable(request)
+
+
+class IntegrationKeyApi(integration_key_service_pb2_grpc.IntegrationKeyServiceServicer):
+    """The servicer. Errors are the actions'; the server puts them on the wire."""
+
+    def __init__(self, actions: IntegrationKeyActions) -> None:
+        self._actions = actions
+
+    async def CreateIntegrationKey(  # noqa: N802
+        self, request: integration_key_service_pb2.CreateIntegrationKeyRequest, _context: Context
+    ) -> integration_key_service_pb2.CreateIntegrationKeyResponse:
+        """See the contract."""
+        return await self._actions.create(request)
+
+    async def ListIntegrationKeys(  # noqa: N802
+        self, request: integration_key_service_pb2.ListIntegrationKeysRequest, _context: Context
+    ) -> integration_key_service_pb2.ListIntegrationKeysResponse:
+        """See the contract."""
+        return await self._actions.list(request)
+
+    async def RevokeIntegrationKey(  # noqa: N802
+        self, request: integration_key_service_pb2.RevokeIntegrationKeyRequest, _context: Context
+    ) -> integration_key_service_pb2.RevokeIntegrationKeyResponse:
+        """See the contract."""
+        return await self._actions.revoke(request)
+
+    async def ExchangeIntegrationKey(  # noqa: N802
+        self, request: integration_key_service_pb2.ExchangeIntegrationKeyRequest, _context: Context
+    ) -> integration_key_service_pb2.ExchangeIntegrationKeyResponse:
+        """See the contract."""
+        return await self._actions.exchange(request)

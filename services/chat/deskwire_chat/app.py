@@ -10,7 +10,10 @@ from deskwire.chat.v1 import (
     agent_service_pb2_grpc,
     conversation_service_pb2_grpc,
     customer_service_pb2_grpc,
+    integration_key_service_pb2_grpc,
+    tenant_service_pb2_grpc,
 )
+from deskwire_chat.access import KEYS, TENANTS, IntegrationKeyActions, TenantActions
 from deskwire_chat.actions import (
     AGENTS,
     CONVERSATIONS,
@@ -20,16 +23,26 @@ from deskwire_chat.actions import (
     CustomerActions,
     Tools,
 )
-from deskwire_chat.api import AUTHORIZATION, AgentApi, ConversationApi, CustomerApi
+from deskwire_chat.api import (
+    AUTHORIZATION,
+    PUBLIC,
+    SUITE,
+    AgentApi,
+    ConversationApi,
+    CustomerApi,
+    IntegrationKeyApi,
+    TenantApi,
+)
 from deskwire_chat.config import Settings
+from deskwire_chat.gate import Gate
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import links as shard_links
 from deskwire_chat.shard.links import Links
 from deskwire_chat.shard.publisher import Publisher
 from deskwire_chat.shard.writer import ShardWriter
-from deskwire_chat.worker import AgentReader
+from deskwire_chat.worker import AgentReader, GateKeeper
 from deskwire_common import db as dbs
-from deskwire_common import housekeeping
+from deskwire_common import housekeeping, rpc
 from deskwire_common.clock import to_micros
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
@@ -55,7 +68,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
     reader = AgentReader(db)
     router = Router(now=lambda: to_micros(runtime.clock.now()), refresh=reader.ask)
-    links = Links(db, router, runtime.verifier, runtime.validator)
+    gate = Gate()
+    links = Links(db, router, gate, runtime.verifier, runtime.validator)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
     writer = ShardWriter(
         db,
@@ -69,12 +83,16 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     )
     publisher.own(await writer.claim())
     links.bind(writer)
+    conversation_actions = ConversationActions(tools, writer)
+    keeper = GateKeeper(db, gate, links, conversation_actions)
+    await keeper.load()
 
     relay = OutboxRelay(db, outbox, await runtime.producer("chat-outbox"))
     runtime.spawn("outbox", relay.run)
     runtime.spawn("publisher", publisher.run)
     runtime.spawn("writer", writer.run)
     runtime.spawn("agent-reader", partial(reader.run, router))
+    runtime.spawn("gate-keeper", keeper.run)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
     await reader.load(router, writer.propose)
@@ -87,18 +105,25 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
     def register(server: grpc.aio.Server) -> None:
         conversation_service_pb2_grpc.add_ConversationServiceServicer_to_server(
-            ConversationApi(ConversationActions(tools, writer)), server
+            ConversationApi(conversation_actions), server
         )
         customer_service_pb2_grpc.add_CustomerServiceServicer_to_server(
             CustomerApi(CustomerActions(tools, links, settings.default_region)), server
         )
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(
-            AgentApi(AgentActions(tools, router)), server
+            AgentApi(AgentActions(tools, router, keeper.look)), server
+        )
+        tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(
+            TenantApi(TenantActions(tools, keeper.look)), server
+        )
+        integration_key_service_pb2_grpc.add_IntegrationKeyServiceServicer_to_server(
+            IntegrationKeyApi(IntegrationKeyActions(tools, runtime.signer)), server
         )
 
     await runtime.serve(
         [register, links.register],
-        [CONVERSATIONS, CUSTOMERS, AGENTS, shard_links.SERVICE],
+        [CONVERSATIONS, CUSTOMERS, AGENTS, TENANTS, KEYS, shard_links.SERVICE],
         AUTHORIZATION,
         inline_auth=frozenset({shard_links.METHOD}),
+        access=rpc.Access(public=PUBLIC, suite=SUITE, admit=gate.admit),
     )

@@ -8,9 +8,18 @@ from typing import Any
 from google.protobuf import json_format, struct_pb2
 from google.protobuf.message import Message
 
-from deskwire.events.v1 import chat_events_pb2, event_pb2
+from deskwire.events.v1 import access_events_pb2, chat_events_pb2, event_pb2
 from deskwire_chat import views
-from deskwire_chat.domain import HOME_ORIGIN, Agent, Change, Conversation, Customer, Writer
+from deskwire_chat.domain import (
+    HOME_ORIGIN,
+    Agent,
+    Change,
+    Conversation,
+    Customer,
+    IntegrationKey,
+    Tenant,
+    Writer,
+)
 from deskwire_common.events import DomainEvent
 
 
@@ -48,11 +57,12 @@ def _event(
     data: Message,
     correlation_id: str = "",
     origin: str = "",
+    tenant: str = "",
 ) -> DomainEvent:
     return DomainEvent(
         event_id=event_id,
         event_type=event_type,
-        tenant_id=by.tenant,
+        tenant_id=tenant or by.tenant,
         subject=subject,
         sequence=sequence,
         occurred_at=now,
@@ -214,5 +224,117 @@ def agent_status_changed(
         origin=by.origin or HOME_ORIGIN,
         data=chat_events_pb2.AgentStatusChanged(
             agent=views.agent(item, connected=connected), changed=changed(changes)
+        ),
+    )
+
+
+def agent_created(
+    item: Agent, *, event_id: str, now: int, by: Writer, traceparent: str, connected: bool
+) -> DomainEvent:
+    """An operator made an agent known."""
+    return _event(
+        "agent_created",
+        event_id=event_id,
+        subject=f"{item.tenant}/{item.agent_id}",
+        sequence=item.version,
+        now=now,
+        by=by,
+        traceparent=traceparent,
+        data=chat_events_pb2.AgentCreated(agent=views.agent(item, connected=connected)),
+    )
+
+
+def agent_switched(
+    item: Agent,
+    changes: Mapping[str, Change],
+    *,
+    event_id: str,
+    now: int,
+    by: Writer,
+    traceparent: str,
+    connected: bool,
+) -> DomainEvent:
+    """An agent was disabled or enabled."""
+    kind = chat_events_pb2.AgentDisabled if item.disabled else chat_events_pb2.AgentEnabled
+    return _event(
+        "agent_disabled" if item.disabled else "agent_enabled",
+        event_id=event_id,
+        subject=f"{item.tenant}/{item.agent_id}",
+        sequence=item.version,
+        now=now,
+        by=by,
+        traceparent=traceparent,
+        data=kind(agent=views.agent(item, connected=connected), changed=changed(changes)),
+    )
+
+
+def tenant_created(item: Tenant, *, event_id: str, by: Writer, traceparent: str) -> DomainEvent:
+    """A tenant was made known. The event is that tenant's, not the operator's."""
+    return _event(
+        "tenant_created",
+        event_id=event_id,
+        subject=item.tenant_id,
+        sequence=item.version,
+        now=item.updated_at,
+        by=by,
+        traceparent=traceparent,
+        tenant=item.tenant_id,
+        data=access_events_pb2.TenantCreated(tenant=views.tenant(item)),
+    )
+
+
+def tenant_switched(
+    item: Tenant, changes: Mapping[str, Change], *, event_id: str, by: Writer, traceparent: str
+) -> DomainEvent:
+    """A tenant was disabled or enabled."""
+    kind = access_events_pb2.TenantDisabled if item.disabled else access_events_pb2.TenantEnabled
+    return _event(
+        "tenant_disabled" if item.disabled else "tenant_enabled",
+        event_id=event_id,
+        subject=item.tenant_id,
+        sequence=item.version,
+        now=item.updated_at,
+        by=by,
+        traceparent=traceparent,
+        tenant=item.tenant_id,
+        data=kind(tenant=views.tenant(item), changed=changed(changes)),
+    )
+
+
+def integration_key_created(
+    item: IntegrationKey, *, event_id: str, by: Writer, traceparent: str
+) -> DomainEvent:
+    """A system outside was given a key."""
+    return _event(
+        "integration_key_created",
+        event_id=event_id,
+        subject=item.key_id,
+        sequence=item.version,
+        now=item.updated_at,
+        by=by,
+        traceparent=traceparent,
+        data=access_events_pb2.IntegrationKeyCreated(key=views.integration_key(item)),
+    )
+
+
+def integration_key_revoked(
+    item: IntegrationKey,
+    changes: Mapping[str, Change],
+    *,
+    event_id: str,
+    by: Writer,
+    traceparent: str,
+) -> DomainEvent:
+    """A key gives no more tokens."""
+    return _event(
+        "integration_key_revoked",
+        event_id=event_id,
+        subject=item.key_id,
+        sequence=item.version,
+        now=item.updated_at,
+        by=by,
+        traceparent=traceparent,
+        data=access_events_pb2.IntegrationKeyRevoked(
+            key=views.integration_key(item), changed=changed(changes)
         ),
     )

@@ -44,6 +44,7 @@ class _Slot:
             agent is not None
             and self.connections > 0
             and not self.suspect
+            and not agent.disabled
             and agent.status == Status.AVAILABLE
             and agent.active + self.pending < agent.capacity
         )
@@ -262,4 +263,5 @@ def _with_active(agent: Agent, active: int) -> Agent:
         active=active,
         idle_since=agent.idle_since,
         version=agent.version,
+        disabled=agent.disabled,
     )

@@ -7,10 +7,24 @@ from typing import Any
 
 from google.protobuf import timestamp_pb2
 
-from deskwire.chat.v1 import agent_pb2, conversation_pb2, customer_pb2
+from deskwire.chat.v1 import (
+    agent_pb2,
+    conversation_pb2,
+    customer_pb2,
+    integration_key_pb2,
+    tenant_pb2,
+)
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_chat.domain import Agent, Conversation, Customer, Message, Writer
+from deskwire_chat.domain import (
+    Agent,
+    Conversation,
+    Customer,
+    IntegrationKey,
+    Message,
+    Tenant,
+    Writer,
+)
 from deskwire_common.errors import DeskwireError
 
 
@@ -89,6 +103,32 @@ def agent(item: Agent, *, connected: bool) -> agent_pb2.Agent:
         connected=connected,
         idle_since=timestamp(item.idle_since),
         version=item.version,
+        disabled=item.disabled,
+    )
+
+
+def tenant(item: Tenant) -> tenant_pb2.Tenant:
+    """Return a tenant as operators of the suite see it."""
+    return tenant_pb2.Tenant(
+        tenant_id=item.tenant_id,
+        display_name=item.display_name,
+        disabled=item.disabled,
+        version=item.version,
+        create_time=timestamp(item.created_at),
+        update_time=timestamp(item.updated_at),
+    )
+
+
+def integration_key(item: IntegrationKey) -> integration_key_pb2.IntegrationKey:
+    """Return an integration key as operators see it: nothing of its secret."""
+    return integration_key_pb2.IntegrationKey(
+        key_id=item.key_id,
+        system_id=item.system_id,
+        display_name=item.display_name,
+        revoked=item.revoked,
+        version=item.version,
+        create_time=timestamp(item.created_at),
+        update_time=timestamp(item.updated_at),
     )
 
 

@@ -1,18 +1,29 @@
-"""What runs beside the calls: routing's index follows the agents' rows when it was wrong about one."""
+"""What runs beside the calls.
+
+Routing's index follows the agents' rows when it was wrong about one, and the gate follows who was disabled.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from deskwire_chat.actions import ConversationActions
+from deskwire_chat.gate import Gate
 from deskwire_chat.routing import AgentKey, Router
-from deskwire_chat.store import agents, conversations
+from deskwire_chat.shard.links import Links
+from deskwire_chat.store import agents, conversations, tenants
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 
 _RETRY_SECONDS: Final = 0.2
+_LOOK_SECONDS: Final = 3.0
+"""So long may pass until this process sees what another one has disabled; the contract says five."""
 
 
 class AgentReader:
@@ -50,3 +61,57 @@ class AgentReader:
             else:
                 await asyncio.sleep(_RETRY_SECONDS)
                 self.ask(key)
+
+
+class GateKeeper:
+    """Shows the gate who is disabled, ends their connections, and puts disabled agents' conversations back."""
+
+    def __init__(
+        self, db: Database, gate: Gate, links: Links, conversation_actions: ConversationActions
+    ) -> None:
+        self._db = db
+        self._gate = gate
+        self._links = links
+        self._conversations = conversation_actions
+        # One look at a time: a later one must not be overwritten by an earlier.
+        self._looking = asyncio.Lock()
+        self._asked = asyncio.Event()
+
+    async def load(self) -> None:
+        """Read who is disabled. Raises Unavailable."""
+        async with self._looking:
+            async with self._db.read() as c:
+                shut = await tenants.disabled(c), await agents.disabled(c)
+            if self._gate.adopt(*shut):
+                self._links.expel()
+
+    async def look(self) -> None:
+        """Read at once, as somebody was disabled or enabled. What fails is done again by `run`."""
+        await self._try_load()
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Look every few seconds until cancelled; outlasts a database that is away."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._asked.wait()
+            self._asked.clear()
+            await self._try_load()
+            await self._put_back()
+
+    async def _try_load(self) -> None:
+        try:
+            await self.load()
+        except (DeskwireError, SQLAlchemyError) as error:
+            get_logger().warning("gate_not_read", error=type(error).__name__)
+
+    async def _put_back(self) -> None:
+        """Also after a restart between the disabling and this, and for what routing gave away at the same moment."""
+        try:
+            async with self._db.read() as c:
+                found = await conversations.of_disabled_agents(c)
+            for conversation_id, agent_id in found:
+                await self._conversations.put_back(conversation_id, agent_id)
+        except (DeskwireError, SQLAlchemyError) as error:
+            get_logger().warning("conversations_not_put_back", error=type(error).__name__)

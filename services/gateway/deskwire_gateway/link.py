@@ -19,7 +19,7 @@ from deskwire_common import rpc
 from deskwire_common.auth import TokenSigner
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
-from deskwire_gateway.sessions import Session, Sessions
+from deskwire_gateway.sessions import Close, Session, Sessions
 
 METHOD: Final = "/deskwire.shard.v1.ShardService/Link"
 
@@ -185,6 +185,7 @@ class Link:
         """Hand bytes to connections: all of one batch in one write each."""
         by_number = self._sessions.by_number
         outgoing: dict[Session, list[bytes]] = {}
+        refused: list[tuple[Session, pb.Refusal]] = []
         frames = 0
         for item in response.items:
             if item.send_id:
@@ -193,6 +194,9 @@ class Link:
                 session = by_number.get(number)
                 if session is None:
                     METRICS.gateway_dropped.labels("gone").inc()
+                    continue
+                if item.HasField("refusal"):
+                    refused.append((session, item.refusal))
                     continue
                 frames += 1
                 parts = outgoing.get(session)
@@ -207,6 +211,8 @@ class Link:
             size += len(data)
             session.transport.send(data)
         METRICS.gateway_bytes.labels("out").inc(size)
+        for session, refusal in refused:
+            self._sessions.goodbye(session, Close.SHUT_OUT, refusal.reason, refusal.message)
 
     def _answered(self, item: pb.LinkDownItem) -> None:
         pending = self._pending.pop(item.send_id, None)

@@ -54,6 +54,7 @@ class Close(IntEnum):
     HELLO_REQUIRED = 3500
     TOKEN_REFUSED = 3501
     TOO_MANY_FAULTS = 3502
+    SHUT_OUT = 3503
 
     @property
     def reconnect(self) -> bool:

@@ -118,6 +118,13 @@ def down_item(
     return nested(b"\x0a", item)
 
 
+def refusal_item(connection_ids: Iterable[int], reason: int, why: str) -> bytes:
+    """Return an encoded LinkResponse with one LinkDownItem that ends connections for good."""
+    ids = b"".join([varint(connection_id) for connection_id in connection_ids])
+    refusal = number(b"\x08", reason) + text(b"\x12", why)
+    return nested(b"\x0a", nested(b"\x0a", ids) + nested(b"\x2a", refusal))
+
+
 def message_event(
     item: Message, encoded_message: bytes, encoded_actor: bytes, encoded_time: bytes, trace_id: str
 ) -> bytes:

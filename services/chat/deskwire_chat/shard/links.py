@@ -20,6 +20,7 @@ from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat import views
 from deskwire_chat.domain import ActorRole, Conversation, Writer, conversation_not_found, may_see
+from deskwire_chat.gate import Gate
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import codec
 from deskwire_chat.shard.writer import ShardWriter, Store, Stored, UserKey
@@ -52,9 +53,9 @@ _MAX_TEXT: Final = 8_000
 
 
 class _Connection:
-    """One connection of a worker: the `line` of its Sends."""
+    """One connection of a worker: the `line` of its Sends. One that is `refused` only waits for its Detach."""
 
-    __slots__ = ("held", "id", "link", "user", "who")
+    __slots__ = ("held", "id", "link", "refused", "user", "who")
 
     def __init__(self, link: _Link, number: int, who: Writer) -> None:
         self.link = link
@@ -62,6 +63,7 @@ class _Connection:
         self.who = who
         self.user: UserKey = (who.tenant, int(who.role), who.subject)
         self.held: set[str] = set()
+        self.refused: DeskwireError | None = None
 
 
 class _Link:
@@ -125,10 +127,16 @@ class Links:
     """All streams of this shard."""
 
     def __init__(
-        self, db: Database, router: Router, verifier: TokenVerifier, validator: Validator
+        self,
+        db: Database,
+        router: Router,
+        gate: Gate,
+        verifier: TokenVerifier,
+        validator: Validator,
     ) -> None:
         self._db = db
         self._router = router
+        self._gate = gate
         self._verifier = verifier
         self._validator = validator
         self._writer: ShardWriter | None = None
@@ -155,6 +163,15 @@ class Links:
         for link, numbers in ids.items():
             METRICS.deliveries.inc(len(numbers))
             link.put(codec.down_item(numbers, batch))
+
+    def expel(self) -> None:
+        """End the connections of all users whom the gate doesn't let in any more."""
+        for user in list(self._users):
+            refusal = self._gate.refusal_of(user)
+            if refusal is not None:
+                for connection in list(self._users[user].values()):
+                    self._leave(connection)
+                    self._refuse(connection, refusal)
 
     # ------------------------------------------------------------------------------------ the RPC
 
@@ -223,7 +240,9 @@ class Links:
         elif kind == "sync":
             self._spawn(self._sync(link, item.sync))
         elif kind == "attach":
-            attached.append(self._attach(link, item.attach))
+            connection = self._attach(link, item.attach)
+            if connection is not None:
+                attached.append(connection)
         elif kind == "detach":
             self._detach(link, item.detach.connection_id)
         elif kind == "hello":
@@ -233,7 +252,7 @@ class Links:
 
     # ----------------------------------------------------------------------------------- presence
 
-    def _attach(self, link: _Link, attach: pb.Attach) -> _Connection:
+    def _attach(self, link: _Link, attach: pb.Attach) -> _Connection | None:
         who = Writer(
             tenant=attach.tenant_id,
             role=ActorRole(attach.user.role),
@@ -242,8 +261,12 @@ class Links:
         )
         connection = _Connection(link, attach.connection_id, who)
         link.connections[connection.id] = connection
-        self._users.setdefault(connection.user, {})[next(self._numbers)] = connection
         METRICS.attached.inc()
+        refusal = self._gate.refusal_of(connection.user)
+        if refusal is not None:
+            self._refuse(connection, refusal)
+            return None
+        self._users.setdefault(connection.user, {})[next(self._numbers)] = connection
         if who.role == ActorRole.AGENT:
             self._router.connected(who.tenant, who.subject)
         return connection
@@ -253,6 +276,17 @@ class Links:
         if connection is None:
             return
         METRICS.attached.dec()
+        if connection.refused is None:
+            self._leave(connection)
+
+    @staticmethod
+    def _refuse(connection: _Connection, refusal: DeskwireError) -> None:
+        """Have the gateway end a connection that nobody is reached at any more."""
+        connection.refused = refusal
+        connection.link.put(codec.refusal_item([connection.id], refusal.reason, refusal.message))
+
+    def _leave(self, connection: _Connection) -> None:
+        """Nobody is reached at a connection any more: no pushes, no routing."""
         here = self._users[connection.user]
         for key in [key for key, each in here.items() if each is connection]:
             del here[key]
@@ -345,6 +379,8 @@ class Links:
             )
 
         try:
+            if connection.refused is not None:
+                raise connection.refused
             self._check_send(send)
             if self._writer is None:
                 raise Unavailable("the shard is not ready", retry_after=0.5)
@@ -385,6 +421,8 @@ class Links:
             return
         sync = item.sync
         try:
+            if connection.refused is not None:
+                raise connection.refused
             self._validator.check(sync)
             async with self._reads, self._db.read() as c:
                 conversation = await conversations.get(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, false, insert, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain import Agent, Status
@@ -21,6 +21,7 @@ def _agent(row: Row[Any]) -> Agent:
         active=row.active,
         idle_since=row.idle_since,
         version=row.version,
+        disabled=row.disabled,
     )
 
 
@@ -36,6 +37,14 @@ async def get(
 async def every(c: AsyncConnection) -> list[Agent]:
     """Return all agents of all tenants, for routing's index."""
     return [_agent(row) for row in await c.execute(select(agents))]
+
+
+async def disabled(c: AsyncConnection) -> list[tuple[str, str]]:
+    """Return (tenant, agent_id) of all who are disabled."""
+    rows = await c.execute(
+        select(agents.c.tenant_id, agents.c.agent_id).where(agents.c.disabled == true())
+    )
+    return [(row.tenant_id, row.agent_id) for row in rows]
 
 
 async def page(c: AsyncConnection, tenant: str, *, after: str | None, limit: int) -> list[Agent]:
@@ -59,12 +68,13 @@ async def add(c: AsyncConnection, agent: Agent) -> None:
             active=agent.active,
             idle_since=agent.idle_since,
             version=agent.version,
+            disabled=agent.disabled,
         )
     )
 
 
 async def save(c: AsyncConnection, agent: Agent) -> None:
-    """Write what an agent says of themselves; the row is locked by this transaction."""
+    """Write what is said of an agent; the row is locked by this transaction."""
     await c.execute(
         update(agents)
         .where(agents.c.tenant_id == agent.tenant, agents.c.agent_id == agent.agent_id)
@@ -73,18 +83,20 @@ async def save(c: AsyncConnection, agent: Agent) -> None:
             status=int(agent.status),
             capacity=agent.capacity,
             version=agent.version,
+            disabled=agent.disabled,
         )
     )
 
 
 async def take(c: AsyncConnection, tenant: str, agent_id: str, *, now: int) -> bool:
-    """Count one conversation more, if the agent is available and has room; else False."""
+    """Count one conversation more, if the agent is let in, available and has room; else False."""
     result = await c.execute(
         update(agents)
         .where(
             agents.c.tenant_id == tenant,
             agents.c.agent_id == agent_id,
             agents.c.status == int(Status.AVAILABLE),
+            agents.c.disabled == false(),
             agents.c.active < agents.c.capacity,
         )
         .values(active=agents.c.active + 1, idle_since=now)

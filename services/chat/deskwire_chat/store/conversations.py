@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, func, insert, select, tuple_, update
+from sqlalchemy import Row, Select, and_, func, insert, select, true, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain import Conversation, State
-from deskwire_chat.store.tables import conversations, messages
+from deskwire_chat.store.tables import agents, conversations, messages
 
 _head = (
     select(func.max(messages.c.seq))
@@ -132,6 +132,21 @@ async def agents_of_customer(c: AsyncConnection, tenant: str, customer_id: str) 
         .distinct()
     )
     return [row.agent_id for row in rows]
+
+
+async def of_disabled_agents(c: AsyncConnection) -> list[tuple[str, str]]:
+    """Return (conversation, agent_id) of all that are with an agent who is disabled."""
+    columns = conversations.c
+    rows = await c.execute(
+        select(columns.conversation_id, columns.agent_id)
+        .join(
+            agents,
+            and_(agents.c.tenant_id == columns.tenant_id, agents.c.agent_id == columns.agent_id),
+        )
+        .where(agents.c.disabled == true(), columns.state == int(State.ACTIVE))
+        .order_by(columns.created_at, columns.conversation_id)
+    )
+    return [(row.conversation_id, row.agent_id) for row in rows]
 
 
 async def queued(c: AsyncConnection) -> list[tuple[str, str, int]]:

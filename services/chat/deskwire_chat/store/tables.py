@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Index, Integer, SmallInteger, Table, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Table,
+    UniqueConstraint,
+    false,
+)
 
 from deskwire_common import db
 from deskwire_common.idempotency import IdempotencyStore
@@ -112,6 +123,35 @@ agents = Table(
     Column("active", Integer, nullable=False),
     Column("idle_since", db.Micros, nullable=False),
     Column("version", db.UInt32, nullable=False),
+    Column("disabled", Boolean, nullable=False, server_default=false()),
+    Index("agents_disabled", "disabled"),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("tenant_id", db.Name, primary_key=True),
+    Column("display_name", db.binary_text(128), nullable=False),
+    Column("disabled", Boolean, nullable=False),
+    Column("version", db.UInt32, nullable=False),
+    Column("created_at", db.Micros, nullable=False),
+    Column("updated_at", db.Micros, nullable=False),
+    Index("tenants_disabled", "disabled"),
+)
+
+integration_keys = Table(
+    "integration_keys",
+    metadata,
+    Column("key_id", db.Id, primary_key=True),
+    Column("tenant_id", db.Name, nullable=False),
+    Column("system_id", db.Name, nullable=False),
+    Column("display_name", db.binary_text(128), nullable=False),
+    Column("secret_hash", LargeBinary(32), nullable=False),
+    Column("revoked", Boolean, nullable=False),
+    Column("version", db.UInt32, nullable=False),
+    Column("created_at", db.Micros, nullable=False),
+    Column("updated_at", db.Micros, nullable=False),
+    Index("integration_keys_tenant", "tenant_id", "key_id"),
 )
 
 outbox: Final = Outbox(metadata)

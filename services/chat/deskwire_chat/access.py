@@ -1,0 +1,262 @@
+"""Use cases of access: tenants for operators of the suite, integration keys, and tokens for their secrets."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import Message as ProtoMessage
+
+from deskwire.chat.v1 import integration_key_service_pb2 as keys_pb
+from deskwire.chat.v1 import tenant_service_pb2 as tenants_pb
+from deskwire_chat import domain, events, views
+from deskwire_chat.actions import Look, Tools, check_printable
+from deskwire_chat.domain import IntegrationKey, Tenant, Writer
+from deskwire_chat.store import keys, tenants
+from deskwire_common import telemetry
+from deskwire_common.auth import Role, TokenSigner, current_principal
+from deskwire_common.db import UnitOfWork
+from deskwire_common.errors import AlreadyExists, Unauthenticated
+from deskwire_common.logging import get_logger
+from deskwire_common.pagination import decode_page, encode_page
+
+TENANTS: Final = "deskwire.chat.v1.TenantService"
+KEYS: Final = "deskwire.chat.v1.IntegrationKeyService"
+
+TOKEN_SECONDS: Final = 590.0
+"""What a secret is exchanged for is good for this long: with the clocks' leeway it stays below ten minutes."""
+
+_PAGE: Final = 50
+
+ResponseT = TypeVar("ResponseT", bound=ProtoMessage)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantActions:
+    """What operators of the suite can do with tenants."""
+
+    tools: Tools
+    look: Look
+
+    async def create(
+        self, request: tenants_pb.CreateTenantRequest
+    ) -> tenants_pb.CreateTenantResponse:
+        """Make a tenant known. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
+        who = Writer.of(current_principal())
+        check_printable(request.display_name, "display_name")
+        now = self.tools.now()
+        tenant = Tenant(
+            tenant_id=request.tenant_id,
+            display_name=request.display_name,
+            disabled=False,
+            version=1,
+            created_at=now,
+            updated_at=now,
+        )
+
+        async def work(uow: UnitOfWork) -> tenants_pb.CreateTenantResponse:
+            if await tenants.get(uow.connection, request.tenant_id) is not None:
+                raise AlreadyExists(f"tenant {request.tenant_id} was created already")
+            await tenants.add(uow.connection, tenant)
+            event = events.tenant_created(
+                tenant,
+                event_id=self.tools.ids.uuid7(),
+                by=who,
+                traceparent=telemetry.current_traceparent(),
+            )
+            await self.tools.outbox.add(uow, [event])
+            return tenants_pb.CreateTenantResponse(tenant=views.tenant(tenant))
+
+        return await self.tools.once(f"{TENANTS}/CreateTenant", request, work)
+
+    async def get(self, request: tenants_pb.GetTenantRequest) -> tenants_pb.GetTenantResponse:
+        """Raises NotFound (TENANT_NOT_FOUND)."""
+        async with self.tools.db.read() as c:
+            found = await tenants.get(c, request.tenant_id)
+        if found is None:
+            raise domain.tenant_not_found(request.tenant_id)
+        return tenants_pb.GetTenantResponse(tenant=views.tenant(found))
+
+    async def list(self, request: tenants_pb.ListTenantsRequest) -> tenants_pb.ListTenantsResponse:
+        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
+        key = decode_page(request.page_token, "ListTenants", {}, length=1)
+        size = request.page_size or _PAGE
+        async with self.tools.db.read() as c:
+            found = await tenants.page(c, after=str(key[0]) if key else None, limit=size + 1)
+        token = ""
+        if len(found) > size:
+            token = encode_page("ListTenants", {}, (found[size - 1].tenant_id,))
+        return tenants_pb.ListTenantsResponse(
+            tenants=[views.tenant(each) for each in found[:size]], next_page_token=token
+        )
+
+    async def disable(
+        self, request: tenants_pb.DisableTenantRequest
+    ) -> tenants_pb.DisableTenantResponse:
+        """Shut a tenant out. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
+        return await self._switch(
+            request, "DisableTenant", tenants_pb.DisableTenantResponse, disabled=True
+        )
+
+    async def enable(
+        self, request: tenants_pb.EnableTenantRequest
+    ) -> tenants_pb.EnableTenantResponse:
+        """Let a tenant in again. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
+        return await self._switch(
+            request, "EnableTenant", tenants_pb.EnableTenantResponse, disabled=False
+        )
+
+    async def _switch(
+        self, request: Any, method: str, response: Callable[..., ResponseT], *, disabled: bool
+    ) -> ResponseT:
+        who = Writer.of(current_principal())
+
+        async def work(uow: UnitOfWork) -> ResponseT:
+            before = await tenants.get(uow.connection, request.tenant_id, lock=True)
+            if before is None:
+                raise domain.tenant_not_found(request.tenant_id)
+            after, changes = domain.switched(
+                before, disabled=disabled, expected_version=request.expected_version
+            )
+            after = replace(after, updated_at=self.tools.now())
+            await tenants.save(uow.connection, after)
+            event = events.tenant_switched(
+                after,
+                changes,
+                event_id=self.tools.ids.uuid7(),
+                by=who,
+                traceparent=telemetry.current_traceparent(),
+            )
+            await self.tools.outbox.add(uow, [event])
+            return response(tenant=views.tenant(after))
+
+        result = await self.tools.once(f"{TENANTS}/{method}", request, work)
+        await self.look()
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class IntegrationKeyActions:
+    """What can be done with integration keys, for the current principal and in its tenant; `exchange` is for anyone."""
+
+    tools: Tools
+    signer: TokenSigner
+
+    async def create(
+        self, request: keys_pb.CreateIntegrationKeyRequest
+    ) -> keys_pb.CreateIntegrationKeyResponse:
+        """Make a key and tell its secret, this once. Raises InvalidArgument, RequestIdReused."""
+        who = Writer.of(current_principal())
+        check_printable(request.display_name, "display_name")
+        secret = secrets.token_bytes(domain.SECRET_BYTES)
+        now = self.tools.now()
+        key = IntegrationKey(
+            key_id=self.tools.ids.uuid7(),
+            tenant=who.tenant,
+            system_id=request.system_id,
+            display_name=request.display_name,
+            secret_hash=domain.secret_hash(secret),
+            revoked=False,
+            version=1,
+            created_at=now,
+            updated_at=now,
+        )
+
+        async def work(uow: UnitOfWork) -> keys_pb.CreateIntegrationKeyResponse:
+            await keys.add(uow.connection, key)
+            event = events.integration_key_created(
+                key,
+                event_id=self.tools.ids.uuid7(),
+                by=who,
+                traceparent=telemetry.current_traceparent(),
+            )
+            await self.tools.outbox.add(uow, [event])
+            # This answer is stored for duplicates of the request: the secret isn't in it.
+            return keys_pb.CreateIntegrationKeyResponse(key=views.integration_key(key))
+
+        response = await self.tools.once(f"{KEYS}/CreateIntegrationKey", request, work)
+        if response.key.key_id == key.key_id:
+            response.secret = domain.secret_text(key.key_id, secret)
+        return response
+
+    async def list(
+        self, request: keys_pb.ListIntegrationKeysRequest
+    ) -> keys_pb.ListIntegrationKeysResponse:
+        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
+        tenant = current_principal().tenant
+        filters = {"tenant": tenant}
+        after = decode_page(request.page_token, "ListIntegrationKeys", filters, length=1)
+        size = request.page_size or _PAGE
+        async with self.tools.db.read() as c:
+            found = await keys.page(
+                c, tenant, after=str(after[0]) if after else None, limit=size + 1
+            )
+        token = ""
+        if len(found) > size:
+            token = encode_page("ListIntegrationKeys", filters, (found[size - 1].key_id,))
+        return keys_pb.ListIntegrationKeysResponse(
+            keys=[views.integration_key(each) for each in found[:size]], next_page_token=token
+        )
+
+    async def revoke(
+        self, request: keys_pb.RevokeIntegrationKeyRequest
+    ) -> keys_pb.RevokeIntegrationKeyResponse:
+        """End a key for ever. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
+        who = Writer.of(current_principal())
+
+        async def work(uow: UnitOfWork) -> keys_pb.RevokeIntegrationKeyResponse:
+            before = await keys.lock(uow.connection, who.tenant, request.key_id)
+            if before is None:
+                raise domain.key_not_found(request.key_id)
+            after, changes = domain.revoked(
+                before, expected_version=request.expected_version, now=self.tools.now()
+            )
+            await keys.save(uow.connection, after)
+            event = events.integration_key_revoked(
+                after,
+                changes,
+                event_id=self.tools.ids.uuid7(),
+                by=who,
+                traceparent=telemetry.current_traceparent(),
+            )
+            await self.tools.outbox.add(uow, [event])
+            return keys_pb.RevokeIntegrationKeyResponse(key=views.integration_key(after))
+
+        return await self.tools.once(f"{KEYS}/RevokeIntegrationKey", request, work)
+
+    async def exchange(
+        self, request: keys_pb.ExchangeIntegrationKeyRequest
+    ) -> keys_pb.ExchangeIntegrationKeyResponse:
+        """Give a token for a secret.
+
+        Raises Unauthenticated (INTEGRATION_KEY_INVALID), PermissionDenied (TENANT_DISABLED).
+        """
+        # A text of another form is refused as a wrong secret is, after the same work.
+        key_id, secret = domain.read_secret(request.secret) or ("", b"")
+        async with self.tools.db.read() as c:
+            found = await keys.find(c, key_id)
+            tenant = await tenants.get(c, found.tenant if found else "")
+        try:
+            key = domain.opened(found, secret)
+        except Unauthenticated:
+            get_logger().warning("integration_key_refused", key_id=key_id)
+            raise
+        if tenant is not None and tenant.disabled:
+            raise domain.tenant_disabled(key.tenant)
+        response = keys_pb.ExchangeIntegrationKeyResponse(
+            tenant_id=key.tenant, system_id=key.system_id
+        )
+        response.expire_time.FromSeconds(int(self.tools.now() / 1e6 + TOKEN_SECONDS))
+        # The system is the subject: what it repeats with another key is still its own request.
+        response.token = self.signer.mint(
+            tenant=key.tenant,
+            role=Role.INTEGRATION,
+            subject=key.system_id,
+            system=key.system_id,
+            name=key.display_name,
+            ttl=TOKEN_SECONDS,
+        )
+        get_logger().info("integration_key_exchanged", key_id=key_id)
+        return response

@@ -1,0 +1,44 @@
+"""Who isn't let in: disabled tenants and agents, in memory as of the last look at the database (worker.GateKeeper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from deskwire_chat.domain import ActorRole, agent_disabled, tenant_disabled
+from deskwire_common.auth import Principal, Role
+from deskwire_common.errors import DeskwireError
+
+
+class Gate:
+    """Everybody else is let in: tenants and agents needn't be created to be used."""
+
+    def __init__(self) -> None:
+        self._tenants: frozenset[str] = frozenset()
+        self._agents: frozenset[tuple[str, str]] = frozenset()
+
+    def adopt(self, tenants: Iterable[str], agents: Iterable[tuple[str, str]]) -> bool:
+        """Take over what the database says; whether somebody is shut out who wasn't before."""
+        before = self._tenants, self._agents
+        self._tenants, self._agents = frozenset(tenants), frozenset(agents)
+        return bool(self._tenants - before[0] or self._agents - before[1])
+
+    def refusal(self, tenant: str, subject: str, *, agent: bool) -> DeskwireError | None:
+        """Return why a user isn't let in, or None for one who is; `agent` says that this is their role."""
+        if tenant in self._tenants:
+            return tenant_disabled(tenant)
+        if agent and (tenant, subject) in self._agents:
+            return agent_disabled(subject)
+        return None
+
+    def refusal_of(self, user: tuple[str, int, str]) -> DeskwireError | None:
+        """Return why a connected user (tenant, role, subject) isn't let in, or None."""
+        tenant, role, subject = user
+        return self.refusal(tenant, subject, agent=role == ActorRole.AGENT)
+
+    def admit(self, principal: Principal) -> None:
+        """Raise PermissionDenied (TENANT_DISABLED, AGENT_DISABLED) for a caller who isn't let in."""
+        refusal = self.refusal(
+            principal.tenant, principal.subject, agent=principal.role is Role.AGENT
+        )
+        if refusal is not None:
+            raise refusal

@@ -1,0 +1,67 @@
+"""Tenants, as far as they were created."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, insert, select, true, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from deskwire_chat.domain import Tenant
+from deskwire_chat.store.tables import tenants
+
+
+def _tenant(row: Row[Any]) -> Tenant:
+    return Tenant(
+        tenant_id=row.tenant_id,
+        display_name=row.display_name,
+        disabled=row.disabled,
+        version=row.version,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+async def get(c: AsyncConnection, tenant_id: str, *, lock: bool = False) -> Tenant | None:
+    """Return a tenant; with `lock`, nobody else changes it before the transaction ends."""
+    statement = select(tenants).where(tenants.c.tenant_id == tenant_id)
+    row = (await c.execute(statement.with_for_update() if lock else statement)).first()
+    return None if row is None else _tenant(row)
+
+
+async def page(c: AsyncConnection, *, after: str | None, limit: int) -> list[Tenant]:
+    """Return tenants by id, after one."""
+    statement = select(tenants)
+    if after is not None:
+        statement = statement.where(tenants.c.tenant_id > after)
+    rows = await c.execute(statement.order_by(tenants.c.tenant_id).limit(limit))
+    return [_tenant(row) for row in rows]
+
+
+async def disabled(c: AsyncConnection) -> list[str]:
+    """Return the ids of all that are disabled."""
+    rows = await c.execute(select(tenants.c.tenant_id).where(tenants.c.disabled == true()))
+    return [row.tenant_id for row in rows]
+
+
+async def add(c: AsyncConnection, tenant: Tenant) -> None:
+    """Insert a new tenant; one that is there raises."""
+    await c.execute(
+        insert(tenants).values(
+            tenant_id=tenant.tenant_id,
+            display_name=tenant.display_name,
+            disabled=tenant.disabled,
+            version=tenant.version,
+            created_at=tenant.created_at,
+            updated_at=tenant.updated_at,
+        )
+    )
+
+
+async def save(c: AsyncConnection, tenant: Tenant) -> None:
+    """Write what can change of a tenant; the row is locked by this transaction."""
+    await c.execute(
+        update(tenants)
+        .where(tenants.c.tenant_id == tenant.tenant_id)
+        .values(disabled=tenant.disabled, version=tenant.version, updated_at=tenant.updated_at)
+    )

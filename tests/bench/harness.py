@@ -146,16 +146,18 @@ def record(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
     console = Console()
-    table = Table(title=f"bench {name}")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(
-            *(f"{value:,}" if not isinstance(value, str) else value for value in row.values())
-        )
+    table = Table(title=f"bench {name}", show_header=False)
+    for _ in range(len(rows) + 1):
+        table.add_column(justify="right")
+    for figure in rows[0]:
+        table.add_row(figure.replace("_", " "), *(_shown(row[figure]) for row in rows))
     console.print(table)
     of = document["machine"]
     console.print(
         f"{of['cores']} cores ({of['cpu']}), {of['memory_gib']} GiB, load {of['load_before']}; commit {commit}; "
         f"figures in {path.relative_to(ROOT)}"
     )
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:,}"

@@ -50,6 +50,8 @@ class Peer(picows.WSListener):
                     self.load.delivered(self, each.push.message, now)
             elif kind == "send_ack":
                 self.load.acked(each.send_ack.client_msg_id, now)
+            elif kind == "head" and self.load.due:
+                self.load.heads += 1
             elif kind == "error":
                 self.load.errors += 1
                 self.load.last_error = each.error.message
@@ -70,6 +72,7 @@ class Load:
         self.delivery: list[float] = []
         self.received: dict[str, int] = {}
         self.errors = 0
+        self.heads = 0  # the server says: something may have been missed, Sync
         self.last_error = ""
         self.number = 0
         self.last_seq: dict[str, int] = {}
@@ -149,6 +152,8 @@ class Load:
         gc.collect()
         gc.freeze()
         for rate in plan["rates"]:
+            for agent in agents:
+                agent.send(ping=frame_pb2.Ping(id=1))  # who says nothing for long is taken for gone
             print(json.dumps(await self.step(visitors, rate)), flush=True)
 
     def send(self, visitor: Peer, due: float) -> None:
@@ -179,6 +184,8 @@ class Load:
             "received": len(self.received),
             "duplicates": sum(self.received.values()) - len(self.received),
             "out_of_order": self.out_of_order,
+            "acked": len(self.ack),
+            "heads": self.heads,
             "errors": self.errors,
             "last_error": self.last_error,
             "seconds": sending,

@@ -66,6 +66,8 @@ def measure(running: Running, options: argparse.Namespace) -> list[dict[str, Any
                 "generator_cpu_cores": round(result["generator_cpu_cores"], 2),
             }
         )
+        if result["heads"]:
+            say(f"{result['heads']} Heads: {result['acked']} acked, {result['received']} delivered")
         if result["errors"]:
             say(f"{result['errors']} refusals, the last: {result['last_error']}")
         say(f"{result['rate']}/s: delivery p50 {delivery['p50']} ms, p99 {delivery['p99']} ms")

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from deskwire_cli.access import agent_app, key_app, tenant_app
 from deskwire_cli.chat import chat
 from deskwire_cli.down import down
 from deskwire_cli.machine.problem import Problem
@@ -34,6 +35,9 @@ app.command()(chat)
 app.command()(tail)
 app.command()(walk)
 app.command()(replay)
+app.add_typer(tenant_app)
+app.add_typer(agent_app)
+app.add_typer(key_app)
 
 
 def main() -> None:

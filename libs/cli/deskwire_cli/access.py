@@ -222,9 +222,7 @@ def create_agent(
     agent: AgentId,
     tenant: TenantOption = TENANT,
     name: NameOption = "",
-    capacity: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Conversations at once.")
-    ] = 5,
+    capacity: Annotated[int, typer.Option(min=1, max=10_000, help="Conversations at once.")] = 5,
 ) -> None:
     """Make an agent known before they come."""
     request = agent_service_pb2.CreateAgentRequest(

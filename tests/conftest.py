@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from deskwire_cli.launch import Launch, make_plan
+from deskwire_cli.machine.home import Home
 from deskwire_common.auth import KeySet, TokenSigner
 from support import servers
+from support.command import free_base
 
 
 @pytest.fixture(scope="session")
@@ -82,3 +85,25 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def signer(keys_file: Path) -> TokenSigner:
     """Mints tokens that services with `keys_file` accept."""
     return TokenSigner(KeySet.load(keys_file))
+
+
+@pytest.fixture
+async def launch(tmp_path: Path, kafka: str, valkey: str) -> AsyncIterator[Launch]:
+    """All five services as processes, on SQLite, with the tests' Kafka and Valkey."""
+    home = Home(tmp_path / "home")
+    home.prepare()
+    plan = make_plan(
+        home,
+        port_base=free_base(),
+        demo=False,
+        broker="",
+        kafka_address=kafka,
+        redis=valkey,
+        databases=[],
+    )
+    running = Launch(plan)
+    try:
+        await running.start()
+        yield running
+    finally:
+        await running.stop()

@@ -7,15 +7,10 @@ import os
 import signal
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-
 from deskwire.chat.v1 import conversation_service_pb2, conversation_service_pb2_grpc
-from deskwire_cli.launch import Launch, make_plan, serving
-from deskwire_cli.machine.home import Home
+from deskwire_cli.launch import Launch, serving
 from deskwire_cli.suite import TENANT
 from deskwire_client import Client
 from deskwire_common import events, topics
@@ -23,32 +18,10 @@ from deskwire_common.auth import KeySet, Role, TokenSigner
 from deskwire_common.kafka import Reader
 from deskwire_common.rpc import make_channel
 from support import eventually
-from support.command import free_base
 
 VISITORS = 8
 # CI keeps this short.
 ROUNDS = ("chat", "gateway", "chat")
-
-
-@pytest.fixture
-async def launch(tmp_path: Path, kafka: str, valkey: str) -> AsyncIterator[Launch]:
-    home = Home(tmp_path / "home")
-    home.prepare()
-    plan = make_plan(
-        home,
-        port_base=free_base(),
-        demo=False,
-        broker="",
-        kafka_address=kafka,
-        redis=valkey,
-        databases=[],
-    )
-    running = Launch(plan)
-    try:
-        await running.start()
-        yield running
-    finally:
-        await running.stop()
 
 
 async def kill(launch: Launch, name: str) -> None:

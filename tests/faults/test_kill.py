@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import uuid
 from collections import Counter
 from typing import Any
 
 from deskwire.chat.v1 import conversation_service_pb2, conversation_service_pb2_grpc
-from deskwire_cli.launch import Launch, serving
+from deskwire_cli.launch import Launch
 from deskwire_cli.suite import TENANT
 from deskwire_client import Client
 from deskwire_common import events, topics
@@ -18,21 +16,11 @@ from deskwire_common.auth import KeySet, Role, TokenSigner
 from deskwire_common.kafka import Reader
 from deskwire_common.rpc import make_channel
 from support import eventually
+from support.command import kill
 
 VISITORS = 8
 # CI keeps this short.
 ROUNDS = ("chat", "gateway", "chat")
-
-
-async def kill(launch: Launch, name: str) -> None:
-    """kill -9 one service, and start it again."""
-    old = next(each for each, _ in reversed(launch.processes) if each.name == name)
-    os.kill(old.pid, signal.SIGKILL)
-    await old.ended()
-    address = launch.plan.ports.address(name)
-    new = launch._service(name)
-    launch._begin(new, address)
-    await new.ready(serving(address), timeout=60)
 
 
 class Talker:

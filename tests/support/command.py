@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from deskwire_cli.launch import Launch, serving
 from deskwire_cli.machine.ports import LAYOUT, is_free
 
 
@@ -44,3 +46,14 @@ def free_base() -> int:
         if all(is_free(base + distance) for distance in LAYOUT.values()):
             return base
     raise AssertionError("no free ports")
+
+
+async def kill(launch: Launch, name: str) -> None:
+    """kill -9 one service, and start it again."""
+    old = next(each for each, _ in reversed(launch.processes) if each.name == name)
+    os.kill(old.pid, signal.SIGKILL)
+    await old.ended()
+    address = launch.plan.ports.address(name)
+    new = launch._service(name)
+    launch._begin(new, address)
+    await new.ready(serving(address), timeout=60)

@@ -36,7 +36,8 @@ async def code_of(
     call: Any
     try:
         if method.client_streaming:
-            call = channel.stream_stream(path)(iter([b""]), metadata=metadata, timeout=10)
+            # No request: a write that crosses the refusal makes grpc.aio say INTERNAL in the refusal's place.
+            call = channel.stream_stream(path)(metadata=metadata, timeout=10)
             await call.read()
         elif method.server_streaming:
             call = channel.unary_stream(path)(b"", metadata=metadata, timeout=10)

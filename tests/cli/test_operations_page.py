@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deskwire_cli.machine.ports import LAYOUT
 from deskwire_cli.main import app
-from deskwire_common.auth import KeySet, Role, TokenVerifier
+from deskwire_common.auth import KeySet, Profile, Role, TokenVerifier
 from support.deploy import SERVICES, setting_names
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
@@ -45,7 +45,9 @@ def test_a_website_can_mint_a_token_as_the_page_says(keys_file: Path):
     names: dict[str, object] = {}
     exec(program, names)
     (jwk,) = json.loads(keys_file.read_text())["keys"]
-    token = names["visitor_token"](jwk, "1001", "Ann")  # type: ignore[operator]
+    profile = {"name": "Ann", "email": "ann@example.org", "ids": {"crm:main": "4711"}}
+    token = names["visitor_token"](jwk, "1001", profile)  # type: ignore[operator]
     principal = TokenVerifier(KeySet.load(keys_file)).verify(token)
     assert (principal.tenant, principal.role) == ("demo", Role.VISITOR)
     assert (principal.subject, principal.name) == ("1001", "Ann")
+    assert principal.profile == Profile("ann@example.org", "", (("crm:main", "4711"),))

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from deskwire_cli.machine.home import Home
 from deskwire_cli.machine.ports import HOST, LAYOUT, is_free
 from deskwire_cli.suite import load_suite
-from deskwire_common.auth import KeySet, TokenVerifier
+from deskwire_common.auth import KeySet, Profile, TokenVerifier
 from support import eventually
 from support.command import Command, free_base
 
@@ -102,6 +102,12 @@ def test_tokens(deskwire: Command) -> None:
     assert without.stdout == ""
     assert without.stderr == "deskwire: an integration needs a system id, such as crm:main\n"
     assert deskwire("token", "--role", "service", "--subject", "x").returncode == 2
+    visitor = ("token", "--role", "visitor", "--subject", "web-1")
+    done = deskwire(*visitor, "--email", "li@example.org", "--id", "crm:main=4711")
+    found = TokenVerifier(KeySet.load(deskwire.home / "keys.json")).verify(done.stdout.strip())
+    assert found.profile == Profile("li@example.org", "", (("crm:main", "4711"),))
+    bad = deskwire(*visitor, "--id", "4711")
+    assert bad.stderr == "deskwire: --id 4711 is not SYSTEM=ID, such as crm:main=4711\n"
 
 
 @pytest.mark.timeout(300)

@@ -10,7 +10,7 @@ import typer
 from deskwire_cli.machine.home import Home
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.suite import TENANT
-from deskwire_common.auth import KeysError, KeySet, Role, TokenSigner
+from deskwire_common.auth import KeysError, KeySet, Profile, Role, TokenSigner
 
 #: The longest that a token may be good for: 30 days.
 MAX_SECONDS = 30 * 86400.0
@@ -34,6 +34,14 @@ def token(
     system: Annotated[
         str, typer.Option(help="The system id of an integration, such as crm:main.")
     ] = "",
+    email: Annotated[str, typer.Option(help="A visitor's e-mail address.")] = "",
+    phone_number: Annotated[str, typer.Option(help="A visitor's mobile number.")] = "",
+    ids: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--id", metavar="SYSTEM=ID", help="A visitor's id elsewhere, such as crm:main=4711."
+        ),
+    ] = None,
     ttl: Annotated[
         float, typer.Option(min=1, max=MAX_SECONDS, help="Seconds that it is good for.")
     ] = 3600.0,
@@ -41,10 +49,24 @@ def token(
     """Print one token."""
     home = Home.find()
     home.prepare()
+    profile = Profile(email, phone_number, tuple(_pair(each) for each in ids or ()))
     try:
         minted = TokenSigner(KeySet.load(home.keys_file)).mint(
-            tenant=tenant, role=Role(role.value), subject=subject, system=system, name=name, ttl=ttl
+            tenant=tenant,
+            role=Role(role.value),
+            subject=subject,
+            system=system,
+            name=name,
+            profile=profile if profile != Profile() else None,
+            ttl=ttl,
         )
     except (ValueError, KeysError) as error:
         raise Problem(str(error)) from None
     print(minted)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    system, equals, value = text.partition("=")
+    if not equals:
+        raise Problem(f"--id {text} is not SYSTEM=ID, such as crm:main=4711")
+    return system, value

@@ -42,6 +42,10 @@ _CACHED_TOKENS = 20_000
 _RELOAD_SECONDS = 1.0
 _MAX_TOKEN = 4096
 _MAX_DISPLAY_NAME = 128
+_MAX_EMAIL = 254  # RFC 5321, 4.5.3.1.3
+_MAX_PHONE = 32
+_MAX_IDS = 15  # a customer has up to 16 identities, and the subject is one
+_MAX_ID = 128
 
 
 class Role(StrEnum):
@@ -59,14 +63,27 @@ _ANY_TENANT_ROLES: Final = frozenset({Role.SERVICE, Role.OPERATOR})
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """What a visitor's token vouches for: the website has verified it. `ids`: (system, the visitor's id there)."""
+
+    email: str = ""
+    mobile: str = ""
+    ids: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
-    """A verified caller. `system` is the system id of an integration (`crm:main`), else empty."""
+    """A verified caller. `system` is the system id of an integration (`crm:main`), else empty.
+
+    `profile` is a visitor's, where the token has one.
+    """
 
     tenant: str
     role: Role
     subject: str
     system: str = ""
     name: str = ""
+    profile: Profile | None = None
 
     @property
     def runs_the_suite(self) -> bool:
@@ -289,12 +306,41 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
         role = Role(text["role"])
     except ValueError:
         raise Unauthenticated("the token has a role that is not known here") from None
+    profile = _profile(claims) if role is Role.VISITOR else None
     try:
         return checked_principal(
-            Principal(text["tid"], role, text["sub"], text["sys"], text["name"])
+            Principal(text["tid"], role, text["sub"], text["sys"], text["name"], profile)
         )
     except ValueError as error:
         raise Unauthenticated(f"the token can't be used: {error}") from None
+
+
+def _profile(claims: Mapping[str, Any]) -> Profile | None:
+    """Read `email` and `phone_number` (OpenID Connect Core, 5.1) and `ids` (an object: system to id)."""
+    email, mobile, ids = (
+        claims.get("email", ""),
+        claims.get("phone_number", ""),
+        claims.get("ids", {}),
+    )
+    if not isinstance(email, str) or not isinstance(mobile, str):
+        raise Unauthenticated("email or phone_number of the token is not text")
+    if not isinstance(ids, dict) or not all(isinstance(value, str) for value in ids.values()):
+        raise Unauthenticated('ids of the token is not an object of text: {"crm:main": "4711"}')
+    return Profile(email, mobile, tuple(sorted(ids.items()))) if email or mobile or ids else None
+
+
+def _check_profile(profile: Profile) -> None:
+    if len(profile.email) > _MAX_EMAIL or not profile.email.isprintable():
+        raise ValueError(f"email must be printable, of up to {_MAX_EMAIL} characters")
+    if len(profile.mobile) > _MAX_PHONE or not profile.mobile.isprintable():
+        raise ValueError(f"phone_number must be printable, of up to {_MAX_PHONE} characters")
+    if len(profile.ids) > _MAX_IDS:
+        raise ValueError(f"ids has more than {_MAX_IDS} entries")
+    for system, value in profile.ids:
+        if not _NAME.fullmatch(system) or system == Role.VISITOR:
+            raise ValueError("a system of ids must be a system id such as crm:main")
+        if not 0 < len(value) <= _MAX_ID or not value.isprintable():
+            raise ValueError(f"an id of ids must be 1-{_MAX_ID} printable characters")
 
 
 def checked_principal(principal: Principal) -> Principal:
@@ -311,6 +357,10 @@ def checked_principal(principal: Principal) -> Principal:
         raise ValueError("only an integration has a system id")
     if len(principal.name) > _MAX_DISPLAY_NAME:
         raise ValueError(f"name is longer than {_MAX_DISPLAY_NAME} characters")
+    if principal.profile is not None:
+        if principal.role is not Role.VISITOR:
+            raise ValueError("only a visitor's token has email, phone_number and ids")
+        _check_profile(principal.profile)
     return principal
 
 
@@ -334,10 +384,11 @@ class TokenSigner:
         subject: str,
         system: str = "",
         name: str = "",
+        profile: Profile | None = None,
         ttl: float = 3600.0,
     ) -> str:
         """Return a token good for `ttl` seconds. Raises ValueError for malformed parts, KeysError without a key."""
-        principal = checked_principal(Principal(tenant, Role(role), subject, system, name))
+        principal = checked_principal(Principal(tenant, Role(role), subject, system, name, profile))
         self._follow_keys()
         now = self._clock.now().timestamp()
         claims: dict[str, Any] = {
@@ -353,6 +404,11 @@ class TokenSigner:
             claims["sys"] = system
         if name:
             claims["name"] = name
+        if profile is not None:
+            named = {"email": profile.email, "phone_number": profile.mobile}
+            claims |= {claim: value for claim, value in named.items() if value}
+            if profile.ids:
+                claims["ids"] = dict(profile.ids)
         kid, key = self._keys.signing()
         return jwt.encode(claims, key, algorithm=ALGORITHM, headers={"kid": kid})
 

@@ -80,6 +80,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         owner=settings.shard_name,
         deliver=links.deliver,
         log=publisher,
+        region=settings.default_region,
     )
     publisher.own(await writer.claim())
     links.bind(writer)

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import phonenumbers
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_common.auth import Principal, Role
+from deskwire_common.auth import Principal, Profile, Role
 from deskwire_common.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -43,6 +43,9 @@ SECRET_BYTES: Final = 32
 """How much chance is in the secret of an integration key."""
 
 _SECRET: Final = re.compile(rf"dwk_([0-9a-f]{{32}})_([0-9a-f]{{{2 * SECRET_BYTES}}})")
+
+MAX_IDENTITIES: Final = 16
+"""How many identities a customer may have, as the contract says."""
 
 CUSTOMER_FIELDS: Final = ("display_name", "email", "mobile")
 """The fields of a customer that an update_mask may name."""
@@ -87,13 +90,14 @@ _ROLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Who causes a change: the tenant, role, subject, name and origin of a verified token."""
+    """Who causes a change: the tenant, role, subject, name, origin and profile of a verified token."""
 
     tenant: str
     role: ActorRole
     subject: str
     name: str = ""
     origin: str = HOME_ORIGIN
+    profile: Profile | None = None
 
     @classmethod
     def of(cls, principal: Principal) -> Writer:
@@ -104,6 +108,7 @@ class Writer:
             subject=principal.subject,
             name=principal.name,
             origin=principal.system or HOME_ORIGIN,
+            profile=principal.profile,
         )
 
     @classmethod
@@ -430,15 +435,39 @@ def changed_customer(
     if not changes:
         return customer, {}
     after = replace(
-        customer,
-        display_name=values.get("display_name", customer.display_name),
-        email=values.get("email", customer.email),
-        mobile=values.get("mobile", customer.mobile),
+        with_values(customer, values),
         identities=identities,
         version=customer.version + 1,
         updated_at=now,
     )
     return after, changes
+
+
+def with_values(customer: Customer, values: Mapping[str, str]) -> Customer:
+    """Return the customer with new values of some CUSTOMER_FIELDS."""
+    return replace(
+        customer,
+        display_name=values.get("display_name", customer.display_name),
+        email=values.get("email", customer.email),
+        mobile=values.get("mobile", customer.mobile),
+    )
+
+
+def identities_of(visitor: Writer) -> list[Identity]:
+    """Return who the visitor is by their token: the subject first, which counts most."""
+    ids = visitor.profile.ids if visitor.profile else ()
+    return [Identity(VISITOR_NAMESPACE, visitor.subject), *(Identity(*each) for each in ids)]
+
+
+def filled(customer: Customer, visitor: Writer, *, default_region: str) -> dict[str, str]:
+    """Return the fields that are empty and that the visitor's token can fill."""
+    profile = visitor.profile or Profile()
+    offered = {
+        "display_name": visitor.name,
+        "email": profile.email.strip(),
+        "mobile": normalise_mobile(profile.mobile, default_region=default_region),
+    }
+    return {name: value for name, value in offered.items() if value and not getattr(customer, name)}
 
 
 def _identity_value(identity: Identity) -> dict[str, str]:

@@ -221,9 +221,12 @@ class Link:
 
 
 def _attach(session: Session) -> bytes:
-    assert session.principal is not None  # noqa: S101 - only sessions that said Hello
-    return _up(
-        attach=pb.Attach(
-            connection_id=session.number, tenant_id=session.principal.tenant, user=session.actor()
-        )
-    )
+    who = session.principal
+    assert who is not None  # noqa: S101 - only sessions that said Hello
+    attach = pb.Attach(connection_id=session.number, tenant_id=who.tenant, user=session.actor())
+    if who.profile is not None:
+        attach.profile.email = who.profile.email
+        attach.profile.mobile = who.profile.mobile
+        for system, value in who.profile.ids:
+            attach.profile.ids.add(namespace=system, value=value)
+    return _up(attach=attach)

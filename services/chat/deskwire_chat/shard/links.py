@@ -26,7 +26,7 @@ from deskwire_chat.shard import codec
 from deskwire_chat.shard.writer import ShardWriter, Store, Stored, UserKey
 from deskwire_chat.store import conversations, messages
 from deskwire_common import rpc, telemetry
-from deskwire_common.auth import ANY_TENANT, Role, TokenVerifier
+from deskwire_common.auth import ANY_TENANT, Profile, Role, TokenVerifier
 from deskwire_common.db import Database
 from deskwire_common.errors import (
     DeskwireError,
@@ -258,6 +258,7 @@ class Links:
             role=ActorRole(attach.user.role),
             subject=attach.user.subject,
             name=attach.user.display_name,
+            profile=_profile(attach.profile) if attach.HasField("profile") else None,
         )
         connection = _Connection(link, attach.connection_id, who)
         link.connections[connection.id] = connection
@@ -455,3 +456,8 @@ def check_client_msg_id(client_msg_id: str) -> None:
             field="client_msg_id",
             reason=reasons.ERROR_REASON_INVALID_FIELD,
         )
+
+
+def _profile(profile: pb.Profile) -> Profile:
+    ids = tuple((each.namespace, each.value) for each in profile.ids)
+    return Profile(profile.email, profile.mobile, ids)

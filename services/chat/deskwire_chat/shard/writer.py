@@ -21,12 +21,10 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import domain, events, views
 from deskwire_chat.domain import (
     PARTITIONS,
-    VISITOR_NAMESPACE,
     ActorRole,
     Change,
     Conversation,
     Customer,
-    Identity,
     Message,
     State,
     Writer,
@@ -34,7 +32,8 @@ from deskwire_chat.domain import (
 )
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import codec
-from deskwire_chat.store import agents, conversations, customers, messages, partitions
+from deskwire_chat.shard.visitors import Visitors
+from deskwire_chat.store import agents, conversations, messages, partitions
 from deskwire_chat.store.messages import SentKey
 from deskwire_chat.store.partitions import Partition
 from deskwire_common import telemetry
@@ -161,11 +160,10 @@ class _Group:
 
     now: int
     heads: dict[int, int]
+    visitors: Visitors
     published: dict[int, int] = field(default_factory=dict)
     touched: dict[str, Conversation] = field(default_factory=dict)
     opened: list[tuple[Conversation, Customer]] = field(default_factory=list)
-    customers: dict[tuple[str, str], Customer] = field(default_factory=dict)
-    new_customers: list[Customer] = field(default_factory=list)
     altered: list[tuple[Conversation, int]] = field(default_factory=list)
     stored: dict[SentKey, Stored] = field(default_factory=dict)
     events: list[DomainEvent] = field(default_factory=list)
@@ -195,8 +193,12 @@ class ShardWriter:
         owner: str,
         deliver: Deliver,
         log: Log,
+        region: str = "",
     ) -> None:
-        """`owner` names the place of this process (its pod): its next life takes over at once."""
+        """`owner` names the place of this process (its pod): its next life takes over at once.
+
+        `region` is how mobile numbers of visitors' tokens are read that have no leading +.
+        """
         self._db = db
         self._outbox = outbox
         self._router = router
@@ -205,6 +207,7 @@ class ShardWriter:
         self._owner = owner
         self._deliver = deliver
         self._log = log
+        self._region = region
         self._cache: OrderedDict[str, _Entry] = OrderedDict()
         self._partitions: list[Partition] = []
         self._stale = False
@@ -412,10 +415,10 @@ class ShardWriter:
     async def _transact(self, commands: list[Store | Assign]) -> _Group:
         found = await self._prepare(commands)
         started = self._clock.monotonic()
-        group = _Group(now=self._now(), heads={})
+        now = self._now()
+        group = _Group(now=now, heads={}, visitors=Visitors(self._ids, now, region=self._region))
         async with self._db.transaction() as uow:
-            customers_of = await self._customers(uow, commands)
-            group.customers.update(customers_of)
+            await group.visitors.load(uow, self._openers(commands))
             for command in commands:
                 if isinstance(command, Assign):
                     await self._assign(uow, group, command)
@@ -474,30 +477,15 @@ class ShardWriter:
         if len(self._cache) > CACHED:
             self._cache.popitem(last=False)
 
-    async def _customers(
-        self, uow: UnitOfWork, commands: Sequence[Store | Assign]
-    ) -> dict[tuple[str, str], Customer]:
-        """The customers of the visitors who may open a conversation in this group, by (tenant, visitor)."""
-        openers: dict[str, set[str]] = {}
-        for c in commands:
-            if (
-                isinstance(c, Store)
-                and c.who.role == ActorRole.VISITOR
-                and c.conversation_id not in self._cache
-            ):
-                openers.setdefault(c.who.tenant, set()).add(c.who.subject)
-        result: dict[tuple[str, str], Customer] = {}
-        for tenant, visitors in openers.items():
-            wanted = [Identity(VISITOR_NAMESPACE, visitor) for visitor in visitors]
-            owners = await customers.owners(uow.connection, tenant, wanted)
-            known = (
-                await customers.get_many(uow.connection, tenant, list(owners.values()))
-                if owners
-                else {}
-            )
-            for identity, customer_id in owners.items():
-                result[tenant, identity.value] = known[customer_id]
-        return result
+    def _openers(self, commands: Sequence[Store | Assign]) -> list[Writer]:
+        """The visitors who may open a conversation in this group."""
+        return [
+            c.who
+            for c in commands
+            if isinstance(c, Store)
+            and c.who.role == ActorRole.VISITOR
+            and c.conversation_id not in self._cache
+        ]
 
     def _conversation(self, group: _Group, conversation_id: str) -> Conversation | None:
         """The conversation as this group has it: a copy that may be changed."""
@@ -565,27 +553,9 @@ class ShardWriter:
         who = command.who
         if who.role != ActorRole.VISITOR:
             raise domain.conversation_not_found(command.conversation_id)
-        customer = group.customers.get((who.tenant, who.subject))
-        if customer is None:
-            customer = Customer(
-                customer_id=self._ids.uuid7(),
-                tenant=who.tenant,
-                display_name=who.name,
-                identities=(Identity(VISITOR_NAMESPACE, who.subject),),
-                created_at=group.now,
-                updated_at=group.now,
-            )
-            group.customers[who.tenant, who.subject] = customer
-            group.new_customers.append(customer)
-            group.events.append(
-                events.customer_created(
-                    customer,
-                    event_id=self._ids.uuid7(),
-                    by=who,
-                    traceparent=traceparent,
-                    correlation_id=command.conversation_id,
-                )
-            )
+        customer = group.visitors.customer_of(
+            who, traceparent=traceparent, correlation_id=command.conversation_id
+        )
         conversation = Conversation(
             conversation_id=command.conversation_id,
             tenant=who.tenant,
@@ -700,8 +670,7 @@ class ShardWriter:
         group.published = self._log.published(steps)
         if not await partitions.fence(uow.connection, steps, group.published):
             await self._lost(uow)
-        if group.new_customers:
-            await customers.add(uow.connection, group.new_customers)
+        await group.visitors.flush(uow)
         if group.opened:
             await conversations.add(
                 uow.connection, [self._as_opened(group, each) for each, _ in group.opened]
@@ -712,7 +681,7 @@ class ShardWriter:
             if not await conversations.save(uow.connection, conversation, old_version=old_version):
                 raise Unavailable("a conversation was changed by somebody else")
         await messages.append(uow, [each.message for each in group.stored.values()])
-        await self._outbox.add(uow, group.events)
+        await self._outbox.add(uow, [*group.visitors.events, *group.events])
 
     @staticmethod
     def _as_opened(group: _Group, conversation: Conversation) -> Conversation:
@@ -741,6 +710,9 @@ class ShardWriter:
                 entry.sent.add(key)
         for span in group.spans:
             span.end()
+        for customer, told in group.visitors.updated:
+            agents_told = [(customer.tenant, int(ActorRole.AGENT), each) for each in told]
+            self._deliver(agents_told, views.customer_push(customer))
         self._log.committed(list(group.stored.values()))
         self._log.saved(group.published)
 

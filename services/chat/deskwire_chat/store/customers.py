@@ -52,16 +52,15 @@ async def get(
 
 
 async def get_many(
-    c: AsyncConnection, tenant: str, customer_ids: Sequence[str]
+    c: AsyncConnection, tenant: str, customer_ids: Sequence[str], *, lock: bool = False
 ) -> dict[str, Customer]:
-    """Return those of the tenant's customers that exist, by id."""
-    rows = (
-        await c.execute(
-            select(customers).where(
-                customers.c.tenant_id == tenant, customers.c.customer_id.in_(customer_ids)
-            )
-        )
-    ).all()
+    """Return those of the tenant's customers that exist, by id; `lock` as in `get`, in the order of ids."""
+    statement = (
+        select(customers)
+        .where(customers.c.tenant_id == tenant, customers.c.customer_id.in_(customer_ids))
+        .order_by(customers.c.customer_id)
+    )
+    rows = (await c.execute(statement.with_for_update() if lock else statement)).all()
     return {item.customer_id: item for item in await _with_identities(c, rows)}
 
 

@@ -1,0 +1,116 @@
+"""The customers behind the visitors who open conversations in one transaction of the writer.
+
+A visitor is the customer who has the subject of the token, else the one who has an id that the token vouches for, else
+a new one. What a token vouches for fills what is empty and links ids that nobody has. It never overwrites what an agent
+or another system wrote, and never takes an id from another customer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from deskwire_chat import domain, events
+from deskwire_chat.domain import Customer, Identity, Writer
+from deskwire_chat.store import conversations, customers
+from deskwire_common.db import UnitOfWork
+from deskwire_common.events import DomainEvent
+from deskwire_common.ids import Ids
+
+_Key = tuple[str, Identity]
+
+
+class Visitors:
+    """`load` before `customer_of`, and `flush` before the commit; `events` and `updated` are for the writer."""
+
+    def __init__(self, ids: Ids, now: int, *, region: str) -> None:
+        """`now` in microseconds; `region` is how mobile numbers without a leading + are read."""
+        self._ids = ids
+        self._now = now
+        self._region = region
+        self._owners: dict[_Key, str] = {}
+        self._customers: dict[str, Customer] = {}
+        self._before: dict[str, Customer | None] = {}
+        self.events: list[DomainEvent] = []
+        self.updated: list[tuple[Customer, list[str]]] = []
+        """Customers that were there before, as they are now, and the agents to be told."""
+
+    async def load(self, uow: UnitOfWork, openers: Iterable[Writer]) -> None:
+        """Read who is known of those who may open a conversation; nobody else changes them meanwhile."""
+        wanted: dict[str, set[Identity]] = {}
+        for who in openers:
+            wanted.setdefault(who.tenant, set()).update(domain.identities_of(who))
+        for tenant, identities in wanted.items():
+            owners = await customers.owners(uow.connection, tenant, identities)
+            if owners:
+                self._customers |= await customers.get_many(
+                    uow.connection, tenant, sorted(set(owners.values())), lock=True
+                )
+            self._owners |= {
+                (tenant, identity): owner
+                for identity, owner in owners.items()
+                if owner in self._customers
+            }
+
+    def customer_of(self, who: Writer, *, traceparent: str, correlation_id: str) -> Customer:
+        """Return who the visitor is, found, changed or made."""
+        identities = domain.identities_of(who)
+        owners = [self._owners.get((who.tenant, each)) for each in identities]
+        owner = next((each for each in owners if each is not None), None)
+        if owner is None:
+            owner = self._made(who, traceparent, correlation_id)
+        free = [each for each, has in zip(identities, owners, strict=True) if has is None]
+        customer = self._customers[owner]
+        after, changes = domain.changed_customer(
+            customer,
+            domain.filled(customer, who, default_region=self._region),
+            add_identities=free[: max(0, domain.MAX_IDENTITIES - len(customer.identities))],
+            now=self._now,
+        )
+        if changes:
+            self._customers[owner] = after
+            self._before.setdefault(owner, customer)
+            self.events.append(
+                events.customer_updated(
+                    after, changes, event_id=self._ids.uuid7(), by=who, traceparent=traceparent
+                )
+            )
+        self._owners |= {(who.tenant, each): owner for each in after.identities}
+        return after
+
+    def _made(self, who: Writer, traceparent: str, correlation_id: str) -> str:
+        fresh = Customer(
+            customer_id=self._ids.uuid7(),
+            tenant=who.tenant,
+            identities=tuple(sorted(domain.identities_of(who))),
+            created_at=self._now,
+            updated_at=self._now,
+        )
+        values = domain.filled(fresh, who, default_region=self._region)
+        customer = domain.with_values(fresh, values)
+        self._customers[customer.customer_id] = customer
+        self._owners |= {(who.tenant, each): customer.customer_id for each in customer.identities}
+        self._before[customer.customer_id] = None
+        self.events.append(
+            events.customer_created(
+                customer,
+                event_id=self._ids.uuid7(),
+                by=who,
+                traceparent=traceparent,
+                correlation_id=correlation_id,
+            )
+        )
+        return customer.customer_id
+
+    async def flush(self, uow: UnitOfWork) -> None:
+        """Write what was made and changed."""
+        made = [self._customers[each] for each, before in self._before.items() if before is None]
+        if made:
+            await customers.add(uow.connection, made)
+        for customer_id, before in self._before.items():
+            if before is not None:
+                after = self._customers[customer_id]
+                await customers.save(uow.connection, before, after)
+                told = await conversations.agents_of_customer(
+                    uow.connection, after.tenant, customer_id
+                )
+                self.updated.append((after, told))

@@ -120,7 +120,7 @@ class MariadbReader(Reader):
             "host": self._url.host,
             "port": self._url.port,
             "user": self._url.user,
-            "passwd": self._url.password,
+            "password": self._url.password,
             "connect_timeout": self.options.connect_timeout,
             "read_timeout": self.options.read_timeout,
             "write_timeout": self.options.read_timeout,

@@ -12,13 +12,12 @@ import grpc
 from deskwire.cdc.v1 import source_pb2, source_service_pb2, source_service_pb2_grpc
 from deskwire.chat.v1 import customer_pb2, customer_service_pb2, customer_service_pb2_grpc
 from deskwire_cli.launch import Launch
-from deskwire_common import events
 from deskwire_common.auth import KeySet, Role, TokenSigner
-from deskwire_common.kafka import Reader
 from deskwire_common.rpc import make_channel
 from support import eventually
 from support.command import kill
 from support.servers import DatabaseServer
+from support.topic import read_rows
 
 TABLE = """CREATE TABLE customers (
     id INT PRIMARY KEY, name VARCHAR(100) NOT NULL, phone VARCHAR(32) NOT NULL, version INT NOT NULL DEFAULT 1)"""
@@ -39,22 +38,6 @@ def source(url: str, source_id: str) -> source_pb2.Source:
         ),
         snapshot=True,
     )
-
-
-async def read_rows(bootstrap: str, topic: str) -> list[dict[str, Any]]:
-    """The topic's events from its start to its end, each once: a killed process may have sent one again."""
-    reader = Reader(bootstrap, [topic], start="earliest")
-    await reader.start()
-    found: dict[str, dict[str, Any]] = {}
-    try:
-        ends = await reader.end_offsets()
-        while any(reader.positions[place] < end for place, end in ends.items()):
-            for record in await reader.read(500, 0.2):
-                event = events.to_json(events.decode(topic, record.value, record.headers))
-                found.setdefault(event["event_id"], event)
-    finally:
-        await reader.close()
-    return list(found.values())
 
 
 async def test_rows_reach_kafka_and_the_desk(launch: Launch, mariadb: DatabaseServer) -> None:

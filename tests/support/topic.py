@@ -1,0 +1,24 @@
+"""Topics as a subscriber without a group reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deskwire_common import events
+from deskwire_common.kafka import Reader
+
+
+async def read_rows(bootstrap: str, topic: str) -> list[dict[str, Any]]:
+    """The topic's events from its start to its end, each once: a killed process may have sent one again."""
+    reader = Reader(bootstrap, [topic], start="earliest")
+    await reader.start()
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        ends = await reader.end_offsets()
+        while any(reader.positions[place] < end for place, end in ends.items()):
+            for record in await reader.read(500, 0.2):
+                event = events.to_json(events.decode(topic, record.value, record.headers))
+                found.setdefault(event["event_id"], event)
+    finally:
+        await reader.close()
+    return list(found.values())

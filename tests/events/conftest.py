@@ -146,8 +146,9 @@ class Client:
         role: Role = Role.OPERATOR,
         subject: str = "olga",
         system: str = "",
+        ttl: float = 3600.0,
     ) -> Caller:
-        token = self.signer.mint(tenant=tenant, role=role, subject=subject, system=system)
+        token = self.signer.mint(tenant=tenant, role=role, subject=subject, system=system, ttl=ttl)
         channel = rpc.make_channel(self.target, token=lambda: token)
         bare = rpc.make_channel(self.target, bare=True)
         self.channels += [channel, bare]

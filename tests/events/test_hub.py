@@ -56,6 +56,21 @@ async def test_what_is_published_is_subscribed(client: Any, tenant: str) -> None
     assert data["number"] == 2
 
 
+async def test_a_stream_ends_with_its_token(client: Any, tenant: str) -> None:
+    # Good for another second: clocks of two machines may differ by five.
+    async with client(tenant, ttl=-4.0).subscribe(**EARLIEST) as stream:
+
+        async def to_the_end() -> None:
+            while True:
+                await stream.next()
+
+        assert (await refused(to_the_end()))[:2] == ("UNAUTHENTICATED", "TOKEN_EXPIRED")
+    cursor = stream.cursor
+    (event_id,) = await client(tenant).publish(*invoices("1", 1))
+    async with client(tenant).subscribe(cursor=cursor) as again:
+        assert [each.event.event_id for each in await again.take(1)] == [event_id]
+
+
 async def test_publishing_on_every_database(start: Any, database_url: str, tenant: str) -> None:
     async with start(database_url) as client:
         someone = client(tenant)

@@ -155,19 +155,24 @@ async def follow(
     until_idle: float | None,
 ) -> None:
     """Print events until the stream ends. Raises Problem with the hub's reason."""
-    token = suite.token(Role.OPERATOR, "deskwire-tail", tenant=tenant)
     async with open_channel(suite.events) as channel:
-        try:
-            async for delivery in subscribe(
-                channel, token, start, event_types=types, subject=subject, until_idle=until_idle
-            ):
-                for event in delivery.events:
-                    print(
-                        json.dumps(event, ensure_ascii=False) if as_json else one_line(event),
-                        flush=True,
-                    )
-        except grpc.aio.AioRpcError as error:
-            raise Problem(str(from_rpc_error(error))) from None
+        while True:
+            token = suite.token(Role.OPERATOR, "deskwire-tail", tenant=tenant)
+            try:
+                async for delivery in subscribe(
+                    channel, token, start, event_types=types, subject=subject, until_idle=until_idle
+                ):
+                    for event in delivery.events:
+                        print(
+                            json.dumps(event, ensure_ascii=False) if as_json else one_line(event),
+                            flush=True,
+                        )
+                    start = hub_pb2.SubscribeStart(cursor=delivery.cursor)
+                return
+            except grpc.aio.AioRpcError as raised:
+                error = from_rpc_error(raised)
+                if error.reason_name != "TOKEN_EXPIRED":
+                    raise Problem(str(error)) from None
 
 
 def tail(

@@ -207,6 +207,14 @@ def _read(path: Path) -> tuple[int, dict[str, Any]]:
     return mtime, document
 
 
+def token_expired() -> Unauthenticated:
+    """Return the error for a token that was good until now."""
+    return Unauthenticated(
+        "the token has expired: come back with a new one",
+        reason=ErrorReason.ERROR_REASON_TOKEN_EXPIRED,
+    )
+
+
 class TokenVerifier:
     """Verifies tokens; remembers the ones it has seen (by hash) until they expire or the keys change."""
 
@@ -248,10 +256,12 @@ class TokenVerifier:
             self._cache.move_to_end(digest)
         if self._clock.now().timestamp() >= known[1] + _LEEWAY:
             self._cache.pop(digest, None)
-            raise Unauthenticated(
-                "the token has expired", reason=ErrorReason.ERROR_REASON_TOKEN_EXPIRED
-            )
+            raise token_expired()
         return known
+
+    def seconds_until(self, expires: float) -> float:
+        """Return how long a token that expires at that time (seconds since 1970) is still taken."""
+        return max(0.0, expires + _LEEWAY - self._clock.now().timestamp())
 
     def _follow_keys(self) -> None:
         now = self._clock.monotonic()

@@ -42,6 +42,7 @@ from deskwire_common.auth import (
     TokenVerifier,
     current_principal,
     set_current_principal,
+    token_expired,
 )
 from deskwire_common.errors import (
     DeadlineExceeded,
@@ -239,13 +240,18 @@ class _Stages(grpc.aio.ServerInterceptor):
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with _Serving(method, context) as serving:
                 try:
-                    self._enter(method, context)
+                    seconds = self._enter(method, context)
                     if streaming_request:
                         request = self._checked(request)
                     else:
                         self._validator.check(request)
-                    async for response in inner(request, context):
-                        yield response
+                    # A stream doesn't outlive the token that opened it.
+                    async with asyncio.timeout(seconds) as token:
+                        async for response in inner(request, context):
+                            yield response
+                except TimeoutError as error:
+                    expired = token_expired() if token.expired() else error
+                    await refuse(context, serving.failed(expired))
                 except Exception as error:  # noqa: BLE001 - mapped, or logged as our fault
                     await refuse(context, serving.failed(error))
 
@@ -256,13 +262,15 @@ class _Stages(grpc.aio.ServerInterceptor):
             self._validator.check(request)
             yield request
 
-    def _enter(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def _enter(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
+        """Let the caller in; return for how many seconds, None without an end."""
         if method in self._access.public:
-            return
-        principal = self._verifier.verify(bearer_token(context))
+            return None
+        principal, expires = self._verifier.verify_with_expiry(bearer_token(context))
         _authorize(method, self._authorization[method], principal, suite=self._access.suite)
         self._access.admit(principal)
         set_current_principal(principal)
+        return self._verifier.seconds_until(expires)
 
 
 class _Serving:

@@ -1,0 +1,223 @@
+"""Tokens: who is let in as whom, and what everybody else is told."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+
+from deskwire_common.auth import (
+    ALGORITHM,
+    ANY_TENANT,
+    KeysError,
+    KeySet,
+    Principal,
+    Profile,
+    Role,
+    TokenSigner,
+    TokenVerifier,
+)
+from deskwire_common.clock import ManualClock
+from deskwire_common.errors import Unauthenticated
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CLAIMS = {
+    "iss": "deskwire",
+    "aud": "deskwire",
+    "sub": "me",
+    "tid": "acme",
+    "role": "visitor",
+    "iat": int(NOW.timestamp()),
+    "exp": int(NOW.timestamp()) + 60,
+}
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(NOW)
+
+
+@pytest.fixture
+def keys() -> KeySet:
+    return KeySet.generate()
+
+
+def reason(verifier: TokenVerifier, token: str) -> str:
+    with pytest.raises(Unauthenticated) as caught:
+        verifier.verify(token)
+    return caught.value.reason_name
+
+
+def forged(keys: KeySet, *, headers: dict[str, Any] | None = None, **claims: Any) -> str:
+    """A token that the key has signed, whatever it says; None takes a claim out."""
+    kid, key = keys.signing()
+    wanted = {name: value for name, value in (CLAIMS | claims).items() if value is not None}
+    return jwt.encode(wanted, key, algorithm=ALGORITHM, headers=headers or {"kid": kid})
+
+
+@pytest.mark.parametrize(
+    "principal",
+    [
+        Principal("acme", Role.VISITOR, "v-1", name="Li Na"),
+        Principal("acme", Role.VISITOR, "v-1", profile=Profile("a@b.c", "+49", (("crm:x", "1"),))),
+        Principal("acme", Role.AGENT, "alice"),
+        Principal("acme", Role.INTEGRATION, "crm", system="crm:main"),
+        Principal(ANY_TENANT, Role.OPERATOR, "root"),
+        Principal(ANY_TENANT, Role.SERVICE, "chat"),
+    ],
+)
+def test_a_token_says_who_was_meant(
+    keys: KeySet, clock: ManualClock, principal: Principal
+) -> None:
+    token = TokenSigner(keys, clock).mint(
+        tenant=principal.tenant,
+        role=principal.role,
+        subject=principal.subject,
+        system=principal.system,
+        name=principal.name,
+        profile=principal.profile,
+    )
+    assert TokenVerifier(keys, clock).verify(token) == principal
+
+
+def test_no_token_and_no_sense(keys: KeySet, clock: ManualClock) -> None:
+    verifier = TokenVerifier(keys, clock)
+    assert reason(verifier, "") == "TOKEN_MISSING"
+    for token in ("nonsense", "a.b.c", "ü" * 20, "x" * 5000, forged(keys)[:-3]):
+        assert reason(verifier, token) == "TOKEN_INVALID"
+
+
+def test_a_token_ends(keys: KeySet, clock: ManualClock) -> None:
+    verifier = TokenVerifier(keys, clock)
+    token = TokenSigner(keys, clock).mint(tenant="t", role=Role.AGENT, subject="a", ttl=60)
+    _, expires = verifier.verify_with_expiry(token)
+    assert expires == NOW.timestamp() + 60
+    clock.advance(64)  # two machines' clocks may differ by five seconds
+    verifier.verify(token)
+    assert 0 < verifier.seconds_until(expires) <= 1
+    clock.advance(2)
+    assert reason(verifier, token) == "TOKEN_EXPIRED"
+    assert verifier.seconds_until(expires) == 0
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"iss": "somebody"},
+        {"aud": "somebody"},
+        {"aud": None},
+        {"sub": None},
+        {"exp": None},
+        {"iat": None},
+        {"exp": "soon"},
+        {"exp": True},
+        {"iat": int(NOW.timestamp()) + 60},
+        {"nbf": int(NOW.timestamp()) + 60},
+        {"tid": None},
+        {"tid": ""},
+        {"tid": ANY_TENANT},
+        {"tid": "acme/other"},
+        {"tid": "x" * 65},
+        {"tid": 7},
+        {"sub": "with blank"},
+        {"role": None},
+        {"role": "root"},
+        {"role": "integration"},  # without a system
+        {"sys": "crm:main"},  # a system for a visitor
+        {"name": "x" * 129},
+        {"email": 7},
+        {"email": "x" * 255},
+        {"phone_number": "+49\n"},
+        {"ids": ["crm:main"]},
+        {"ids": {"crm:main": 4711}},
+        {"ids": {"crm main": "4711"}},
+        {"ids": {"crm:main": ""}},
+        {"ids": {"visitor": "somebody-else"}},
+        {"ids": {f"crm:{number}": "1" for number in range(16)}},
+    ],
+)
+def test_a_signed_token_that_says_what_cannot_be(
+    keys: KeySet, clock: ManualClock, claims: dict[str, Any]
+) -> None:
+    assert reason(TokenVerifier(keys, clock), forged(keys, **claims)) == "TOKEN_INVALID"
+
+
+def test_the_profile_of_others_is_nobodys_business(keys: KeySet, clock: ManualClock) -> None:
+    principal = TokenVerifier(keys, clock).verify(forged(keys, role="agent", email="a@b.c"))
+    assert principal.profile is None
+
+
+def test_the_algorithm_is_the_keys(keys: KeySet, clock: ManualClock) -> None:
+    verifier = TokenVerifier(keys, clock)
+    kid, key = keys.signing()
+    public = key.public_key().public_bytes_raw()
+    unsigned = jwt.encode(CLAIMS, None, algorithm="none", headers={"kid": kid})
+    symmetric = jwt.encode(CLAIMS, public, algorithm="HS256", headers={"kid": kid})
+    for token in (unsigned, symmetric, forged(keys, headers={"kid": "other"}), forged(keys, headers={})):
+        assert reason(verifier, token) == "TOKEN_INVALID"
+    assert reason(verifier, forged(KeySet.generate())) == "TOKEN_INVALID"
+
+
+def test_keys_rotate_in_the_file(tmp_path: Path, clock: ManualClock) -> None:
+    path = tmp_path / "keys.json"
+    KeySet.generate().save(path)
+    assert path.stat().st_mode & 0o077 == 0
+    old = TokenSigner(KeySet.load(path), clock).mint(tenant="t", role=Role.AGENT, subject="a")
+    verifier = TokenVerifier(KeySet.load(path), clock)
+    signer = TokenSigner(KeySet.load(path), clock)
+    verifier.verify(old)
+
+    rotated = KeySet.load(path).rotated()
+    rotated.save(path)
+    os.utime(path, (1, 1))  # another time than before, whatever the clock's steps
+    clock.advance(2)
+    new = signer.mint(tenant="t", role=Role.AGENT, subject="a")
+    assert jwt.get_unverified_header(new)["kid"] == rotated.signing()[0]
+    verifier.verify(new)
+    verifier.verify(old)
+
+    # A file that is broken for a moment changes nothing.
+    path.write_text("{")
+    clock.advance(2)
+    verifier.verify(new)
+
+    # The old key is taken out: its tokens go with it, also those that were seen before.
+    path.write_text(json.dumps({"keys": rotated._document["keys"][:1]}))
+    clock.advance(2)
+    verifier.verify(new)
+    assert reason(verifier, old) == "TOKEN_INVALID"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"keys": []}',
+        '{"keys": [{}]}',
+        '{"keys": [{"kid": "a", "kty": "RSA"}]}',
+        '{"keys": [{"kid": "a", "kty": "OKP", "crv": "Ed25519", "x": "!"}]}',
+    ],
+)
+def test_a_keys_file_that_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys.json"
+    with pytest.raises(KeysError, match="can't read"):
+        KeySet.load(path)
+    path.write_text(text)
+    with pytest.raises(KeysError):
+        KeySet.load(path)
+
+
+def test_who_can_only_verify_signs_nothing(keys: KeySet, clock: ManualClock) -> None:
+    document = {"keys": [{k: v for k, v in keys._document["keys"][0].items() if k != "d"}]}
+    public = KeySet(document)
+    token = TokenSigner(keys, clock).mint(tenant="t", role=Role.AGENT, subject="a")
+    assert TokenVerifier(public, clock).verify(token).subject == "a"
+    with pytest.raises(KeysError, match="no private key"):
+        TokenSigner(public, clock).mint(tenant="t", role=Role.AGENT, subject="a")

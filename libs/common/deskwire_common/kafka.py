@@ -56,7 +56,13 @@ _NOT_YET: Final = frozenset(
         KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001 - its public name has the underscore
     }
 )
-_OUT_OF_RANGE: Final = KafkaError.OFFSET_OUT_OF_RANGE
+_OUT_OF_RANGE: Final = frozenset(
+    {
+        KafkaError.OFFSET_OUT_OF_RANGE,
+        # What librdkafka makes of it where auto.offset.reset is "error"; it fetches no more of that partition.
+        KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001 - its public name has the underscore
+    }
+)
 
 
 class Rejected(Exception):
@@ -277,7 +283,7 @@ def _good(messages: Iterable[RdMessage]) -> list[Record]:
         error = message.error()
         if error is None:
             records.append(_record(message))
-        elif error.fatal() or error.code() == _OUT_OF_RANGE:
+        elif error.fatal() or error.code() in _OUT_OF_RANGE:
             raise Unavailable(f"Kafka: {error.str()}")
     return records
 

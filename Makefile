@@ -6,7 +6,7 @@ ARGS ?=
 CODE := libs services examples tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status test lint format protos wheel bench-message clean
+.PHONY: help setup up down status test lint format protos wheel bench-message bench-connections clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ wheel: setup ## the wheel deskwire-protos, for integrators, in dist/
 bench-message: setup ## messages a second through gateway, chat and PostgreSQL, and Kafka beside it
 	@scripts/system-packages
 	@exec $(PYTHON) tests/bench/message.py $(ARGS)
+
+bench-connections: setup ## memory, connect rate and idle CPU of 100,000 WebSocket connections
+	@scripts/system-packages
+	@exec $(PYTHON) tests/bench/connections.py $(ARGS)
 
 clean: ## remove what was generated; .venv and .deskwire stay
 	rm -rf build dist protos/gen .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -38,18 +38,31 @@ class Running:
     def cpu(self, names: Sequence[str]) -> float:
         """CPU seconds that some processes have used."""
         total = 0.0
-        for name in names:
-            times = self.processes[name].cpu_times()
+        for process in self._family(names):
+            times = process.cpu_times()
             total += times.user + times.system
         return total
 
     def memory_mb(self, names: Sequence[str]) -> float:
-        """Resident memory of some processes."""
-        return sum(self.processes[name].memory_info().rss for name in names) / 1e6
+        """Proportional set size of some processes: what they would give back."""
+        return sum(_pss(process.pid) for process in self._family(names)) / 1e6
+
+    def _family(self, names: Sequence[str]) -> list[psutil.Process]:
+        """Processes with their workers."""
+        parents = [self.processes[name] for name in names]
+        return parents + [child for each in parents for child in each.children(recursive=True)]
+
+
+def _pss(pid: int) -> int:
+    """Bytes: shared pages count by the number of processes that share them."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the kernel says nothing of Pss")
 
 
 @contextmanager
-def suite_on_postgres() -> Iterator[Running]:
+def suite_on_postgres(*, workers: int = 1) -> Iterator[Running]:
     """The five services with Apache Kafka, Valkey and a private PostgreSQL, durable as in production."""
     with tempfile.TemporaryDirectory(prefix="deskwire-bench-") as name:
         folder = Path(name)
@@ -59,6 +72,7 @@ def suite_on_postgres() -> Iterator[Running]:
         with servers.postgres_server(folder) as server:
             say("starting PostgreSQL, Kafka and the services")
             command = [str(_DESKWIRE), "up", "-d", "--no-demo", "--port-base", str(free_base())]
+            command += ["--gateway-workers", str(workers)]
             for service in ("chat", "tickets", "events", "cdc"):
                 command += ["--database", f"{service}={server.url(f'bench_{service}')}"]
             subprocess.run(command, env=environment, check=True, stdout=sys.stderr)

@@ -52,6 +52,7 @@ class Plan:
     kafka: str = ""
     redis: str = ""
     databases: Mapping[str, str] = field(default_factory=dict)
+    gateway_workers: int = 1
 
     def database(self, service: str) -> str:
         return self.databases.get(service) or self.home.database_url(service)
@@ -77,6 +78,7 @@ def make_plan(
     kafka_address: str,
     redis: str,
     databases: Sequence[str],
+    gateway_workers: int = 1,
 ) -> Plan:
     """Check the options against each other and this machine. Raises Problem, one line."""
     chosen: dict[str, str] = {}
@@ -91,7 +93,7 @@ def make_plan(
     broker = choose_broker(broker, kafka_address)
     if redis and (urlsplit(redis).scheme not in {"redis", "rediss", "unix"}):
         raise Problem(f"--redis {redact_text(redis)}: redis://HOST:PORT/0")
-    return Plan(home, Ports(port_base), demo, broker, kafka_address, redis, chosen)
+    return Plan(home, Ports(port_base), demo, broker, kafka_address, redis, chosen, gateway_workers)
 
 
 def choose_broker(broker: str, kafka_address: str) -> str:
@@ -289,6 +291,8 @@ class Launch:
         if plan.broker == "dev":
             # It doesn't know the group protocol of KIP-848.
             settings["DESKWIRE_KAFKA_GROUP_PROTOCOL"] = "classic"
+        if service == "gateway":
+            settings["DESKWIRE_WORKERS"] = str(plan.gateway_workers)
         if service in STORES:
             settings["DESKWIRE_DATABASE_URL"] = plan.database(service)
         return settings

@@ -45,6 +45,9 @@ def up(
             metavar="kafka|dev", help="Apache Kafka (the default where it can be had) or in-memory."
         ),
     ] = "",
+    gateway_workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes of the gateway, on one address.")
+    ] = 1,
 ) -> None:
     """Start the whole suite on this machine."""
     home = Home.find()
@@ -61,6 +64,7 @@ def up(
             kafka_address=kafka,
             redis=redis,
             databases=database or [],
+            gateway_workers=gateway_workers,
         )
         plan.ports.require_free(plan.parts())
         raise typer.Exit(asyncio.run(run(plan)))

@@ -129,8 +129,13 @@ class Runtime(Generic[SettingsT]):
         authorization: rpc.Authorization,
         inline_auth: Collection[str] = frozenset(),
         access: rpc.Access | None = None,
+        *,
+        reuse_port: bool = False,
     ) -> int:
-        """Start the gRPC server; returns its port. Health says SERVING when `build` has returned."""
+        """Start the gRPC server; returns its port. Health says SERVING when `build` has returned.
+
+        `reuse_port`: other processes of the same service listen on the port too.
+        """
         self._server = await rpc.start_server(
             listen=self.settings.grpc_listen,
             registrars=registrars,
@@ -141,6 +146,7 @@ class Runtime(Generic[SettingsT]):
             tls=self.tls,
             inline_auth=inline_auth,
             access=access,
+            reuse_port=reuse_port,
         )
         self.stack.push_async_callback(self._server.stop)
         self.port = self._server.port
@@ -218,8 +224,12 @@ def service_main(
     build: Build[SettingsT],
     *,
     package: str | None = None,
+    supervise: Callable[[SettingsT], int | None] = lambda _settings: None,
 ) -> NoReturn:
-    """`serve | migrate | check-config` from the command line. `package`: whose migrations; None: no database."""
+    """`serve | migrate | check-config` from the command line. `package`: whose migrations; None: no database.
+
+    `supervise` may serve in other processes and return the exit code; None: serve in this one.
+    """
     commands = ["serve", "check-config", *(["migrate"] if package else [])]
     command = sys.argv[1] if len(sys.argv) == 2 else ""
     if command not in commands:
@@ -242,7 +252,8 @@ def service_main(
 
             run_migrations(getattr(settings, "database_url"), package)  # noqa: B009 - of the mixin
             sys.exit(OK)
-        sys.exit(uvloop.run(_serve(name, settings, build)))
+        supervised = supervise(settings)
+        sys.exit(uvloop.run(_serve(name, settings, build)) if supervised is None else supervised)
     except (DeskwireError, OSError, ValueError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(FAILED)

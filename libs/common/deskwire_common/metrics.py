@@ -6,18 +6,22 @@ The registry is our own: importing this twice or running several services in one
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from threading import Thread
 from typing import Any, Final
+from urllib.request import urlopen
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    Metric,
     PlatformCollector,
     ProcessCollector,
     start_http_server,
 )
+from prometheus_client.parser import text_string_to_metric_families
 
 REGISTRY: Final = CollectorRegistry()
 
@@ -163,8 +167,46 @@ class MetricsServer:
 
 def start_metrics_server(listen: str) -> MetricsServer | None:
     """Serve the metrics on `listen` (host:port); None for "". Raises OSError when the port is taken."""
+    return _serve(listen, REGISTRY)
+
+
+def serve_workers_metrics(listen: str, workers: Sequence[str]) -> MetricsServer | None:
+    """Serve the metrics of other processes, which serve them at `workers` (host:port), on `listen`.
+
+    Each sample gets the label `worker`, its place in `workers`; one that doesn't answer is left out.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Together(workers))
+    return _serve(listen, registry)
+
+
+class _Together:
+    """Collects what workers serve."""
+
+    def __init__(self, workers: Sequence[str]) -> None:
+        self._workers = workers
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for number, address in enumerate(self._workers):
+            try:
+                with urlopen(f"http://{address}/metrics", timeout=1) as answer:
+                    text = answer.read().decode()
+            except OSError:
+                continue
+            for family in text_string_to_metric_families(text):
+                together = families.setdefault(
+                    family.name, Metric(family.name, family.documentation, family.type)
+                )
+                for sample in family.samples:
+                    labels = {**sample.labels, "worker": str(number)}
+                    together.samples.append(sample._replace(labels=labels))
+        yield from families.values()
+
+
+def _serve(listen: str, registry: CollectorRegistry) -> MetricsServer | None:
     if not listen:
         return None
     host, _, port = listen.rpartition(":")
-    server, thread = start_http_server(int(port), host.strip("[]") or "0.0.0.0", registry=REGISTRY)
+    server, thread = start_http_server(int(port), host.strip("[]") or "0.0.0.0", registry=registry)
     return MetricsServer(server, thread)

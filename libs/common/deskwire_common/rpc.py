@@ -94,7 +94,6 @@ _SIZES: Final = (
 _SERVER_OPTIONS: Final = (
     *_KEEPALIVE,
     *_SIZES,
-    ("grpc.so_reuseport", 0),  # else a second server on a taken port starts without an error
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 5),
@@ -375,8 +374,9 @@ async def start_server(
     tls: Tls | None = None,
     inline_auth: Collection[str] = frozenset(),
     access: Access | None = None,
+    reuse_port: bool = False,
 ) -> RunningServer:
-    """Serve on `listen` (host:port; port 0 takes a free one).
+    """Serve on `listen` (host:port; port 0 takes a free one), with `reuse_port` beside others.
 
     Raises ValueError for a method without an entry in `authorization`, OSError for a port that is taken.
     """
@@ -385,7 +385,8 @@ async def start_server(
         raise ValueError(f"no authorisation rule for {', '.join(missing)}")
     server = grpc.aio.server(
         interceptors=[_Stages(authorization, verifier, validator, inline_auth, access or Access())],
-        options=_SERVER_OPTIONS,
+        # By default a second server on a taken port starts without an error.
+        options=[*_SERVER_OPTIONS, ("grpc.so_reuseport", int(reuse_port))],
     )
     servicer: Any = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import resource
+from dataclasses import asdict
 from functools import partial
+from typing import Final
 
 from redis.asyncio import Redis
 
 from deskwire_common.lifecycle import Runtime
-from deskwire_gateway import websocket, worker
+from deskwire_common.logging import get_logger
+from deskwire_gateway import websocket, worker, workers
 from deskwire_gateway.actions import GatewayActions
 from deskwire_gateway.api import AUTHORIZATION, CONNECT, SERVICE, GatewayApi
 from deskwire_gateway.config import Settings
 from deskwire_gateway.directory import Directory
 from deskwire_gateway.link import Link
 from deskwire_gateway.sessions import Limits, Sessions
+
+_OTHER_DESCRIPTORS: Final = 500
+"""What a process has open beside its WebSockets."""
 
 
 async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
@@ -48,13 +55,21 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     runtime.spawn("directory", directory.run)
     runtime.spawn("wheel", partial(worker.turn_wheel, sessions))
 
+    if settings.worker is not None:
+        runtime.spawn("parent", workers.end_with_parent)
+    shared = settings.worker is not None
+    limit = room_for(settings.max_connections)
+    get_logger().info(
+        "limits", **{**asdict(sessions.limits), "max_connections": limit}, worker=settings.worker
+    )
     host, port = settings.ws_address
     server = await websocket.listen(
         sessions,
         host,
         port,
-        max_connections=settings.max_connections,
+        max_connections=limit,
         max_buffered=settings.max_buffered_bytes,
+        reuse_port=shared,
     )
     runtime.stack.callback(server.close)
     runtime.extra_ports["ws"] = server.sockets[0].getsockname()[1]
@@ -66,4 +81,17 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
     runtime.on_drain(drain)
     api = GatewayApi(sessions, GatewayActions(directory))
-    await runtime.serve([api.register], [SERVICE], AUTHORIZATION, inline_auth=frozenset({CONNECT}))
+    await runtime.serve(
+        [api.register],
+        [SERVICE],
+        AUTHORIZATION,
+        inline_auth=frozenset({CONNECT}),
+        reuse_port=shared,
+    )
+
+
+def room_for(wanted: int) -> int:
+    """Raise the descriptor limit as far as it goes; return how many connections fit beside everything else."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard - _OTHER_DESCRIPTORS)

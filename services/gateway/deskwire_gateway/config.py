@@ -14,8 +14,12 @@ class Settings(ServiceSettings):
     chat_target: Address = "127.0.0.1:7402"
     redis_url: str
     """`redis://host:port/0`, `rediss://…` or `unix:///path`: the session directory."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that share the ports; each has the limits below for itself."""
+    worker: int | None = None
+    """Which of them this process is: set by the one that starts them."""
     max_connections: int = Field(default=15_000, ge=1)
-    """Below the descriptor limit of a process: 20,000 on many machines."""
+    """Of one process; less where its descriptor limit is lower."""
     ping_interval: float = Field(default=25.0, ge=0.1, le=600)
     hello_timeout: float = Field(default=10.0, ge=0.1, le=60)
     max_message_bytes: int = Field(default=16_384, ge=1_024, le=1_048_576)

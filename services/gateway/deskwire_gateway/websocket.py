@@ -115,8 +115,12 @@ async def listen(
     *,
     max_connections: int,
     max_buffered: int,
+    reuse_port: bool = False,
 ) -> asyncio.Server:
-    """Serve WebSockets at /ws, and GET /health. Raises OSError when the port is taken."""
+    """Serve WebSockets at /ws, and GET /health. Raises OSError when the port is taken.
+
+    `reuse_port`: other processes listen on it too, and the kernel spreads connections over them.
+    """
     limit = sessions.limits.max_message_bytes
 
     def accept(request: Any) -> Any:
@@ -152,6 +156,7 @@ async def listen(
         read_buffer_init_size=_READ_BUFFER,
         use_aiofastnet=False,
         backlog=4096,
+        reuse_port=reuse_port,
     )
 
 

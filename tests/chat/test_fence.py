@@ -1,0 +1,96 @@
+"""Two processes that both think they own the conversations: the database decides, and no message is numbered twice."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+import deskwire_chat.app
+import deskwire_gateway.app
+from deskwire.chat.v1 import conversation_service_pb2, conversation_service_pb2_grpc
+from deskwire_chat.shard.writer import NotOwner
+from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.errors import FailedPrecondition
+from deskwire_common.lifecycle import running
+from deskwire_common.migrations import migrate
+from support import eventually
+from support.suite import Desk, chat_settings, desk, gateway_settings, new_id
+
+
+async def history(d: Desk, conversation_id: str) -> list[tuple[int, str]]:
+    """What is stored, as the newest process reads it."""
+    stub = conversation_service_pb2_grpc.ConversationServiceStub(d.channel(Role.OPERATOR, "olga"))
+    found = await stub.ListMessages(
+        conversation_service_pb2.ListMessagesRequest(conversation_id=conversation_id)
+    )
+    return [(each.seq, each.content.text) for each in found.messages]
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+async def test_the_old_owner_stores_nothing_more(
+    request: pytest.FixtureRequest,
+    kind: str,
+    kafka: str,
+    valkey: str,
+    keys_file: Path,
+    signer: TokenSigner,
+) -> None:
+    server = request.getfixturevalue(kind)
+    url = server.fresh()
+    # The fenced process can't write the rest of its state either: its end says so.
+    with pytest.raises(NotOwner):
+        await taken_over(url, kafka, valkey, keys_file, signer)
+    server.drop(url)
+
+
+async def taken_over(
+    url: str, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner
+) -> None:
+    async with desk(url, kafka, valkey, keys_file, signer) as old, AsyncExitStack() as stack:
+        conversation = new_id()
+        late = await old.client(Role.VISITOR, "1001")
+        assert (await late.send(conversation, "one")).seq == 1
+
+        # Its next life begins while it still runs: it was taken for dead.
+        chat = await stack.enter_async_context(
+            running("chat", chat_settings(url, kafka, keys_file), deskwire_chat.app.build)
+        )
+        gateway = await stack.enter_async_context(
+            running(
+                "gateway",
+                gateway_settings(chat.port, valkey, keys_file),
+                deskwire_gateway.app.build,
+            )
+        )
+        new = Desk(signer, chat, gateway, stack, old.tenant)
+
+        # What the old one is asked to store from now on isn't stored, and not acknowledged.
+        unanswered = late.post(conversation, "to the old one")
+        await eventually(old.chat.crashed.done)
+        ended = old.chat.crashed.exception()
+        assert isinstance(ended, ExceptionGroup)
+        assert ended.subgroup(NotOwner) is not None
+
+        visitor = await new.client(Role.VISITOR, "1001")
+        assert (await visitor.send(conversation, "two")).seq == 2
+        assert not unanswered.done()
+        assert await history(new, conversation) == [(1, "one"), (2, "two")]
+        unanswered.cancel()
+
+
+async def test_a_file_has_one_owner(
+    tmp_path: Path, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner
+) -> None:
+    url = f"sqlite:///{tmp_path / 'chat.db'}"
+    await migrate(url, "deskwire_chat")
+    settings = chat_settings(url, kafka, keys_file)
+    async with running("chat", settings, deskwire_chat.app.build):
+        with pytest.raises(FailedPrecondition, match="chat-shard"):
+            async with running("chat", settings, deskwire_chat.app.build):
+                pass
+    # And when it is gone, the next one.
+    async with running("chat", settings, deskwire_chat.app.build) as again:
+        await asyncio.wait_for(eventually(lambda: again.port > 0), 5)

@@ -6,7 +6,7 @@ ARGS ?=
 CODE := libs services examples tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status test lint format protos wheel bench-message bench-connections clean
+.PHONY: help setup up down status test lint format protos wheel bench-message bench-connections bench-headline clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ bench-message: setup ## messages a second through gateway, chat and PostgreSQL, 
 bench-connections: setup ## memory, connect rate and idle CPU of 100,000 WebSocket connections
 	@scripts/system-packages
 	@exec $(PYTHON) tests/bench/connections.py $(ARGS)
+
+bench-headline: setup ## 3,000 messages a second while 100,000 connections are up, for five minutes
+	@scripts/system-packages
+	@exec $(PYTHON) tests/bench/headline.py $(ARGS)
 
 clean: ## remove what was generated; .venv and .deskwire stay
 	rm -rf build dist protos/gen .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

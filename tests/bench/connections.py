@@ -94,7 +94,7 @@ def total(answers: list[dict[str, Any]], name: str) -> float:
 def measure(connections: int, seconds: float) -> dict[str, Any]:
     """One row."""
     workers = -(-connections // PER_WORKER)
-    with harness.suite_on_postgres(workers=workers) as running:
+    with harness.a_suite(workers=workers) as running:
         time.sleep(3)
         empty = {name: running.memory_mb([name]) for name in ("gateway", "chat")}
         spent = {name: -running.cpu([name]) for name in ("gateway", "chat")}

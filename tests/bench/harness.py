@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -62,39 +62,40 @@ def _pss(pid: int) -> int:
 
 
 @contextmanager
-def suite_on_postgres(*, workers: int = 1) -> Iterator[Running]:
-    """The five services with Apache Kafka, Valkey and a private PostgreSQL, durable as in production."""
-    with tempfile.TemporaryDirectory(prefix="deskwire-bench-") as name:
-        folder = Path(name)
+def a_suite(*, database: str = "postgresql", workers: int = 1) -> Iterator[Running]:
+    """The five services with Apache Kafka and Valkey, durable as in production.
+
+    `database`: a private PostgreSQL, or `sqlite` files.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deskwire-bench-")))
         folder.chmod(0o711)
         home = folder / "home"
         environment = {**os.environ, "DESKWIRE_HOME": str(home)}
-        with servers.postgres_server(folder) as server:
-            say("starting PostgreSQL, Kafka and the services")
-            command = [str(_DESKWIRE), "up", "-d", "--no-demo", "--port-base", str(free_base())]
-            command += ["--gateway-workers", str(workers)]
+        say("starting the databases, Kafka and the services")
+        command = [str(_DESKWIRE), "up", "-d", "--no-demo", "--port-base", str(free_base())]
+        command += ["--gateway-workers", str(workers)]
+        if database == "postgresql":
+            server = stack.enter_context(servers.postgres_server(folder))
             for service in ("chat", "tickets", "events", "cdc"):
                 command += ["--database", f"{service}={server.url(f'bench_{service}')}"]
-            subprocess.run(command, env=environment, check=True, stdout=sys.stderr)
-            try:
-                status = json.loads(
-                    subprocess.run(
-                        [str(_DESKWIRE), "status", "--json"],
-                        env=environment,
-                        check=True,
-                        capture_output=True,
-                    ).stdout
-                )
-                processes = {
-                    each["name"]: psutil.Process(each["pid"])
-                    for each in status["processes"]
-                    if each["pid"]
-                }
-                yield Running(load_suite(home), processes)
-            finally:
-                subprocess.run(
-                    [str(_DESKWIRE), "down"], env=environment, check=False, stdout=sys.stderr
-                )
+        down = [str(_DESKWIRE), "down"]
+        stack.callback(
+            lambda: subprocess.run(down, env=environment, check=False, stdout=sys.stderr)
+        )
+        subprocess.run(command, env=environment, check=True, stdout=sys.stderr)
+        status = json.loads(
+            subprocess.run(
+                [str(_DESKWIRE), "status", "--json"],
+                env=environment,
+                check=True,
+                capture_output=True,
+            ).stdout
+        )
+        processes = {
+            each["name"]: psutil.Process(each["pid"]) for each in status["processes"] if each["pid"]
+        }
+        yield Running(load_suite(home), processes)
 
 
 def free_base() -> int:

@@ -82,26 +82,30 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rates", type=int, nargs="+", default=[1_000, 3_000, 5_000, 8_000])
+    parser.add_argument("--database", choices=["postgresql", "sqlite"], default="postgresql")
     options = parser.parse_args()
-    with harness.suite_on_postgres() as running:
+    with harness.a_suite(database=options.database) as running:
         rows = measure(running, options)
         memory = round(running.memory_mb(SERVERS), 1)
+    figures = figures_of(rows) | {"server_memory_mb": memory, "connections": 2 * options.pairs}
+    harness.record("message", figures=figures, parameters=vars(options), rows=rows)
+    sys.exit(1 if figures["lost"] else 0)
+
+
+def figures_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What counts: the highest rate that was kept with a p99 under 200 ms, and every fault of all rates."""
     good = [row for row in rows if row["delivery_p99_ms"] < 200 and not row["lost"]]
     best = good[-1] if good else rows[0]
-    figures = {
+    return {
         "messages_per_second": best["messages_per_second"],
         "ack_ms": {"p50": best["ack_p50_ms"], "p99": best["ack_p99_ms"]},
         "delivery_ms": {name: best[f"delivery_{name}_ms"] for name in ("p50", "p95", "p99", "max")},
         "server_cpu_us_per_message": best["server_cpu_us_per_message"],
         "server_cpu_cores": best["server_cpu_cores"],
-        "server_memory_mb": memory,
-        "connections": 2 * options.pairs,
         "lost": sum(row["lost"] for row in rows),
         "duplicates": sum(row["duplicates"] for row in rows),
         "out_of_order": sum(row["out_of_order"] for row in rows),
     }
-    harness.record("message", figures=figures, parameters=vars(options), rows=rows)
-    sys.exit(1 if figures["lost"] else 0)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from deskwire_common.lifecycle import service_main
 from deskwire_gateway.app import build
 from deskwire_gateway.config import Settings
-from deskwire_gateway.workers import supervise
+from deskwire_gateway.supervisor import supervise
 
 if __name__ == "__main__":
     service_main("gateway", Settings, build, supervise=supervise)

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.logging import get_logger
-from deskwire_gateway import websocket, worker, workers
+from deskwire_gateway import supervisor, websocket, worker
 from deskwire_gateway.actions import GatewayActions
 from deskwire_gateway.api import AUTHORIZATION, CONNECT, SERVICE, GatewayApi
 from deskwire_gateway.config import Settings
@@ -56,7 +56,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     runtime.spawn("wheel", partial(worker.turn_wheel, sessions))
 
     if settings.worker is not None:
-        runtime.spawn("parent", workers.end_with_parent)
+        runtime.spawn("parent", supervisor.end_with_parent)
     shared = settings.worker is not None
     limit = room_for(settings.max_connections)
     get_logger().info(

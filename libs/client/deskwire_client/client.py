@@ -272,8 +272,11 @@ class Client:
             self._in_flight = 0
             for waiting in self._outbox.values():
                 waiting.in_flight = False
-            for thread in self._threads.values():
+            for conversation_id, thread in self._threads.items():
                 thread.syncing = False
+                # Also what came with Welcome in one read, before there was a socket to ask on.
+                if thread.early or thread.seq < thread.target:
+                    self._sync(conversation_id, thread)
             self._flush()
             if self._first is not None and not self._first.done():
                 self._first.set_result(None)

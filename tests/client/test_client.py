@@ -24,6 +24,7 @@ class Peer:
 
     def __init__(self, socket: ServerConnection) -> None:
         self.socket = socket
+        self.size = 0
         self._frames: list[frame_pb2.Frame] = []
 
     async def next(self, kind: str) -> Any:
@@ -32,6 +33,7 @@ class Peer:
             while not self._frames:
                 data = await asyncio.wait_for(self.socket.recv(), 10)
                 assert isinstance(data, bytes)
+                self.size = len(data)
                 self._frames = list(frame_pb2.Batch.FromString(data).frames)
             frame = self._frames.pop(0)
             found = frame.WhichOneof("kind")
@@ -45,7 +47,8 @@ class Peer:
     async def greet(self, **limits: Any) -> frame_pb2.Hello:
         """Hello and Welcome."""
         hello: frame_pb2.Hello = await self.next("hello")
-        welcome = frame_pb2.Welcome(session_id="s", max_unacked_sends=limits.pop("window", 64))
+        window = limits.pop("window", 64)
+        welcome = frame_pb2.Welcome(session_id="s", max_unacked_sends=window, **limits)
         welcome.ping_interval.FromSeconds(25)
         await self.say(frame_pb2.Frame(welcome=welcome))
         return hello
@@ -256,6 +259,23 @@ async def test_no_more_is_under_way_than_the_server_allows() -> None:
     async with server(script) as url, Client(url, "token") as client:
         sent = [client.post(TALK, text) for text in ("one", "two", "three")]
         assert sorted([(await each).seq for each in sent]) == [1, 2, 3]
+
+
+async def test_no_message_is_larger_than_the_server_takes() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(max_message_bytes=2_000)
+        for seq in range(1, 6):
+            send = await peer.next("send")
+            await peer.ack(send, seq)
+            assert peer.size <= 2_000
+        await until_closed(peer)
+
+    async with server(script) as url, Client(url, "token") as client:
+        sent = [client.post(TALK, "x" * 700) for _ in range(5)]
+        large = client.post(TALK, "x" * 2_000)
+        assert [(await each).seq for each in sent] == [1, 2, 3, 4, 5]
+        with pytest.raises(Refused, match="TOO_LARGE"):
+            await large
 
 
 async def test_a_goodbye_for_good_ends_the_client() -> None:

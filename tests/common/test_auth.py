@@ -57,7 +57,9 @@ def forged(keys: KeySet, *, headers: dict[str, Any] | None = None, **claims: Any
     """A token that the key has signed, whatever it says; None takes a claim out."""
     kid, key = keys.signing()
     wanted = {name: value for name, value in (CLAIMS | claims).items() if value is not None}
-    return jwt.encode(wanted, key, algorithm=ALGORITHM, headers=headers or {"kid": kid})
+    return jwt.encode(
+        wanted, key, algorithm=ALGORITHM, headers={"kid": kid} if headers is None else headers
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,7 @@ def forged(keys: KeySet, *, headers: dict[str, Any] | None = None, **claims: Any
         Principal(ANY_TENANT, Role.SERVICE, "chat"),
     ],
 )
-def test_a_token_says_who_was_meant(
-    keys: KeySet, clock: ManualClock, principal: Principal
-) -> None:
+def test_a_token_says_who_was_meant(keys: KeySet, clock: ManualClock, principal: Principal) -> None:
     token = TokenSigner(keys, clock).mint(
         tenant=principal.tenant,
         role=principal.role,
@@ -158,7 +158,12 @@ def test_the_algorithm_is_the_keys(keys: KeySet, clock: ManualClock) -> None:
     public = key.public_key().public_bytes_raw()
     unsigned = jwt.encode(CLAIMS, None, algorithm="none", headers={"kid": kid})
     symmetric = jwt.encode(CLAIMS, public, algorithm="HS256", headers={"kid": kid})
-    for token in (unsigned, symmetric, forged(keys, headers={"kid": "other"}), forged(keys, headers={})):
+    for token in (
+        unsigned,
+        symmetric,
+        forged(keys, headers={"kid": "other"}),
+        forged(keys, headers={}),
+    ):
         assert reason(verifier, token) == "TOKEN_INVALID"
     assert reason(verifier, forged(KeySet.generate())) == "TOKEN_INVALID"
 

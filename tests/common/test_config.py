@@ -22,7 +22,9 @@ def check(service: str, keys_file: Path, **settings: str) -> subprocess.Complete
     """`check-config` with good settings but for some; "-" takes one out."""
     given = {**GOOD, "DESKWIRE_KEYS_FILE": str(keys_file)}
     given |= {f"DESKWIRE_{name}": value for name, value in settings.items()}
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("DESKWIRE_")}
+    outside = {
+        name: value for name, value in os.environ.items() if not name.startswith("DESKWIRE_")
+    }
     return subprocess.run(
         [sys.executable, "-m", f"deskwire_{service}", "check-config"],
         env=outside | {name: value for name, value in given.items() if value != "-"},
@@ -48,7 +50,11 @@ def test_good_settings_are_shown_without_secrets(service: str, keys_file: Path) 
     [
         ("GRPC_LISTEN", "-", "DESKWIRE_GRPC_LISTEN: is not set"),
         ("GRPC_LISTEN", "7402", "DESKWIRE_GRPC_LISTEN: '7402' is not host:port"),
-        ("GRPC_LISTEN", "127.0.0.1:99999", "DESKWIRE_GRPC_LISTEN: '127.0.0.1:99999' is not host:port"),
+        (
+            "GRPC_LISTEN",
+            "127.0.0.1:99999",
+            "DESKWIRE_GRPC_LISTEN: '127.0.0.1:99999' is not host:port",
+        ),
         ("METRICS_LISTEN", "x", "DESKWIRE_METRICS_LISTEN: 'x' is not host:port"),
         ("KAFKA", "a:1,b", "DESKWIRE_KAFKA: 'b' is not host:port"),
         ("KEYS_FILE", "/nowhere", "can't read the keys file /nowhere: No such file or directory"),
@@ -68,7 +74,9 @@ def test_a_wrong_setting_is_named(keys_file: Path, setting: str, value: str, lin
 
 
 def test_every_wrong_setting_is_named_at_once(keys_file: Path) -> None:
-    done = check("chat", keys_file, KAFKA="-", DATABASE_URL="oracle://u:s3cret@h/x", DRAIN_SECONDS="-1")
+    done = check(
+        "chat", keys_file, KAFKA="-", DATABASE_URL="oracle://u:s3cret@h/x", DRAIN_SECONDS="-1"
+    )
     lines = done.stderr.splitlines()
     assert done.returncode == 2
     assert [line.partition(":")[0] for line in sorted(lines)] == [

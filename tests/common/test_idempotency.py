@@ -110,7 +110,7 @@ async def test_the_same_call_many_times_at_once(db: Database) -> None:
     assert await effects(db) == 1
 
 
-@pytest.mark.parametrize("request_id", ["", "x" * 129])
+@pytest.mark.parametrize("request_id", ["", " ", "1 ", "x" * 129])
 async def test_a_request_id_that_is_none(db: Database, request_id: str) -> None:
     with pytest.raises(InvalidArgument, match="request_id"):
         await call(db, request_id)

@@ -26,6 +26,12 @@ _FIRST_BACKOFF: Final = 0.2
 _MAX_BACKOFF: Final = 10.0
 _HANDSHAKE: Final = 10.0
 _DONT_COME_BACK: Final = 3500
+_MAX_FRAMES: Final = 32
+"""Sends per message."""
+_MAX_MESSAGE: Final = 16_384
+"""Bytes per message, unless Welcome says otherwise."""
+_FRAME_OVERHEAD: Final = 6
+"""Tag and length of a frame in its batch."""
 
 TokenSource = str | Callable[[], str | Awaitable[str]]
 """A token, or where to get a new one: asked at every connect."""
@@ -121,6 +127,7 @@ class Client:
         self._socket: _Socket | None = None
         self._welcome: asyncio.Future[frame_pb2.Welcome] | None = None
         self._window = 1
+        self._max_message = _MAX_MESSAGE
         self._in_flight = 0
         self._ping_interval = 25.0
         self._pings = 0
@@ -266,6 +273,7 @@ class Client:
                 return
             welcome = self._welcome.result()
             self._window = welcome.max_unacked_sends or 1
+            self._max_message = welcome.max_message_bytes or _MAX_MESSAGE
             self._ping_interval = _seconds(welcome.ping_interval) or 25.0
             self._socket = socket
             self._last_seen = self._last_sent = loop.time()
@@ -321,27 +329,42 @@ class Client:
         self._updates.put_nowait(None)
 
     def _write(self, frames: list[frame_pb2.Frame]) -> None:
-        if self._socket is not None:
+        if self._socket is not None and frames:
             self._last_sent = asyncio.get_running_loop().time()
             self._socket.send(frames)
 
     # ---------------------------------------------------------------------------------------- sends
 
     def _flush(self) -> None:
-        if self._socket is None or self._in_flight >= self._window:
+        """Send what waits, as far as the window goes, in messages of the size that the server takes."""
+        if self._socket is None:
             return
-        frames = []
-        for (conversation_id, _), waiting in self._outbox.items():
-            if waiting.in_flight or conversation_id in self._held:
+        frames: list[frame_pb2.Frame] = []
+        size = 0
+        for key, waiting in list(self._outbox.items()):
+            if self._in_flight >= self._window:
+                break
+            if waiting.in_flight or key[0] in self._held:
                 continue
+            frame = frame_pb2.Frame(send=waiting.send)
+            bytes_more = frame.ByteSize() + _FRAME_OVERHEAD
+            if bytes_more > self._max_message:
+                self._refuse_large(key, waiting)
+                continue
+            if size + bytes_more > self._max_message or len(frames) == _MAX_FRAMES:
+                self._write(frames)
+                frames, size = [], 0
             waiting.in_flight = True
             self._in_flight += 1
-            frames.append(frame_pb2.Frame(send=waiting.send))
-            if self._in_flight >= self._window or len(frames) >= 32:
-                break
+            frames.append(frame)
+            size += bytes_more
         self._write(frames)
-        if len(frames) >= 32:
-            self._flush()
+
+    def _refuse_large(self, key: tuple[str, str], waiting: _Waiting) -> None:
+        del self._outbox[key]
+        if not waiting.future.done():
+            text = f"the message has more than the {self._max_message} bytes that the server takes"
+            waiting.future.set_exception(Refused(error_reason_pb2.ERROR_REASON_TOO_LARGE, text))
 
     def _acked(self, ack: frame_pb2.SendAck) -> None:
         waiting = self._outbox.pop((ack.conversation_id, ack.client_msg_id), None)

@@ -135,9 +135,16 @@ class IdempotencyStore:
 
     def _row(self, method: str, request: Request) -> tuple[dict[str, str], dict[str, Any]]:
         principal = current_principal()
-        if not request.request_id or len(request.request_id) > _MAX_REQUEST_ID:
+        # MariaDB compares "1" and "1 " as equal.
+        if (
+            not 0
+            < len(request.request_id.rstrip(" "))
+            == len(request.request_id)
+            <= _MAX_REQUEST_ID
+        ):
             raise InvalidArgument(
-                f"request_id must have 1 to {_MAX_REQUEST_ID} characters", field="request_id"
+                f"request_id must have 1 to {_MAX_REQUEST_ID} characters, the last one no blank",
+                field="request_id",
             )
         key = {
             "tenant_id": principal.tenant,

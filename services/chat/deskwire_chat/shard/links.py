@@ -449,10 +449,10 @@ class Links:
 
 
 def check_client_msg_id(client_msg_id: str) -> None:
-    """Raise InvalidArgument for characters that can't be stored on every database."""
-    if not client_msg_id.isprintable():
+    """Raise InvalidArgument for what isn't the same id on every database: MariaDB ignores blanks at the end."""
+    if not client_msg_id.isprintable() or client_msg_id.endswith(" "):
         raise InvalidArgument(
-            "client_msg_id may hold printable characters only",
+            "client_msg_id may hold printable characters only, the last one no blank",
             field="client_msg_id",
             reason=reasons.ERROR_REASON_INVALID_FIELD,
         )

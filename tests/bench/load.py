@@ -24,6 +24,7 @@ from deskwire_common.rpc import make_channel
 
 _TICK: Final = 0.005
 _GRACE: Final = 10.0
+_PING: Final = 15.0
 
 
 class Peer(picows.WSListener):
@@ -151,10 +152,17 @@ class Load:
         await channel.close()
         gc.collect()
         gc.freeze()
+        pinging = asyncio.create_task(self.ping(agents))
         for rate in plan["rates"]:
-            for agent in agents:
-                agent.send(ping=frame_pb2.Ping(id=1))  # who says nothing for long is taken for gone
             print(json.dumps(await self.step(visitors, rate)), flush=True)
+        pinging.cancel()
+
+    async def ping(self, agents: list[Peer]) -> None:
+        """Who says nothing for long is taken for gone."""
+        while True:
+            for agent in agents:
+                agent.send(ping=frame_pb2.Ping(id=1))
+            await asyncio.sleep(_PING)
 
     def send(self, visitor: Peer, due: float) -> None:
         """Send the next message of a visitor."""

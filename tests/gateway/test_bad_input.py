@@ -4,87 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from deskwire.common.v1 import error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.auth import KeySet, Role, TokenSigner
 from support.suite import Desk, desk, new_id
-
-
-class Wire:
-    """One raw connection."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
-        self._frames: list[frame_pb2.Frame] = []
-
-    async def say(self, **kind: Any) -> None:
-        await self.raw(frame_pb2.Batch(frames=[frame_pb2.Frame(**kind)]).SerializeToString())
-
-    async def raw(self, data: bytes | str) -> None:
-        await self.socket.send(data)
-
-    async def hear(self, kind: str) -> Any:
-        """The next frame of a kind; others are passed over."""
-        while True:
-            while self._frames:
-                frame = self._frames.pop(0)
-                if frame.WhichOneof("kind") == kind:
-                    return getattr(frame, kind)
-            data = await self.socket.recv()
-            assert isinstance(data, bytes)
-            self._frames = list(frame_pb2.Batch.FromString(data).frames)
-
-    async def refused(self) -> str:
-        """The reason of the next Error, which says in words what to do."""
-        error = await self.hear("error")
-        assert error.message
-        return reason(error.reason)
-
-    async def ended(self) -> tuple[str, int]:
-        """The reason of the Goodbye and the close code that follow."""
-        goodbye = await self.hear("goodbye")
-        with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                await self.socket.recv()
-        assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == goodbye.code
-        assert goodbye.reconnect == (goodbye.code < 3500)
-        return reason(goodbye.reason), goodbye.code
-
-    async def send(self, conversation_id: str, text: str, client_msg_id: str = "") -> None:
-        send = frame_pb2.Send(
-            conversation_id=conversation_id, client_msg_id=client_msg_id or new_id()
-        )
-        send.content.text = text
-        await self.say(send=send)
-
-    async def works(self) -> None:
-        """The connection still stores what is sent."""
-        await self.send(str(uuid.uuid4()), "are you there?")
-        assert (await self.hear("send_ack")).seq == 1
-
-
-def reason(number: int) -> str:
-    return error_reason_pb2.ErrorReason.Name(error_reason_pb2.ErrorReason.ValueType(number))[13:]
-
-
-@asynccontextmanager
-async def wire(d: Desk, token: str = "", **options: Any) -> AsyncIterator[Wire]:
-    """A connection; with a token it has said Hello and was welcomed."""
-    async with connect(d.url, subprotocols=["deskwire.v1"], **options) as socket:  # type: ignore[list-item]
-        found = Wire(socket)
-        if token:
-            await found.say(hello=frame_pb2.Hello(token=token))
-            await found.hear("welcome")
-        yield found
+from support.wire import reason, wire
 
 
 @pytest.fixture
@@ -153,6 +82,7 @@ async def test_bad_sends(d: Desk) -> None:
         "no text": (new_id(), "", "1"),
         "long text": (new_id(), "x" * 8_001, "1"),
         "client_msg_id": (new_id(), "hello", "y" * 65),
+        "client_msg_id ends": (new_id(), "hello", "1 "),
     }
     async with wire(d, d.token(Role.VISITOR, "v")) as w:
         for what, (conversation_id, text, client_msg_id) in bad.items():

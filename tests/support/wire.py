@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,7 +37,7 @@ class Wire:
                 frame = self._frames.pop(0)
                 if frame.WhichOneof("kind") == kind:
                     return getattr(frame, kind)
-            data = await self.socket.recv()
+            data = await asyncio.wait_for(self.socket.recv(), 30)
             assert isinstance(data, bytes)
             self._frames = list(frame_pb2.Batch.FromString(data).frames)
 

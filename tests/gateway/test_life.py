@@ -1,0 +1,197 @@
+"""How connections end: silence, slow readers, tokens that expire, too many of them, a gateway that stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+import deskwire_gateway.app
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.lifecycle import running
+from support import eventually
+from support.suite import Desk, desk, gateway_settings, new_id
+from support.wire import reason, wire
+
+Start = Callable[..., AbstractAsyncContextManager[Desk]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner) -> Start:
+    """`async with start(ping_interval=1.0) as d`: a desk whose gateway has these settings."""
+    url = f"sqlite:///{tmp_path / 'chat.db'}"
+
+    @asynccontextmanager
+    async def started(**settings: Any) -> AsyncIterator[Desk]:
+        async with desk(url, kafka, valkey, keys_file, signer, **settings) as found:
+            yield found
+
+    return started
+
+
+async def test_who_says_nothing_is_sent_away_and_may_come_back(start: Start) -> None:
+    async with start(ping_interval=0.4) as d, AsyncExitStack() as stack:
+        silent = await stack.enter_async_context(
+            wire(d, d.token(Role.VISITOR, "1"), ping_interval=None)
+        )
+        assert await silent.ended() == ("UNSPECIFIED", 3003)
+        # One that says Ping stays; so does the reference client.
+        client = await d.client(Role.VISITOR, "2")
+        alive = await stack.enter_async_context(wire(d, d.token(Role.VISITOR, "3")))
+        for number in range(8):
+            await alive.say(ping=frame_pb2.Ping(id=number))
+            assert (await alive.hear("pong")).id == number
+            await asyncio.sleep(0.25)
+        await alive.works()
+        assert client.reconnects == 0
+
+
+async def test_a_connection_ends_with_its_token(start: Start) -> None:
+    async with start(ping_interval=1.0) as d, wire(d, d.token(Role.VISITOR, "1", ttl=2)) as brief:
+        await brief.works()
+        assert await brief.ended() == ("TOKEN_EXPIRED", 3001)
+
+
+async def test_no_more_connections_than_fit(start: Start) -> None:
+    async with start(max_connections=2) as d, AsyncExitStack() as stack:
+        for subject in ("1", "2"):
+            await stack.enter_async_context(wire(d, d.token(Role.VISITOR, subject)))
+        with pytest.raises(InvalidStatus) as caught:
+            await stack.enter_async_context(wire(d, d.token(Role.VISITOR, "3")))
+        assert caught.value.response.status_code == 503
+
+
+async def test_who_reads_too_slowly_is_sent_away_and_misses_nothing(start: Start) -> None:
+    async with start(max_buffered_bytes=65_536) as d, AsyncExitStack() as stack:
+        narrow = socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.connect(("127.0.0.1", d.gateway.extra_ports["ws"]))
+        narrow.setblocking(False)
+        # It takes one message from the socket and no more.
+        slow = await stack.enter_async_context(
+            wire(d, d.token(Role.AGENT, "alice"), sock=narrow, max_queue=1, ping_interval=None)
+        )
+        await d.available("alice")
+        visitor = await d.client(Role.VISITOR, "1")
+        talk = new_id()
+        text = "x" * 4000
+        sent = 0
+        # The kernel's buffers are large: send until it was noticed.
+        async with asyncio.timeout(60):
+            while await connections(d) == 2:
+                await asyncio.gather(*(visitor.post(talk, text) for _ in range(100)))
+                sent += 100
+        # Others didn't notice, and what was sent is there for the agent who comes back.
+        assert visitor.reconnects == 0
+        seen: list[int] = []
+        await d.client(
+            Role.AGENT,
+            "alice",
+            on_push=lambda push: (
+                seen.append(push.message.seq) if push.HasField("message") else None
+            ),
+        )
+        await eventually(lambda: len(seen) >= sent + 1, timeout=60)  # and the greeting
+        assert seen == list(range(1, sent + 2))
+        with pytest.raises(ConnectionClosed):
+            while True:
+                await slow.hear("push")
+
+
+async def connections(d: Desk) -> int:
+    """How many the gateway has, as it tells everybody."""
+
+    def asked() -> int:
+        with urlopen(d.url.replace("ws:", "http:").replace("/ws", "/health"), timeout=5) as answer:
+            return int(json.load(answer)["connections"])
+
+    return await asyncio.to_thread(asked)
+
+
+async def test_a_gateway_that_stops_sends_everybody_elsewhere(
+    start: Start, valkey: str, keys_file: Path
+) -> None:
+    async with start() as d, AsyncExitStack() as stack:
+        settings = gateway_settings(d.chat.port, valkey, keys_file)
+        async with running("gateway", settings, deskwire_gateway.app.build) as second:
+            other = Desk(d.signer, d.chat, second, stack, d.tenant)
+            leaving = await stack.enter_async_context(wire(other, d.token(Role.VISITOR, "1")))
+            talk = new_id()
+            await leaving.send(talk, "before the end")
+            assert (await leaving.hear("send_ack")).seq == 1
+        # The block's end was the drain.
+        goodbye = await leaving.hear("goodbye")
+        assert (goodbye.code, goodbye.reconnect) == (3000, True)
+        assert reason(goodbye.reason) == "SHUTTING_DOWN"
+        assert goodbye.spread.ToMilliseconds() >= 1000
+        async with wire(d, d.token(Role.VISITOR, "1")) as back:
+            assert (await back.hear("head")).seq == 1
+
+
+async def test_the_same_frames_over_grpc(start: Start) -> None:
+    async with start() as d:
+        agent = await d.client(Role.AGENT, "alice", name="Alice")
+        await d.available("alice")
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{d.gateway.port}") as channel:
+            call: Any = channel.stream_stream(
+                "/deskwire.gateway.v1.GatewayService/Connect",
+                request_serializer=frame_pb2.Batch.SerializeToString,
+                response_deserializer=frame_pb2.Batch.FromString,
+            )()
+            heard: list[frame_pb2.Frame] = []
+
+            async def hear(kind: str) -> Any:
+                while True:
+                    for frame in heard:
+                        if frame.WhichOneof("kind") == kind:
+                            heard.remove(frame)
+                            return getattr(frame, kind)
+                    heard.extend((await asyncio.wait_for(call.read(), 10)).frames)
+
+            async def say(**kind: Any) -> None:
+                await call.write(frame_pb2.Batch(frames=[frame_pb2.Frame(**kind)]))
+
+            await say(hello=frame_pb2.Hello(token=d.token(Role.VISITOR, "1"), client="test"))
+            assert (await hear("welcome")).max_unacked_sends == 64
+            await say(ping=frame_pb2.Ping(id=7))
+            assert (await hear("pong")).id == 7
+            send = frame_pb2.Send(conversation_id=new_id(), client_msg_id="1")
+            send.content.text = "over gRPC"
+            await say(send=send)
+            assert (await hear("send_ack")).seq == 1
+            await agent.send(send.conversation_id, "hello over gRPC")
+            while True:
+                push = await hear("push")
+                if push.message.content.text == "hello over gRPC":
+                    break
+            await say(goodbye=frame_pb2.Goodbye(code=1000))
+            while await call.read() is not grpc.aio.EOF:
+                pass
+            assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_bad_token_over_grpc(start: Start) -> None:
+    async with start() as d, grpc.aio.insecure_channel(f"127.0.0.1:{d.gateway.port}") as channel:
+        call: Any = channel.stream_stream(
+            "/deskwire.gateway.v1.GatewayService/Connect",
+            request_serializer=frame_pb2.Batch.SerializeToString,
+            response_deserializer=frame_pb2.Batch.FromString,
+        )()
+        hello = frame_pb2.Hello(token="nonsense", client="test")
+        await call.write(frame_pb2.Batch(frames=[frame_pb2.Frame(hello=hello)]))
+        frames: list[frame_pb2.Frame] = []
+        while (batch := await call.read()) is not grpc.aio.EOF:
+            frames.extend(batch.frames)
+        assert [each.WhichOneof("kind") for each in frames] == ["error", "goodbye"]
+        assert reason(frames[1].goodbye.reason) == "TOKEN_INVALID"
+        assert frames[1].goodbye.code == 3501

@@ -27,6 +27,8 @@ async def d(
 
 async def test_before_hello(d: Desk) -> None:
     async with wire(d) as early:
+        # The library offers compression, and it isn't taken: a small bomb would unpack to gigabytes.
+        assert early.socket.protocol.extensions == []
         await early.send(new_id(), "too early")
         assert await early.refused() == "HELLO_REQUIRED"
         assert (await early.ended())[0] == "HELLO_REQUIRED"

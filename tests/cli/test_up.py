@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,3 +161,20 @@ def test_up_status_down_and_up_again(deskwire: Command, kafka: str) -> None:
     os.kill(json.loads((deskwire.home / "run" / "state.json").read_text())["pid"], signal.SIGKILL)
     asyncio.run(eventually(lambda: children_of(deskwire.home) == []))
     assert deskwire.status()[0] == 1
+
+
+@pytest.mark.timeout(300)
+def test_the_whole_walk_without_apache_kafka(deskwire: Command) -> None:
+    up = deskwire("up", "-d", "--broker", "dev", "--port-base", str(deskwire.base))
+    assert up.returncode == 0, up.stderr
+    assert "topics and offsets are gone when it stops" in up.stderr
+    assert "Alice solved it; the CRM has that too" in up.stderr
+    # What was published is still in the databases, marked.
+    kept = {}
+    for service in ("chat", "tickets"):
+        with sqlite3.connect(deskwire.home / "databases" / f"{service}.db") as database:
+            rows = database.execute("SELECT topic FROM outbox_published WHERE published_at > 0")
+            kept[service] = {row[0] for row in rows}
+    assert {"deskwire.conversations", "deskwire.customers"} <= kept["chat"]
+    assert kept["tickets"] == {"deskwire.tickets"}
+    assert deskwire("down").returncode == 0

@@ -17,7 +17,7 @@ from google.protobuf.struct_pb2 import Struct
 from deskwire.common.v1.actor_pb2 import Actor
 from deskwire_common import db as dbs
 from deskwire_common import events, topics
-from deskwire_common.clock import SystemClock
+from deskwire_common.clock import SystemClock, to_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import InvalidArgument, Unavailable
 from deskwire_common.events import DomainEvent
@@ -251,3 +251,35 @@ async def test_an_event_that_no_record_can_hold_is_refused_at_once(
         async with db.transaction() as uow:
             await box.add(uow, [event(topic, "a", 1, "x" * 900_001)])
     assert await box.pending(db) == (0, 0)
+
+
+async def test_what_is_published_is_kept_where_the_broker_forgets(
+    db: Database, kafka: str, topic: Topic
+) -> None:
+    box = outbox()
+
+    async def kept() -> list[tuple[int, str, int]]:
+        async with db.read() as connection:
+            rows = await connection.execute(sa.select(box.kept).order_by(box.kept.c.id))
+            return [(row.id, row.event_id, row.published_at) for row in rows]
+
+    async def empty() -> bool:
+        return (await box.pending(db))[0] == 0
+
+    async with relay(db, box, kafka):
+        await happen(db, box, topic, "a", 2)
+        await eventually(empty)
+    assert await kept() == []
+
+    before = to_micros(SystemClock().now())
+    async with relay(db, box, kafka, keep=3600.0):
+        await happen(db, box, topic, "a", 3)
+        await eventually(empty)
+    rows = await kept()
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    assert len({row[1] for row in rows}) == 3
+    assert all(row[2] >= before for row in rows)
+
+    assert await box.forget(db, keep=3600.0) == 0
+    assert await box.forget(db, keep=-1.0) == 3
+    assert await kept() == []

@@ -129,5 +129,5 @@ async def test_two_changes_of_one_version_are_one(db: Database) -> None:
 
 
 async def test_migrating_twice_changes_nothing(database_url: str) -> None:
-    assert await migrate(database_url, "deskwire_tickets") == ["0001"]
+    assert await migrate(database_url, "deskwire_tickets") == ["0001", "0002"]
     assert await migrate(database_url, "deskwire_tickets") == []

@@ -291,6 +291,8 @@ class Launch:
         if plan.broker == "dev":
             # It doesn't know the group protocol of KIP-848.
             settings["DESKWIRE_KAFKA_GROUP_PROTOCOL"] = "classic"
+            # It forgets with its end what was published: the databases keep it as long as topics would.
+            settings["DESKWIRE_OUTBOX_KEEP_SECONDS"] = str(7 * 86_400)
         if service == "gateway":
             settings["DESKWIRE_WORKERS"] = str(plan.gateway_workers)
         if service in STORES:

@@ -130,6 +130,8 @@ class KafkaSettings(BaseSettings):
     """For services on the spine."""
 
     kafka: Addresses
+    # For a broker that forgets: how long published rows of the outbox stay in the table outbox_published.
+    outbox_keep_seconds: float = Field(default=0.0, ge=0)
 
 
 def redacted(settings: ServiceSettings) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 **The rule for callers:** lock the aggregate's row (an UPDATE of its version, or SELECT … FOR UPDATE) *before*
 `Outbox.add`. Ids become visible out of order, but for one key they are then drawn in commit order, and the relay
 keeps that order: it always takes the lowest unpublished rows, never "what is above the last id" (which lost 31 % of
-events in a measurement), publishes them, and deletes them after their delivery reports.
+events in a measurement), publishes them, and deletes them after their delivery reports. A relay with `keep`
+moves them to `outbox_published` instead, for a while: for a broker that forgets.
 """
 
 from __future__ import annotations
@@ -34,6 +35,31 @@ POLL: Final = 0.5
 #: Longest pause after failures, in seconds.
 MAX_BACKOFF: Final = 5.0
 LEADER: Final = "outbox"
+#: Seconds between clean-ups of what was kept.
+FORGET_EVERY: Final = 600.0
+
+
+def _columns() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("topic", dbs.ascii_text(249), nullable=False),
+        sa.Column("key", dbs.binary_text(512), nullable=False),
+        sa.Column("event_id", dbs.Id, nullable=False),
+        sa.Column("headers", dbs.Blob, nullable=False),
+        sa.Column("value", dbs.Blob, nullable=False),
+        sa.Column("traceparent", dbs.ascii_text(64), nullable=False),
+        sa.Column("created_at", dbs.Micros, nullable=False),
+    ]
+
+
+def published_table(metadata: sa.MetaData) -> sa.Table:
+    """The table `outbox_published` of a service: rows of `outbox` that a relay with `keep` has published."""
+    return sa.Table(
+        "outbox_published",
+        metadata,
+        sa.Column("id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        *_columns(),
+        sa.Column("published_at", dbs.Micros, nullable=False, index=True),
+    )
 
 
 def outbox_table(metadata: sa.MetaData) -> sa.Table:
@@ -42,13 +68,7 @@ def outbox_table(metadata: sa.MetaData) -> sa.Table:
         "outbox",
         metadata,
         sa.Column("id", dbs.AutoId, primary_key=True, autoincrement=True),
-        sa.Column("topic", dbs.ascii_text(249), nullable=False),
-        sa.Column("key", dbs.binary_text(512), nullable=False),
-        sa.Column("event_id", dbs.Id, nullable=False),
-        sa.Column("headers", dbs.Blob, nullable=False),
-        sa.Column("value", dbs.Blob, nullable=False),
-        sa.Column("traceparent", dbs.ascii_text(64), nullable=False),
-        sa.Column("created_at", dbs.Micros, nullable=False),
+        *_columns(),
         # AUTOINCREMENT: SQLite would hand out the id of a deleted last row again.
         sqlite_autoincrement=True,
     )
@@ -59,6 +79,7 @@ class Outbox:
 
     def __init__(self, metadata: sa.MetaData, clock: Clock | None = None) -> None:
         self.table = outbox_table(metadata)
+        self.kept = published_table(metadata)
         self._clock = clock or SystemClock()
         self.wake = asyncio.Event()
 
@@ -104,6 +125,32 @@ class Outbox:
             count, oldest = (await connection.execute(statement)).one()
         return int(count), int(oldest or 0)
 
+    async def remove(self, db: Database, ids: Sequence[int], *, keep: bool) -> None:
+        """Take published rows out; with `keep` they go to `outbox_published`."""
+        table, kept = self.table, self.kept
+        now = to_micros(self._clock.now())
+        # The rows of a round are mostly one range, but a lower id may become visible meanwhile: by id.
+        these = table.c.id.in_(ids)
+
+        async def work(uow: UnitOfWork) -> None:
+            if keep:
+                rows = sa.select(*table.c, sa.literal(now, dbs.Micros)).where(these)
+                names = [*table.c.keys(), "published_at"]
+                await uow.execute(sa.insert(kept).from_select(names, rows))
+            await uow.execute(sa.delete(table).where(these))
+
+        await db.run(work)
+
+    async def forget(self, db: Database, *, keep: float) -> int:
+        """Remove what was published more than `keep` seconds ago from `outbox_published`; how many."""
+        before = to_micros(self._clock.now()) - int(keep * 1_000_000)
+
+        async def work(uow: UnitOfWork) -> int:
+            old = sa.delete(self.kept).where(self.kept.c.published_at < before)
+            return int((await uow.execute(old)).rowcount)
+
+        return await db.run(work)
+
 
 class Faults(Protocol):
     """Named seams for tests; production has none."""
@@ -128,7 +175,9 @@ class OutboxRelay:
         poll: float = POLL,
         faults: Faults | None = None,
         leader: str = LEADER,
+        keep: float = 0.0,
     ) -> None:
+        """`keep`: seconds for which published rows stay in `outbox_published`; 0: not at all."""
         self._db = db
         self._outbox = outbox
         self._producer = producer
@@ -136,6 +185,8 @@ class OutboxRelay:
         self._poll = poll
         self._faults = faults
         self._leader = leader
+        self._keep = keep
+        self._forgotten_at = 0.0
         self.published = 0
 
     async def run(self) -> None:
@@ -187,6 +238,10 @@ class OutboxRelay:
 
     async def _round(self, lease: Lease) -> int:
         table = self._outbox.table
+        now = asyncio.get_running_loop().time()
+        if self._keep and now - self._forgotten_at >= FORGET_EVERY:
+            await self._outbox.forget(self._db, keep=self._keep)
+            self._forgotten_at = now
         async with self._db.read() as connection:
             statement = sa.select(table).order_by(table.c.id).limit(self._batch)
             rows = (await connection.execute(statement)).all()
@@ -209,13 +264,7 @@ class OutboxRelay:
                 sending.cancel()
         if self._faults is not None:
             await self._faults.after_publish_before_delete(rows)
-        ids = [row.id for row in rows]
-
-        async def delete(uow: UnitOfWork) -> None:
-            # The rows of a round are mostly one range, but a lower id may become visible meanwhile: by id.
-            await uow.execute(sa.delete(table).where(table.c.id.in_(ids)))
-
-        await self._db.run(delete)
+        await self._outbox.remove(self._db, [row.id for row in rows], keep=self._keep > 0)
         self.published += len(rows)
         return len(rows)
 

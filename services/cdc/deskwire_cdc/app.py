@@ -53,7 +53,10 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         options=options,
     )
     runtime.spawn("sources", worker.Supervisor(parts, wake).run)
-    runtime.spawn("outbox", OutboxRelay(db, outbox, await runtime.producer()).run)
+    runtime.spawn(
+        "outbox",
+        OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds).run,
+    )
     measure = partial(housekeeping.measure_outbox, db, outbox, runtime.clock)
     runtime.spawn("outbox-gauges", measure)
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))

@@ -88,7 +88,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     keeper = GateKeeper(db, gate, links, conversation_actions)
     await keeper.load()
 
-    relay = OutboxRelay(db, outbox, await runtime.producer("chat-outbox"))
+    relay = OutboxRelay(
+        db, outbox, await runtime.producer("chat-outbox"), keep=settings.outbox_keep_seconds
+    )
     runtime.spawn("outbox", relay.run)
     runtime.spawn("publisher", publisher.run)
     runtime.spawn("writer", writer.run)

@@ -49,7 +49,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         changed=deliveries.wake.set,
     )
     subscriptions = Subscriptions(settings.kafka, clock)
-    relay = OutboxRelay(db, outbox, await runtime.producer())
+    relay = OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds)
     runtime.spawn("outbox", relay.run)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, clock))
     runtime.spawn("deliveries", deliveries.run)

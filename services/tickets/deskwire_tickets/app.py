@@ -37,7 +37,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         clock=runtime.clock,
         ids=runtime.ids,
     )
-    relay = OutboxRelay(db, outbox, await runtime.producer())
+    relay = OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds)
     runtime.spawn("outbox", relay.run)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))

@@ -13,7 +13,7 @@ from deskwire_common import db
 from deskwire_common.clock import from_micros, to_micros
 from deskwire_common.db import UnitOfWork
 from deskwire_common.idempotency import idempotency_table
-from deskwire_common.outbox import outbox_table
+from deskwire_common.outbox import outbox_table, published_table
 from deskwire_tickets.domain import (
     Action,
     AuditEntry,
@@ -77,6 +77,7 @@ numbers = sa.Table(
 )
 
 outbox_table(METADATA)
+published_table(METADATA)
 idempotency_table(METADATA)
 
 

@@ -20,7 +20,8 @@ LIMITS: Final = (
     "This is the development broker, an in-memory stand-in for Apache Kafka: topics and offsets are gone when it "
     "stops, each partition keeps at most 100,000 records or about 5 MiB and then drops the oldest even if nobody "
     "read them, reading from a time is not possible, topics can't be configured, aborted transactions are visible, "
-    "and its port changes with every start. Nothing about durability can be concluded from it. With Java 17 and "
+    "and its port changes with every start. Each service keeps what it published for seven days, in its table "
+    "outbox_published. Nothing about durability can be concluded from it. With Java 17 and "
     "Maven installed `deskwire up` starts a real Apache Kafka; --kafka HOST:PORT uses one that exists."
 )
 

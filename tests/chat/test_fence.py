@@ -11,7 +11,7 @@ import pytest
 import deskwire_chat.app
 import deskwire_gateway.app
 from deskwire.chat.v1 import conversation_service_pb2, conversation_service_pb2_grpc
-from deskwire_chat.shard.writer import NotOwner
+from deskwire_chat.shard.commands import NotOwner
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import FailedPrecondition
 from deskwire_common.lifecycle import running

@@ -27,8 +27,9 @@ from deskwire_chat.domain import (
     Writer,
 )
 from deskwire_chat.routing import Router
+from deskwire_chat.shard.commands import Store, Stored
 from deskwire_chat.shard.links import Links, check_client_msg_id
-from deskwire_chat.shard.writer import ShardWriter, Store, Stored
+from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.store import agents, conversations, customers, messages
 from deskwire_common import telemetry
 from deskwire_common.auth import Principal, Role, acting_as, current_principal

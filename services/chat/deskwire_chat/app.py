@@ -38,6 +38,7 @@ from deskwire_chat.gate import Gate
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import links as shard_links
 from deskwire_chat.shard.links import Links
+from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.publisher import Publisher
 from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.worker import AgentReader, GateKeeper
@@ -71,18 +72,19 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     gate = Gate()
     links = Links(db, router, gate, runtime.verifier, runtime.validator)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
+    ownership = Ownership(db, runtime.clock, settings.shard_name)
     writer = ShardWriter(
         db,
         outbox,
         router,
+        ownership,
         ids=runtime.ids,
         clock=runtime.clock,
-        owner=settings.shard_name,
         deliver=links.deliver,
         log=publisher,
         region=settings.default_region,
     )
-    publisher.own(await writer.claim())
+    publisher.own(await ownership.claim())
     links.bind(writer)
     conversation_actions = ConversationActions(tools, writer)
     keeper = GateKeeper(db, gate, links, conversation_actions)
@@ -101,7 +103,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     await reader.load(router, writer.propose)
 
     # At the end: no new frames, what waits is stored and answered, the streams end, Kafka gets the rest.
-    runtime.on_drain(writer.release)
+    runtime.on_drain(ownership.release)
     runtime.on_drain(publisher.drain)
     runtime.on_drain(links.drain)
     runtime.on_drain(writer.drain)

@@ -23,7 +23,8 @@ from deskwire_chat.domain import ActorRole, Conversation, Writer, conversation_n
 from deskwire_chat.gate import Gate
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import codec
-from deskwire_chat.shard.writer import ShardWriter, Store, Stored, UserKey
+from deskwire_chat.shard.commands import Store, Stored, UserKey
+from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.store import conversations, messages
 from deskwire_common import rpc, telemetry
 from deskwire_common.auth import ANY_TENANT, Profile, Role, TokenVerifier

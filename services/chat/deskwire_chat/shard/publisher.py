@@ -15,7 +15,7 @@ from typing import Final
 from deskwire_chat.domain import Message, partition_of
 from deskwire_chat.events import trace_id_of
 from deskwire_chat.shard import codec
-from deskwire_chat.shard.writer import NotOwner, Stored
+from deskwire_chat.shard.commands import NotOwner, Stored
 from deskwire_chat.store import messages, partitions
 from deskwire_chat.store.partitions import Partition
 from deskwire_common import telemetry, topics
@@ -172,9 +172,7 @@ class Publisher:
 
 
 def _outgoing_of(item: Message) -> Outgoing:
-    actor = codec.actor(item.role, item.subject, item.name)
-    time = codec.timestamp(item.created_at)
-    return _outgoing(Stored(item, 0, codec.message(item, actor, time), actor, time))
+    return _outgoing(Stored.of(item, 0))
 
 
 _FIXED: Final[Headers] = [

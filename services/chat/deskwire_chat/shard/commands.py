@@ -1,0 +1,116 @@
+"""What the shard is asked to do, and how it answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire_chat.domain import ActorRole, Conversation, Message, Writer
+from deskwire_chat.shard import codec
+from deskwire_chat.store.messages import SentKey
+from deskwire_common.db import UnitOfWork
+from deskwire_common.errors import DeskwireError, Unavailable
+
+UserKey = tuple[str, int, str]
+"""Tenant, role, subject: who gets pushes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A committed message with its encoded parts."""
+
+    message: Message
+    epoch: int
+    encoded: bytes
+    encoded_actor: bytes
+    encoded_time: bytes
+    duplicate: bool = False
+
+    @classmethod
+    def of(cls, item: Message, epoch: int) -> Stored:
+        """Encode a message, once for everybody."""
+        actor = codec.actor(item.role, item.subject, item.name)
+        time = codec.timestamp(item.created_at)
+        return cls(item, epoch, codec.message(item, actor, time), actor, time)
+
+
+Reply = Callable[[Stored | DeskwireError], None]
+
+
+@dataclass(slots=True)
+class Store:
+    """A message to store. `line` is the connection it came on: it holds the line, and gets no push of its own."""
+
+    who: Writer
+    conversation_id: str
+    client_msg_id: str
+    body: bytes
+    reply: Reply
+    traceparent: str = ""
+    line: Hashable = None
+
+    @property
+    def key(self) -> SentKey:
+        """What is stored once."""
+        return self.conversation_id, int(self.who.role), self.who.subject, self.client_msg_id
+
+
+@dataclass(slots=True)
+class Assign:
+    """Routing's proposal."""
+
+    tenant: str
+    conversation_id: str
+    agent_id: str
+    agent_name: str
+
+
+@dataclass(slots=True)
+class Alter:
+    """A change of one conversation in a transaction of its own: close, transfer.
+
+    `work` gets the transaction and a copy of the conversation (None: there is none), changes the copy and writes
+    everything but the conversation. Its result goes to `future` after the commit.
+    """
+
+    conversation_id: str
+    work: Callable[[UnitOfWork, Conversation | None], Awaitable[Any]]
+    future: asyncio.Future[Any]
+
+
+Command = Store | Assign | Alter
+
+
+class NotOwner(Unavailable):
+    """Another process has taken a partition over: this one must stop writing."""
+
+    default_reason = reasons.ERROR_REASON_NOT_OWNER
+
+
+class Deliver(Protocol):
+    """Sends bytes to the connections of users."""
+
+    def __call__(
+        self, users: Iterable[UserKey], batch: bytes, *, without: Hashable = None
+    ) -> None: ...
+
+
+class Log(Protocol):
+    """Takes what was committed, on its way to Kafka (publisher.Publisher)."""
+
+    def committed(self, stored: Sequence[Stored]) -> None: ...
+
+    def published(self, numbers: Iterable[int]) -> dict[int, int]: ...
+
+    def saved(self, published: Mapping[int, int]) -> None: ...
+
+
+def participants(conversation: Conversation) -> list[UserKey]:
+    """Who is told of what happens in a conversation."""
+    users: list[UserKey] = [(conversation.tenant, ActorRole.VISITOR, conversation.visitor_id)]
+    if conversation.agent_id:
+        users.append((conversation.tenant, ActorRole.AGENT, conversation.agent_id))
+    return users

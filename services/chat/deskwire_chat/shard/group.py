@@ -1,0 +1,237 @@
+"""A group: what one transaction of the writer does. Nothing in it touches memory before the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from opentelemetry.trace import Span
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire_chat import domain, events, views
+from deskwire_chat.domain import ActorRole, Conversation, Customer, Message, State, Writer
+from deskwire_chat.routing import Router
+from deskwire_chat.shard import codec
+from deskwire_chat.shard.commands import Assign, Deliver, Store, Stored, participants
+from deskwire_chat.shard.memory import Memory
+from deskwire_chat.shard.visitors import Visitors
+from deskwire_chat.store import agents, conversations, messages
+from deskwire_chat.store.messages import SentKey
+from deskwire_chat.store.partitions import Partition
+from deskwire_common import telemetry
+from deskwire_common.db import UnitOfWork
+from deskwire_common.errors import AlreadyExists, Unavailable
+from deskwire_common.events import DomainEvent
+from deskwire_common.ids import Ids
+from deskwire_common.metrics import METRICS
+
+
+class Tools(Protocol):
+    """What a group works with (writer.ShardWriter)."""
+
+    ids: Ids
+    router: Router
+    memory: Memory
+    deliver: Deliver
+    region: str
+
+
+class Group:
+    """One transaction, built command by command; `after` is done when it was committed."""
+
+    def __init__(self, tools: Tools, partitions: Mapping[int, Partition], now: int) -> None:
+        self.now = now
+        self.heads: dict[int, int] = {}
+        self.stored: dict[SentKey, Stored] = {}
+        self.touched: dict[str, Conversation] = {}
+        self.visitors = Visitors(tools.ids, now, region=tools.region)
+        self.after: list[Callable[[], None]] = []
+        self.spans: list[Span] = []
+        self._tools = tools
+        self._partitions = partitions
+        self._opened: list[tuple[Conversation, Customer]] = []
+        self._altered: list[tuple[Conversation, int]] = []
+        self._events: list[DomainEvent] = []
+
+    # ------------------------------------------------------------------------------------ messages
+
+    def store(self, command: Store, found: Mapping[SentKey, Message]) -> Stored:
+        """Give a message its place, or return the one it has. Raises the domain's refusals."""
+        stored = self._place(command, found)
+        self.after.append(lambda: command.reply(stored))
+        if not stored.duplicate:
+            self._push_message(stored, without=command.line)
+        return stored
+
+    def _place(self, command: Store, found: Mapping[SentKey, Message]) -> Stored:
+        earlier = self.stored.get(command.key)
+        conversation = self._conversation(command.conversation_id)
+        if conversation is not None and not domain.may_see(conversation, command.who):
+            raise domain.conversation_not_found(command.conversation_id)
+        if earlier is None and command.key in found and conversation is not None:
+            earlier = Stored.of(found[command.key], conversation.epoch)
+        if earlier is not None:
+            if earlier.message.body != command.body:
+                raise AlreadyExists(
+                    f"client_msg_id {command.client_msg_id!r} was used with another content",
+                    reason=reasons.ERROR_REASON_CLIENT_MSG_ID_REUSED,
+                )
+            METRICS.messages_duplicate.inc()
+            return replace(earlier, duplicate=True)
+        traceparent = ""
+        if command.traceparent:
+            span = telemetry.start_span("chat.store", command.traceparent)
+            self.spans.append(span)
+            traceparent = telemetry.traceparent_of(span) or command.traceparent
+        if conversation is None:
+            conversation = self._open(command, traceparent)
+        else:
+            domain.check_may_write(conversation, command.who)
+        return self._append(
+            conversation, command.who, command.client_msg_id, command.body, traceparent
+        )
+
+    def _append(
+        self,
+        conversation: Conversation,
+        who: Writer,
+        client_msg_id: str,
+        body: bytes,
+        traceparent: str,
+    ) -> Stored:
+        number = conversation.partition
+        head = self.heads.get(number, self._partitions[number].head) + 1
+        self.heads[number] = head
+        conversation.head_seq += 1
+        item = Message(
+            message_id=self._tools.ids.uuid7(),
+            conversation_id=conversation.conversation_id,
+            tenant=conversation.tenant,
+            seq=conversation.head_seq,
+            position=head,
+            role=int(who.role),
+            subject=who.subject,
+            name=who.name,
+            origin=who.origin,
+            client_msg_id=client_msg_id,
+            body=body,
+            created_at=self.now,
+            traceparent=traceparent,
+        )
+        stored = Stored.of(item, conversation.epoch)
+        self.stored[item.conversation_id, item.role, item.subject, item.client_msg_id] = stored
+        METRICS.messages_stored.labels(ActorRole(who.role).name.lower()).inc()
+        return stored
+
+    def _push_message(self, stored: Stored, *, without: Hashable = None) -> None:
+        users = participants(self.touched[stored.message.conversation_id])
+        batch = codec.message_push(stored.encoded, stored.epoch)
+        self.after.append(lambda: self._tools.deliver(users, batch, without=without))
+
+    # ------------------------------------------------------------------------------- conversations
+
+    def _conversation(self, conversation_id: str) -> Conversation | None:
+        """The conversation as this group has it: a copy that may be changed."""
+        found = self.touched.get(conversation_id)
+        if found is None and (known := self._tools.memory.get(conversation_id)) is not None:
+            found = self.touched[conversation_id] = replace(known)
+        return found
+
+    def _open(self, command: Store, traceparent: str) -> Conversation:
+        who = command.who
+        if who.role != ActorRole.VISITOR:
+            raise domain.conversation_not_found(command.conversation_id)
+        customer = self.visitors.customer_of(
+            who, traceparent=traceparent, correlation_id=command.conversation_id
+        )
+        conversation = Conversation(
+            conversation_id=command.conversation_id,
+            tenant=who.tenant,
+            state=State.QUEUED,
+            customer_id=customer.customer_id,
+            visitor_id=who.subject,
+            agent_id="",
+            epoch=1,
+            head_seq=0,
+            version=1,
+            created_at=self.now,
+            assigned_at=0,
+            closed_at=0,
+            traceparent=traceparent,
+        )
+        self.touched[conversation.conversation_id] = conversation
+        self._opened.append((conversation, customer))
+        self._events.append(
+            events.conversation_opened(
+                conversation,
+                customer,
+                event_id=self._tools.ids.uuid7(),
+                by=who,
+                traceparent=traceparent,
+            )
+        )
+        self.after.append(
+            lambda: self._tools.router.opened(who.tenant, command.conversation_id, self.now)
+        )
+        return conversation
+
+    async def assign(self, uow: UnitOfWork, command: Assign) -> None:
+        """Give a conversation to the agent whom routing proposes, if both are still free."""
+        conversation = self._conversation(command.conversation_id)
+        waits = conversation is not None and conversation.state == State.QUEUED
+        if (
+            conversation is None
+            or not waits
+            or not await agents.take(uow.connection, command.tenant, command.agent_id, now=self.now)
+        ):
+            created_at = conversation.created_at if conversation is not None and waits else None
+            self.after.append(
+                lambda: self._tools.router.refused(
+                    command.tenant,
+                    command.conversation_id,
+                    command.agent_id,
+                    waits=created_at,
+                    doubtful=waits,
+                )
+            )
+            return
+        self._altered.append((conversation, conversation.version))
+        changes = domain.assign(conversation, agent_id=command.agent_id, now=self.now)
+        by = Writer.system(command.tenant)
+        self._events.append(
+            events.conversation_assigned(
+                conversation, changes, event_id=self._tools.ids.uuid7(), by=by
+            )
+        )
+        METRICS.conversations_assigned.inc()
+        self.after.append(lambda: self._tools.router.assigned(command.tenant, command.agent_id))
+        batch = views.conversation_push(replace(conversation))
+        users = participants(conversation)
+        self.after.append(lambda: self._tools.deliver(users, batch))
+        greeting = self._append(
+            conversation,
+            by,
+            f"greeting-{conversation.version}",
+            views.text_content(domain.greeting(command.agent_name)),
+            conversation.traceparent,
+        )
+        self._push_message(greeting)
+
+    # ---------------------------------------------------------------------------------------- end
+
+    async def flush(self, uow: UnitOfWork) -> list[DomainEvent]:
+        """Write everything but the heads; return the events."""
+        await self.visitors.flush(uow)
+        if self._opened:
+            await conversations.add(
+                uow.connection,
+                [self.touched[each.conversation_id] for each, _ in self._opened],
+            )
+        for conversation, old_version in self._altered:
+            if any(conversation is each for each, _ in self._opened):
+                continue  # inserted as it is now
+            if not await conversations.save(uow.connection, conversation, old_version=old_version):
+                raise Unavailable("a conversation was changed by somebody else")
+        await messages.append(uow, [each.message for each in self.stored.values()])
+        return [*self.visitors.events, *self._events]

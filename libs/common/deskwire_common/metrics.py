@@ -121,6 +121,9 @@ class Metrics:
             "cdc_sync_calls_total", "Calls made by sync rules.", "source", "outcome"
         )
         # gateway
+        self.receipts_dropped = _counter(
+            "receipts_dropped_total", "Receipts that found no room to wait."
+        )
         self.gateway_connections = _gauge("gateway_connections", "Open connections.", "transport")
         self.gateway_accepted = _counter(
             "gateway_accepted_total", "Connections accepted.", "transport"
@@ -129,6 +132,9 @@ class Metrics:
         self.gateway_frames = _counter("gateway_frames_total", "Frames.", "direction")
         self.gateway_bytes = _counter("gateway_bytes_total", "Bytes of frames.", "direction")
         self.gateway_dropped = _counter("gateway_dropped_total", "Frames not delivered.", "reason")
+        self.gateway_resumes = _counter(
+            "gateway_resumes_total", "Sessions resumed, lossless or lossy.", "outcome"
+        )
         self.gateway_refused = _counter("gateway_refused_total", "Frames refused.", "reason")
         self.gateway_link_items = _histogram(
             "gateway_link_items", "Items per batch on the link to chat.", _SIZES

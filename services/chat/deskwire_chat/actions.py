@@ -28,9 +28,10 @@ from deskwire_chat.domain import (
 )
 from deskwire_chat.routing import Router
 from deskwire_chat.shard.commands import Store, Stored
-from deskwire_chat.shard.links import Links, check_client_msg_id
+from deskwire_chat.shard.connections import Connections
+from deskwire_chat.shard.links import check_client_msg_id
 from deskwire_chat.shard.writer import ShardWriter
-from deskwire_chat.store import agents, conversations, customers, messages
+from deskwire_chat.store import agents, conversations, customers, messages, receipts
 from deskwire_common import telemetry
 from deskwire_common.auth import Principal, Role, acting_as, current_principal
 from deskwire_common.clock import Clock, to_micros
@@ -159,8 +160,10 @@ class ConversationActions:
                 seq=request.after_seq,
                 limit=request.page_size or _HISTORY,
             )
+            got = await receipts.of_conversation(c, request.conversation_id)
         return conversations_pb.ListMessagesResponse(
             messages=[views.message(each) for each in run],
+            receipts=[views.receipt(each) for each in got],
             epoch=conversation.epoch,
             # Messages may have come between the two reads.
             head_seq=max(conversation.head_seq, run[-1].seq if run else 0),
@@ -332,7 +335,7 @@ class CustomerActions:
     """What can be done with customers, for the current principal and in its tenant."""
 
     tools: Tools
-    links: Links
+    connections: Connections
     default_region: str = ""
 
     async def get(
@@ -535,7 +538,7 @@ class CustomerActions:
                 told = await conversations.agents_of_customer(
                     c, customer.tenant, customer.customer_id
                 )
-            self.links.deliver(
+            self.connections.deliver(
                 [(customer.tenant, int(ActorRole.AGENT), each) for each in told],
                 views.customer_push(customer),
             )

@@ -37,9 +37,13 @@ from deskwire_chat.config import Settings
 from deskwire_chat.gate import Gate
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import links as shard_links
+from deskwire_chat.shard.connections import Connections
+from deskwire_chat.shard.feeds import QueueFeed
 from deskwire_chat.shard.links import Links
 from deskwire_chat.shard.ownership import Ownership
+from deskwire_chat.shard.presence import Presence
 from deskwire_chat.shard.publisher import Publisher
+from deskwire_chat.shard.receipts import Receipts
 from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.worker import AgentReader, GateKeeper
 from deskwire_common import db as dbs
@@ -70,7 +74,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     reader = AgentReader(db)
     router = Router(now=lambda: to_micros(runtime.clock.now()), refresh=reader.ask)
     gate = Gate()
-    links = Links(db, router, gate, runtime.verifier, runtime.validator)
+    connections = Connections(router, gate)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
     ownership = Ownership(db, runtime.clock, settings.shard_name)
     writer = ShardWriter(
@@ -80,14 +84,18 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         ownership,
         ids=runtime.ids,
         clock=runtime.clock,
-        deliver=links.deliver,
+        deliver=connections.deliver,
         log=publisher,
         region=settings.default_region,
     )
     publisher.own(await ownership.claim())
+    presence = Presence(db, connections)
+    receipts = Receipts(db, connections, writer.memory, runtime.clock)
+    feeds = QueueFeed(db, connections, runtime.clock)
+    links = Links(db, connections, presence, receipts, feeds, runtime.verifier, runtime.validator)
     links.bind(writer)
     conversation_actions = ConversationActions(tools, writer)
-    keeper = GateKeeper(db, gate, links, conversation_actions)
+    keeper = GateKeeper(db, gate, connections, conversation_actions)
     await keeper.load()
 
     relay = OutboxRelay(
@@ -96,6 +104,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     runtime.spawn("outbox", relay.run)
     runtime.spawn("publisher", publisher.run)
     runtime.spawn("writer", writer.run)
+    runtime.spawn("presence", presence.run)
+    runtime.spawn("receipts", receipts.run)
+    runtime.spawn("queue-feed", feeds.run)
     runtime.spawn("agent-reader", partial(reader.run, router))
     runtime.spawn("gate-keeper", keeper.run)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
@@ -113,7 +124,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
             ConversationApi(conversation_actions), server
         )
         customer_service_pb2_grpc.add_CustomerServiceServicer_to_server(
-            CustomerApi(CustomerActions(tools, links, settings.default_region)), server
+            CustomerApi(CustomerActions(tools, connections, settings.default_region)), server
         )
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(
             AgentApi(AgentActions(tools, router, keeper.look)), server

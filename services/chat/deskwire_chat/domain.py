@@ -160,6 +160,17 @@ class Message:
     traceparent: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """How far somebody has got in a conversation; it never goes back."""
+
+    conversation_id: str
+    role: int
+    subject: str
+    delivered_seq: int
+    read_seq: int
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Identity:
     """Who a customer is in one system."""
@@ -268,11 +279,30 @@ def conversation_not_found(conversation_id: str) -> NotFound:
     )
 
 
+def not_a_participant() -> PermissionDenied:
+    """Return the error for agents who do what only the conversation's agent may."""
+    return PermissionDenied(
+        "the conversation is not assigned to you",
+        reason=reasons.ERROR_REASON_NOT_A_PARTICIPANT,
+    )
+
+
 def may_see(conversation: Conversation, who: Writer) -> bool:
     """Whether `who` may read the conversation: a visitor their own, the others all of their tenant."""
     if conversation.tenant != who.tenant:
         return False
     return who.role != ActorRole.VISITOR or conversation.visitor_id == who.subject
+
+
+def takes_part(conversation: Conversation, who: Writer) -> bool:
+    """Whether `who` is one of those that talk: the visitor, and the agent or bot that has it."""
+    if conversation.tenant != who.tenant:
+        return False
+    if who.role == ActorRole.VISITOR:
+        return conversation.visitor_id == who.subject
+    return (
+        who.role in {ActorRole.AGENT, ActorRole.BOT} and conversation.agent_id == who.subject != ""
+    )
 
 
 def check_may_write(conversation: Conversation, who: Writer) -> None:
@@ -284,10 +314,7 @@ def check_may_write(conversation: Conversation, who: Writer) -> None:
     if not may_see(conversation, who):
         raise conversation_not_found(conversation.conversation_id)
     if who.role == ActorRole.AGENT and conversation.agent_id != who.subject:
-        raise PermissionDenied(
-            "the conversation is not assigned to you",
-            reason=reasons.ERROR_REASON_NOT_A_PARTICIPANT,
-        )
+        raise not_a_participant()
     if conversation.state == State.CLOSED:
         raise FailedPrecondition(
             "the conversation is closed; open another one with a new conversation_id",

@@ -22,6 +22,7 @@ from deskwire_chat.domain import (
     Customer,
     IntegrationKey,
     Message,
+    Receipt,
     Tenant,
     Writer,
 )
@@ -177,7 +178,17 @@ def error_frame(
     return batch(error=frame)
 
 
-def synced(item: Conversation, run: Sequence[Message]) -> bytes:
+def receipt(item: Receipt) -> conversation_pb2.Receipt:
+    """Return how far somebody has got."""
+    return conversation_pb2.Receipt(
+        conversation_id=item.conversation_id,
+        user=actor_pb2.Actor(role=actor_pb2.Role.ValueType(item.role), subject=item.subject),
+        delivered_seq=item.delivered_seq,
+        read_seq=item.read_seq,
+    )
+
+
+def synced(item: Conversation, run: Sequence[Message], receipts: Sequence[Receipt]) -> bytes:
     """Return an encoded Batch with a run of messages."""
     return batch(
         synced=frame_pb2.Synced(
@@ -185,5 +196,6 @@ def synced(item: Conversation, run: Sequence[Message]) -> bytes:
             epoch=item.epoch,
             head_seq=item.head_seq,
             messages=[message(each) for each in run],
+            receipts=[receipt(each) for each in receipts],
         )
     )

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from deskwire_chat.actions import ConversationActions
 from deskwire_chat.gate import Gate
 from deskwire_chat.routing import AgentKey, Router
-from deskwire_chat.shard.links import Links
+from deskwire_chat.shard.connections import Connections
 from deskwire_chat.store import agents, conversations, tenants
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
@@ -67,11 +67,15 @@ class GateKeeper:
     """Shows the gate who is disabled, ends their connections, and puts disabled agents' conversations back."""
 
     def __init__(
-        self, db: Database, gate: Gate, links: Links, conversation_actions: ConversationActions
+        self,
+        db: Database,
+        gate: Gate,
+        connections: Connections,
+        conversation_actions: ConversationActions,
     ) -> None:
         self._db = db
         self._gate = gate
-        self._links = links
+        self._connections = connections
         self._conversations = conversation_actions
         # One look at a time: a later one must not be overwritten by an earlier.
         self._looking = asyncio.Lock()
@@ -83,7 +87,7 @@ class GateKeeper:
             async with self._db.read() as c:
                 shut = await tenants.disabled(c), await agents.disabled(c)
             if self._gate.adopt(*shut):
-                self._links.expel()
+                self._connections.expel()
 
     async def look(self) -> None:
         """Read at once, as somebody was disabled or enabled. What fails is done again by `run`."""

@@ -14,7 +14,7 @@ from deskwire.gateway.v1 import gateway_service_pb2 as pb
 from deskwire_common.auth import Role
 from deskwire_common.metrics import METRICS
 from deskwire_gateway.actions import GatewayActions
-from deskwire_gateway.sessions import Sessions
+from deskwire_gateway.sessions import Session, Sessions
 
 SERVICE: Final = "deskwire.gateway.v1.GatewayService"
 CONNECT: Final = f"/{SERVICE}/Connect"
@@ -35,6 +35,7 @@ class _Stream:
     name = "grpc"
 
     def __init__(self) -> None:
+        self.session: Session | None = None
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
@@ -98,13 +99,13 @@ class GatewayApi:
     ) -> AsyncIterator[bytes]:
         """Serve one connection."""
         stream = _Stream()
-        session = self._sessions.open(stream)
+        self._sessions.open(stream)
 
         async def read() -> None:
             with contextlib.suppress(grpc.RpcError):
                 async for data in requests:
-                    self._sessions.receive(session, data)
-            self._sessions.lost(session)
+                    if stream.session is not None:
+                        self._sessions.receive(stream.session, data)
             stream.close(1000, "")
 
         reading = asyncio.create_task(read())
@@ -114,7 +115,7 @@ class GatewayApi:
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-            self._sessions.lost(session)
+            self._sessions.disconnected(stream)
 
     async def list_sessions(
         self, request: pb.ListSessionsRequest, _context: Context

@@ -29,6 +29,15 @@ class Settings(ServiceSettings):
     send_burst: int = Field(default=400, ge=1)
     max_buffered_bytes: int = Field(default=1_048_576, ge=65_536)
     """Of one connection that reads slower than it is sent to; then it is closed."""
+    backoff_initial: float = Field(default=0.2, ge=0.01, le=60)
+    backoff_max: float = Field(default=10.0, ge=0.1, le=600)
+    """Clients wait between these before they come back after a break."""
+    resume_window: float = Field(default=30.0, ge=0, le=600)
+    """How long a session waits for its client after a break; 0: no sessions are resumed."""
+    ring_bytes: int = Field(default=65_536, ge=1_024)
+    """What is kept for one session to be resumed without loss."""
+    ring_total_bytes: int = Field(default=134_217_728, ge=1_024)
+    """What is kept for all sessions of one process."""
 
     @property
     def listens(self) -> tuple[str, ...]:

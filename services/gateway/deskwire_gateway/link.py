@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import grpc
 
+from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_common import rpc
@@ -81,6 +82,33 @@ class Link:
     def sync(self, session: Session, sync: frame_pb2.Sync) -> None:
         """Pass a Sync on. On a broken stream it is lost: the Heads of the next one make the client ask again."""
         self._put(_up(sync=pb.LinkSync(connection_id=session.number, sync=sync)))
+
+    def park(self, session: Session) -> None:
+        """Tell chat that a connection broke and may come back."""
+        self._put(_up(park=pb.Park(connection_id=session.number)))
+
+    def unpark(self, session: Session) -> None:
+        """Tell chat that a connection is there again."""
+        self._put(_up(unpark=pb.Unpark(connection_id=session.number)))
+
+    def receipt(self, session: Session, conversation_id: str, *, delivered: int, read: int) -> None:
+        """Pass on how far a user has got. On a broken stream it is lost; the client says the last one again."""
+        receipt = pb.LinkReceipt(
+            connection_id=session.number,
+            conversation_id=conversation_id,
+            delivered_seq=delivered,
+            read_seq=read,
+        )
+        self._put(_up(receipt=receipt))
+
+    def typing(self, session: Session, typing: frame_pb2.Typing) -> None:
+        """Pass on that a user writes."""
+        item = pb.LinkTyping(
+            connection_id=session.number,
+            conversation_id=typing.conversation_id,
+            typing=typing.typing,
+        )
+        self._put(_up(typing=item))
 
     def _put(self, item: bytes) -> None:
         if self._up is None:
@@ -199,6 +227,9 @@ class Link:
                     refused.append((session, item.refusal))
                     continue
                 frames += 1
+                if item.ephemeral:
+                    session.transport.send(item.batch)
+                    continue
                 parts = outgoing.get(session)
                 if parts is None:
                     outgoing[session] = [item.batch]
@@ -209,21 +240,31 @@ class Link:
         for session, parts in outgoing.items():
             data = parts[0] if len(parts) == 1 else b"".join(parts)
             size += len(data)
-            session.transport.send(data)
+            self._sessions.push(session, data)
         METRICS.gateway_bytes.labels("out").inc(size)
         for session, refusal in refused:
-            self._sessions.goodbye(session, Close.SHUT_OUT, refusal.reason, refusal.message)
+            replaced = refusal.reason == reasons.ERROR_REASON_SESSION_REPLACED
+            code = Close.REPLACED if replaced else Close.SHUT_OUT
+            self._sessions.goodbye(session, code, refusal.reason, refusal.message)
 
     def _answered(self, item: pb.LinkDownItem) -> None:
         pending = self._pending.pop(item.send_id, None)
         if pending is not None:
-            pending[0].unacked -= 1
+            # A resumed session counts from 0 again.
+            pending[0].unacked = max(0, pending[0].unacked - 1)
 
 
 def _attach(session: Session) -> bytes:
     who = session.principal
     assert who is not None  # noqa: S101 - only sessions that said Hello
-    attach = pb.Attach(connection_id=session.number, tenant_id=who.tenant, user=session.actor())
+    attach = pb.Attach(
+        connection_id=session.number,
+        tenant_id=who.tenant,
+        user=session.actor(),
+        device_id=session.device_id,
+        connect_micros=int(session.connected_at * 1_000_000),
+        parked=session.parked > 0,
+    )
     if who.profile is not None:
         attach.profile.email = who.profile.email
         attach.profile.mobile = who.profile.mobile

@@ -1,7 +1,8 @@
 """Sessions: the client protocol of one worker, whatever carries it (WebSocket or gRPC).
 
-No task, queue or timer per connection: callbacks, and one timing wheel for heartbeats, time-outs and token ends. The
-gateway reads what frames are, never what messages say.
+A session outlives its connection for a while: what is sent to it is numbered and kept in a ring, so that a client
+that comes back soon misses nothing. No task, queue or timer per connection: callbacks, and one timing wheel for
+heartbeats, time-outs and token ends. The gateway reads what frames are, never what messages say.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from deskwire_common.errors import (
 from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
+from deskwire_gateway.ring import Budget, Ring
 
 MAX_FRAMES: Final = 256
 """Frames per message of a client (frame.proto)."""
@@ -40,6 +42,9 @@ MAX_FAULTS: Final = 20
 """Messages that can't be read before the connection is closed."""
 _SILENT_AFTER: Final = 3
 """Ping intervals without a sign of life."""
+_OTHER_COST: Final = 0.25
+"""What a frame costs of the rate that isn't a Send."""
+_ONE_BYTE: Final = [bytes((number,)) for number in range(128)]
 _MAY_CONNECT: Final = frozenset({Role.VISITOR, Role.AGENT, Role.BOT})
 
 
@@ -54,6 +59,7 @@ class Close(IntEnum):
     TOKEN_REFUSED = 3501
     TOO_MANY_FAULTS = 3502
     SHUT_OUT = 3503
+    REPLACED = 3504
 
     @property
     def reconnect(self) -> bool:
@@ -65,6 +71,8 @@ class Transport(Protocol):
     """What carries a connection."""
 
     name: str
+    session: Session | None
+    """Whose it is; a Resume gives it to an older session."""
 
     def send(self, data: bytes) -> None:
         """Send one encoded Batch; never waits."""
@@ -73,6 +81,22 @@ class Transport(Protocol):
     def close(self, code: int, text: str) -> None:
         """Close after what was sent."""
         ...
+
+
+class _Parked:
+    """The Transport of a session whose connection broke: what is sent stays in the ring."""
+
+    name = "parked"
+    session: Session | None = None
+
+    def send(self, data: bytes) -> None:
+        """Keep nothing here."""
+
+    def close(self, code: int, text: str) -> None:
+        """It is closed."""
+
+
+_PARKED: Final = _Parked()
 
 
 class Chat(Protocol):
@@ -89,6 +113,16 @@ class Chat(Protocol):
 
     def sync(self, session: Session, sync: frame_pb2.Sync) -> None: ...
 
+    def park(self, session: Session) -> None: ...
+
+    def unpark(self, session: Session) -> None: ...
+
+    def receipt(
+        self, session: Session, conversation_id: str, *, delivered: int, read: int
+    ) -> None: ...
+
+    def typing(self, session: Session, typing: frame_pb2.Typing) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -101,10 +135,18 @@ class Limits:
     max_pending_sends: int
     send_rate: float
     send_burst: int
+    backoff_initial: float
+    backoff_max: float
+    resume_window: float
+    ring_bytes: int
+    ring_total_bytes: int
 
 
 class Session:
-    """One connection: made when it opens, `principal` is set by Hello."""
+    """One client's stay: made when a connection opens, `principal` is set by Hello.
+
+    `sent` is the number of the last numbered message; `parked` is when its connection broke, 0 while it has one.
+    """
 
     __slots__ = (
         "budget",
@@ -112,12 +154,16 @@ class Session:
         "client",
         "closed",
         "connected_at",
+        "device_id",
         "expires",
         "faults",
         "held",
         "number",
+        "parked",
         "principal",
+        "ring",
         "seen",
+        "sent",
         "session_id",
         "transport",
         "unacked",
@@ -129,6 +175,10 @@ class Session:
         self.transport = transport
         self.principal: Principal | None = None
         self.client = ""
+        self.device_id = ""
+        self.sent = 0
+        self.ring: Ring | None = None
+        self.parked = 0.0
         self.seen = now
         self.connected_at = 0.0
         self.expires = 0.0
@@ -188,6 +238,7 @@ class Sessions:
         """`trace`: begin a trace for Sends that bring none. `opened` and `ended` tell the directory."""
         self.limits = limits
         self.by_number: dict[int, Session] = {}
+        self.connections = 0
         self._verifier = verifier
         self._validator = validator
         self._ids = ids
@@ -201,11 +252,17 @@ class Sessions:
         self._wheel: list[set[Session]] = [set() for _ in range(max(1, int(limits.ping_interval)))]
         self._tick = 0
         self._greeting: deque[tuple[float, Session]] = deque()
+        self._waiting: deque[tuple[float, Session]] = deque()
+        self._budget = Budget(each=limits.ring_bytes, limit=limits.ring_total_bytes)
         self._handlers: dict[str, Callable[[Session, frame_pb2.Frame], None]] = {
             "send": self._send,
             "sync": self._sync,
             "ping": self._ping,
             "pong": lambda _session, _frame: None,
+            "delivered": self._delivered,
+            "read": self._read,
+            "typing": self._typing,
+            "refresh": self._refresh,
             "goodbye": self._leave,
         }
 
@@ -219,18 +276,39 @@ class Sessions:
         """A connection opened; its first frame must be Hello."""
         self._next += 1
         now = self._clock.monotonic()
-        session = Session(self._next, self._ids.uuid7(), transport, now)
+        # The number is in the id, so that a Resume finds its session without another index over all of them.
+        session_id = f"{self._ids.uuid7()[:24]}{self._next:012x}"
+        session = Session(self._next, session_id, transport, now)
+        transport.session = session
         self._greeting.append((now + self.limits.hello_timeout, session))
+        self.connections += 1
         METRICS.gateway_accepted.labels(transport.name).inc()
         METRICS.gateway_connections.labels(transport.name).inc()
         return session
 
+    def disconnected(self, transport: Transport) -> None:
+        """A connection is gone, whoever ended it. Its session waits for a Resume, unless it said Goodbye."""
+        self.connections -= 1
+        METRICS.gateway_connections.labels(transport.name).dec()
+        session = transport.session
+        if session is None or session.transport is not transport or session.closed:
+            return
+        if session.principal is None or not self.limits.resume_window:
+            self.lost(session)
+            return
+        session.transport = _PARKED
+        session.parked = self._clock.monotonic()
+        self._waiting.append((session.parked, session))
+        if self._chat is not None:
+            self._chat.park(session)
+
     def lost(self, session: Session) -> None:
-        """The connection is gone, whoever ended it."""
+        """The session is over."""
         if session.closed:
             return
         session.closed = True
-        METRICS.gateway_connections.labels(session.transport.name).dec()
+        if session.ring is not None:
+            session.ring.clear()
         self._wheel[session.number % len(self._wheel)].discard(session)
         if self.by_number.pop(session.number, None) is not None:
             if self._chat is not None:
@@ -269,6 +347,10 @@ class Sessions:
                     reasons.ERROR_REASON_HELLO_REQUIRED,
                     "no Hello came in time",
                 )
+        while self._waiting and self._waiting[0][0] + self.limits.resume_window <= now:
+            parked, session = self._waiting.popleft()
+            if session.parked == parked:
+                self.lost(session)
         self._tick = (self._tick + 1) % len(self._wheel)
         wall = self._clock.now().timestamp()
         silent = now - _SILENT_AFTER * self.limits.ping_interval
@@ -280,7 +362,7 @@ class Sessions:
                     reasons.ERROR_REASON_TOKEN_EXPIRED,
                     "the token has expired; come back with a new one",
                 )
-            elif session.seen < silent:
+            elif session.seen < silent and not session.parked:
                 self.goodbye(
                     session,
                     Close.SILENT,
@@ -309,12 +391,29 @@ class Sessions:
         METRICS.gateway_bytes.labels("in").inc(len(data))
         try:
             batch = self._parse(data)
+            if batch.ack and session.ring is not None:
+                session.ring.acked(min(batch.ack, session.sent))
             for frame in batch.frames:
                 self._frame(session, frame)
                 if session.closed:
-                    return
+                    # Resumed by its Hello: the rest is the older session's.
+                    resumed = session.transport.session
+                    if resumed is None or resumed.closed:
+                        return
+                    session = resumed
         except DeskwireError as error:
             self.fault(session, error)
+
+    def push(self, session: Session, data: bytes) -> None:
+        """Send encoded batches to a client, as one numbered message that a Resume repeats."""
+        number = session.sent = session.sent + 1
+        data += b"\x10" + _varint(number)  # Batch.number = 2
+        if self.limits.resume_window:
+            ring = session.ring
+            if ring is None:
+                ring = session.ring = Ring(self._budget, number - 1)
+            ring.add(number, data)
+        session.transport.send(data)
 
     def fault(self, session: Session, error: DeskwireError) -> None:
         """Refuse what can't be read; too often, and the connection ends."""
@@ -372,34 +471,135 @@ class Sessions:
             session.transport.send(error_batch(error))
             self.goodbye(session, Close.TOKEN_REFUSED, error.reason, error.message)
             return
+        if hello.HasField("resume"):
+            known = self._known(hello.resume, principal)
+            if known is not None:
+                self._resume(known, session, hello.resume.last_number, (principal, expires))
+                return
         session.principal = principal
         session.expires = expires
         session.client = hello.client
+        session.device_id = hello.device_id
         session.connected_at = self._clock.now().timestamp()
         self.by_number[session.number] = session
         self._wheel[session.number % len(self._wheel)].add(session)
-        welcome = frame_pb2.Welcome(
-            session_id=session.session_id,
-            max_message_bytes=self.limits.max_message_bytes,
-            max_unacked_sends=self.limits.max_unacked_sends,
-        )
-        welcome.ping_interval.FromMilliseconds(int(self.limits.ping_interval * 1000))
-        welcome.token_expire_time.FromSeconds(int(expires))
-        session.transport.send(_batch(welcome=welcome))
+        self._welcome(session)
+        if hello.HasField("resume"):
+            session.transport.send(_batch(resumed=frame_pb2.Resumed(reset=True)))
         if self._chat is not None:
             self._chat.attach(session)
         self._opened(session)
 
+    def _welcome(self, session: Session) -> None:
+        limits = self.limits
+        welcome = frame_pb2.Welcome(
+            session_id=session.session_id,
+            max_message_bytes=limits.max_message_bytes,
+            max_unacked_sends=limits.max_unacked_sends,
+        )
+        welcome.ping_interval.FromMilliseconds(int(limits.ping_interval * 1000))
+        welcome.token_expire_time.FromSeconds(int(session.expires))
+        welcome.backoff.initial.FromMilliseconds(int(limits.backoff_initial * 1000))
+        welcome.backoff.max.FromMilliseconds(int(limits.backoff_max * 1000))
+        welcome.resume_window.FromMilliseconds(int(limits.resume_window * 1000))
+        session.transport.send(_batch(welcome=welcome))
+
+    def _known(self, resume: frame_pb2.Resume, principal: Principal) -> Session | None:
+        """The session that a client may resume: its own, and not older than what it has of it."""
+        try:
+            session = self.by_number.get(int(resume.session_id[24:], 16))
+        except ValueError:
+            return None
+        if session is None or session.session_id != resume.session_id:
+            return None
+        return (
+            session
+            if _same_user(session.principal, principal) and resume.last_number <= session.sent
+            else None
+        )
+
+    def _resume(
+        self, session: Session, fresh: Session, last: int, token: tuple[Principal, float]
+    ) -> None:
+        """Give an older session the connection on which its client has come back."""
+        fresh.closed = True
+        before, session.transport = session.transport, fresh.transport
+        session.transport.session = session
+        session.principal, session.expires = token
+        session.seen = fresh.seen
+        # What was sent on the broken connection is sent again by the client, whatever was pending.
+        session.unacked = 0
+        parked, session.parked = session.parked, 0.0
+        if not parked:
+            # The server hadn't noticed yet that the connection was broken.
+            before.close(Close.SILENT, "resumed on another connection")
+        missed = session.ring.after(last) if session.ring is not None else []
+        if session.ring is None and last != session.sent:
+            missed = None
+        self._welcome(session)
+        session.transport.send(_batch(resumed=frame_pb2.Resumed(lossless=missed is not None)))
+        METRICS.gateway_resumes.labels("lossless" if missed is not None else "lossy").inc()
+        if self._chat is not None and missed is None:
+            # Attached anew it is told the Heads.
+            self._chat.detach(session)
+            self._chat.attach(session)
+        elif self._chat is not None and parked:
+            self._chat.unpark(session)
+        if missed:
+            session.transport.send(b"".join(missed))
+
+    def _refresh(self, session: Session, frame: frame_pb2.Frame) -> None:
+        self._validator.check(frame.refresh)
+        try:
+            principal, expires = self._verifier.verify_with_expiry(frame.refresh.token)
+            if not _same_user(session.principal, principal):
+                raise PermissionDenied("the new token is another user's; connect with it instead")
+        except DeskwireError as error:
+            METRICS.gateway_refused.labels(error.reason_name).inc()
+            session.transport.send(error_batch(error))
+            return
+        session.principal, session.expires = principal, expires
+        refreshed = frame_pb2.Refreshed()
+        refreshed.token_expire_time.FromSeconds(int(expires))
+        session.transport.send(_batch(refreshed=refreshed))
+
     def _ping(self, session: Session, frame: frame_pb2.Frame) -> None:
         session.transport.send(_batch(pong=frame_pb2.Pong(id=frame.ping.id)))
+
+    def _delivered(self, session: Session, frame: frame_pb2.Frame) -> None:
+        self._validator.check(frame.delivered)
+        self._receipt(session, frame.delivered.conversation_id, frame.delivered.seq, 0)
+
+    def _read(self, session: Session, frame: frame_pb2.Frame) -> None:
+        self._validator.check(frame.read)
+        self._receipt(session, frame.read.conversation_id, frame.read.seq, frame.read.seq)
+
+    def _receipt(self, session: Session, conversation_id: str, delivered: int, read: int) -> None:
+        if self._may_go_on(session, conversation_id) and self._chat is not None:
+            self._chat.receipt(session, conversation_id, delivered=delivered, read=read)
+
+    def _typing(self, session: Session, frame: frame_pb2.Frame) -> None:
+        self._validator.check(frame.typing)
+        # Over the rate it is dropped: it is worth nothing later.
+        if self._wait_of(session, _OTHER_COST) == 0 and self._chat is not None:
+            self._chat.typing(session, frame.typing)
 
     def _leave(self, session: Session, _frame: frame_pb2.Frame) -> None:
         session.transport.close(1000, "goodbye")
         self.lost(session)
 
     def _sync(self, session: Session, frame: frame_pb2.Frame) -> None:
-        if self._chat is not None:
+        if self._may_go_on(session, frame.sync.conversation_id) and self._chat is not None:
             self._chat.sync(session, frame.sync)
+
+    def _may_go_on(self, session: Session, conversation_id: str) -> bool:
+        """Whether the rate allows a frame that isn't a Send; otherwise it is refused for now."""
+        wait = self._wait_of(session, _OTHER_COST)
+        if wait:
+            error = self._too_fast(wait)
+            METRICS.gateway_refused.labels(error.reason_name).inc()
+            session.transport.send(error_batch(error, conversation_id=conversation_id))
+        return not wait
 
     def _send(self, session: Session, frame: frame_pb2.Frame) -> None:
         send = frame.send
@@ -449,24 +649,50 @@ class Sessions:
                 "too many messages wait to be stored",
                 retry_after=1 + random.random(),  # noqa: S311 - a spread, no secret
             )
-        now = session.seen
-        budget = session.budget
-        if budget < 0:
-            budget = float(limits.send_burst)
-        budget = min(
-            float(limits.send_burst), budget + (now - session.budget_at) * limits.send_rate
-        )
-        session.budget_at = now
-        if budget < 1:
-            session.budget = budget
-            raise ResourceExhausted(
-                f"more than {limits.send_rate:g} messages a second",
-                reason=reasons.ERROR_REASON_RATE_LIMITED,
-                retry_after=(1 - budget) / limits.send_rate + 0.05,
-            )
-        session.budget = budget - 1
+        wait = self._wait_of(session, 1.0)
+        if wait:
+            raise self._too_fast(wait)
         if session.held:
             session.held.pop(send.conversation_id, None)
+
+    def _wait_of(self, session: Session, cost: float) -> float:
+        """Take tokens from the session's bucket; the seconds to wait when there aren't enough, else 0."""
+        limits = self.limits
+        budget = session.budget if session.budget >= 0 else float(limits.send_burst)
+        budget = min(
+            float(limits.send_burst),
+            budget + (session.seen - session.budget_at) * limits.send_rate,
+        )
+        session.budget_at = session.seen
+        enough = budget >= cost
+        session.budget = budget - cost if enough else budget
+        return 0.0 if enough else (cost - budget) / limits.send_rate + 0.05
+
+    def _too_fast(self, wait: float) -> ResourceExhausted:
+        return ResourceExhausted(
+            f"more than {self.limits.send_rate:g} messages a second",
+            reason=reasons.ERROR_REASON_RATE_LIMITED,
+            retry_after=wait,
+        )
+
+
+def _same_user(one: Principal | None, other: Principal) -> bool:
+    return one is not None and (one.tenant, one.role, one.subject) == (
+        other.tenant,
+        other.role,
+        other.subject,
+    )
+
+
+def _varint(number: int) -> bytes:
+    if number < 128:
+        return _ONE_BYTE[number]
+    parts = bytearray()
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
 
 
 def too_large(limit: int) -> ResourceExhausted:

@@ -34,22 +34,21 @@ class _Connection(picows.WSListener):
         self._sessions = sessions
         self._max_buffered = max_buffered
         self._ws: Any = None
-        self._session: Session | None = None
+        self.session: Session | None = None
         self._parts: list[bytes] | None = None
 
     # picows calls these
 
     def on_ws_connected(self, transport: Any) -> None:
         self._ws = transport
-        self._session = self._sessions.open(self)
+        self._sessions.open(self)
 
     def on_ws_disconnected(self, _transport: Any) -> None:
-        if self._session is not None:
-            self._sessions.lost(self._session)
         self._ws = None
+        self._sessions.disconnected(self)
 
     def on_ws_frame(self, transport: Any, frame: Any) -> None:
-        session = self._session
+        session = self.session
         if session is None:
             return
         kind = frame.msg_type
@@ -127,7 +126,7 @@ async def listen(
         path = request.path.decode("ascii", "replace").partition("?")[0]
         if path == "/health":
             return _answer(
-                HTTPStatus.OK, {"status": "SERVING", "connections": len(sessions.by_number)}
+                HTTPStatus.OK, {"status": "SERVING", "connections": sessions.connections}
             )
         if path != PATH:
             return None  # 404
@@ -138,7 +137,7 @@ async def listen(
             return _answer(
                 HTTPStatus.BAD_REQUEST, {"error": f"offer the WebSocket subprotocol {SUBPROTOCOL}"}
             )
-        if len(sessions.by_number) >= max_connections:
+        if sessions.connections >= max_connections:
             return _answer(
                 HTTPStatus.SERVICE_UNAVAILABLE, {"error": "no room for more connections"}
             )

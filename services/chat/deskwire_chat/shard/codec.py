@@ -106,7 +106,12 @@ def batch_of_frame(encoded_frame: bytes) -> bytes:
 
 
 def down_item(
-    connection_ids: Iterable[int], batch: bytes, *, send_id: int = 0, stored: bool = False
+    connection_ids: Iterable[int],
+    batch: bytes,
+    *,
+    send_id: int = 0,
+    stored: bool = False,
+    ephemeral: bool = False,
 ) -> bytes:
     """Return an encoded LinkResponse with one LinkDownItem; such bytes concatenate."""
     ids = b"".join([varint(connection_id) for connection_id in connection_ids])
@@ -115,6 +120,8 @@ def down_item(
         item += b"\x18" + varint(send_id)
     if stored:
         item += b"\x20\x01"
+    if ephemeral:
+        item += b"\x30\x01"
     return nested(b"\x0a", item)
 
 

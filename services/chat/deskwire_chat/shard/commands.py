@@ -112,5 +112,7 @@ def participants(conversation: Conversation) -> list[UserKey]:
     """Who is told of what happens in a conversation."""
     users: list[UserKey] = [(conversation.tenant, ActorRole.VISITOR, conversation.visitor_id)]
     if conversation.agent_id:
+        # A subject is a person's or a bot's.
         users.append((conversation.tenant, ActorRole.AGENT, conversation.agent_id))
+        users.append((conversation.tenant, ActorRole.BOT, conversation.agent_id))
     return users

@@ -1,15 +1,10 @@
-"""The streams of the gateway's workers: who is connected, what they send, and what is pushed to them.
-
-Presence is the stream: an Attach or a Detach is all that is known of a connection, and a stream that ends takes its
-connections with it. Bytes go down in batches: written when the previous write is done, after a short linger.
-"""
+"""The streams of the gateway's workers: who comes and goes, and what they say."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections import deque
-from collections.abc import AsyncIterator, Hashable, Iterable
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
@@ -19,13 +14,22 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat import views
-from deskwire_chat.domain import ActorRole, Conversation, Writer, conversation_not_found, may_see
-from deskwire_chat.gate import Gate
-from deskwire_chat.routing import Router
+from deskwire_chat.domain import (
+    ActorRole,
+    Conversation,
+    Writer,
+    conversation_not_found,
+    may_see,
+    takes_part,
+)
 from deskwire_chat.shard import codec
-from deskwire_chat.shard.commands import Store, Stored, UserKey
+from deskwire_chat.shard.commands import Store, Stored, participants
+from deskwire_chat.shard.connections import Connection, Connections, Stream
+from deskwire_chat.shard.feeds import QueueFeed
+from deskwire_chat.shard.presence import Presence
+from deskwire_chat.shard.receipts import Receipts
 from deskwire_chat.shard.writer import ShardWriter
-from deskwire_chat.store import conversations, messages
+from deskwire_chat.store import conversations, messages, receipts
 from deskwire_common import rpc, telemetry
 from deskwire_common.auth import ANY_TENANT, Profile, Role, TokenVerifier
 from deskwire_common.db import Database
@@ -44,84 +48,12 @@ SERVICE: Final = "deskwire.shard.v1.ShardService"
 METHOD: Final = f"/{SERVICE}/Link"
 ROLES: Final = frozenset({Role.SERVICE})
 
-_LINGER: Final = 0.002
-_BATCH_ITEMS: Final = 200
-_BATCH_BYTES: Final = 65_536
-_QUEUE_BYTES: Final = 64 * 1024 * 1024
 _READS: Final = 8
+_MAX_TYPED: Final = 100
 _SYNC_LIMIT: Final = 200
 _MAX_TEXT: Final = 8_000
-
-
-class _Connection:
-    """One connection of a worker: the `line` of its Sends. One that is `refused` only waits for its Detach."""
-
-    __slots__ = ("held", "id", "link", "refused", "user", "who")
-
-    def __init__(self, link: _Link, number: int, who: Writer) -> None:
-        self.link = link
-        self.id = number
-        self.who = who
-        self.user: UserKey = (who.tenant, int(who.role), who.subject)
-        self.held: set[str] = set()
-        self.refused: DeskwireError | None = None
-
-
-class _Link:
-    """One stream, and what waits to go down on it."""
-
-    def __init__(self) -> None:
-        self.worker_id = ""
-        self.generation = 0
-        self.connections: dict[int, _Connection] = {}
-        self.closed = False
-        self._queue: deque[bytes] = deque()
-        self._bytes = 0
-        self._wake = asyncio.Event()
-        self._ended = False
-
-    def put(self, item: bytes) -> None:
-        """Queue an encoded LinkResponse with one item."""
-        if self.closed:
-            return
-        self._bytes += len(item)
-        if self._bytes > _QUEUE_BYTES:
-            # The gateway doesn't read: it reconnects, and its clients Sync.
-            get_logger().warning("link_too_slow", worker_id=self.worker_id, bytes=self._bytes)
-            self.close()
-            return
-        self._queue.append(item)
-        self._wake.set()
-
-    def close(self) -> None:
-        """End the stream at once."""
-        self.closed = True
-        self._queue.clear()
-        self._wake.set()
-
-    def end(self) -> None:
-        """End the stream when everything that waits has gone down."""
-        self._ended = True
-        self._wake.set()
-
-    async def batches(self) -> AsyncIterator[bytes]:
-        """Encoded LinkResponses, ready to write."""
-        while not self.closed:
-            if not self._queue:
-                if self._ended:
-                    return
-                self._wake.clear()
-                await self._wake.wait()
-                await asyncio.sleep(_LINGER)
-                continue
-            parts: list[bytes] = []
-            size = 0
-            while self._queue and len(parts) < _BATCH_ITEMS and size < _BATCH_BYTES:
-                item = self._queue.popleft()
-                size += len(item)
-                parts.append(item)
-            self._bytes -= size
-            yield b"".join(parts)
+_TYPING_SECONDS: Final = 2.0
+"""So soon the same Typing of a connection isn't told again."""
 
 
 class Links:
@@ -130,49 +62,30 @@ class Links:
     def __init__(
         self,
         db: Database,
-        router: Router,
-        gate: Gate,
+        connections: Connections,
+        presence: Presence,
+        receipts: Receipts,
+        feeds: QueueFeed,
         verifier: TokenVerifier,
         validator: Validator,
     ) -> None:
         self._db = db
-        self._router = router
-        self._gate = gate
+        self._connections = connections
+        self._presence = presence
+        self._receipts = receipts
+        self._feeds = feeds
         self._verifier = verifier
         self._validator = validator
         self._writer: ShardWriter | None = None
-        self._users: dict[UserKey, dict[int, _Connection]] = {}
-        self._numbers = itertools.count(1)
-        self._workers: dict[str, _Link] = {}
-        self._open: set[_Link] = set()
+        self._workers: dict[str, Stream] = {}
+        self._open: set[Stream] = set()
         self._reads = asyncio.Semaphore(_READS)
         self._tasks: set[asyncio.Task[None]] = set()
+        connections.freed = self._freed
 
     def bind(self, writer: ShardWriter) -> None:
-        """Give it the writer, which in turn delivers through `deliver`."""
+        """Give it the writer, which in turn delivers to the connections."""
         self._writer = writer
-
-    # ---------------------------------------------------------------------------------- delivering
-
-    def deliver(self, users: Iterable[UserKey], batch: bytes, *, without: Hashable = None) -> None:
-        """Send an encoded Batch to all connections of some users, but not to the connection `without`."""
-        ids: dict[_Link, list[int]] = {}
-        for user in users:
-            for connection in self._users.get(user, {}).values():
-                if connection is not without:
-                    ids.setdefault(connection.link, []).append(connection.id)
-        for link, numbers in ids.items():
-            METRICS.deliveries.inc(len(numbers))
-            link.put(codec.down_item(numbers, batch))
-
-    def expel(self) -> None:
-        """End the connections of all users whom the gate doesn't let in any more."""
-        for user in list(self._users):
-            refusal = self._gate.refusal_of(user)
-            if refusal is not None:
-                for connection in list(self._users[user].values()):
-                    self._leave(connection)
-                    self._refuse(connection, refusal)
 
     # ------------------------------------------------------------------------------------ the RPC
 
@@ -198,62 +111,79 @@ class Links:
             await rpc.refuse(
                 context, PermissionDenied("a link needs a service token of all tenants")
             )
-        link = _Link()
-        self._open.add(link)
-        reading = asyncio.create_task(self._read(link, requests))
+        stream = Stream()
+        self._open.add(stream)
+        reading = asyncio.create_task(self._read(stream, requests))
         try:
-            async for batch in link.batches():
+            async for batch in stream.batches():
                 yield batch
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-            self._open.discard(link)
-            self._drop(link)
+            self._open.discard(stream)
+            self._drop(stream)
 
     async def drain(self) -> None:
         """End all streams; the gateway's workers open others, elsewhere or later."""
-        for link in list(self._open):
-            link.end()
+        for stream in list(self._open):
+            stream.end()
         for task in list(self._tasks):
             task.cancel()
 
-    async def _read(self, link: _Link, requests: AsyncIterator[pb.LinkRequest]) -> None:
+    async def _read(self, stream: Stream, requests: AsyncIterator[pb.LinkRequest]) -> None:
         try:
             async for request in requests:
-                attached: list[_Connection] = []
+                attached: list[Connection] = []
                 for item in request.items:
-                    self._handle(link, item, attached)
+                    self._handle(stream, item, attached)
                 if attached:
                     self._spawn(self._heads(attached))
         except Exception as error:  # noqa: BLE001 - the stream ends; the worker opens another one
-            get_logger().warning("link_failed", worker_id=link.worker_id, exc_info=error)
-        link.end()
+            get_logger().warning("link_failed", worker_id=stream.worker_id, exc_info=error)
+        stream.end()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _handle(self, link: _Link, item: pb.LinkUpItem, attached: list[_Connection]) -> None:
+    def _handle(self, stream: Stream, item: pb.LinkUpItem, attached: list[Connection]) -> None:
         kind = item.WhichOneof("kind")
-        if kind == "send":
-            self._send(link, item.send)
-        elif kind == "sync":
-            self._spawn(self._sync(link, item.sync))
-        elif kind == "attach":
-            connection = self._attach(link, item.attach)
+        if kind == "attach":
+            connection = self._attach(stream, item.attach)
             if connection is not None:
                 attached.append(connection)
-        elif kind == "detach":
-            self._detach(link, item.detach.connection_id)
         elif kind == "hello":
-            link.worker_id, link.generation = item.hello.worker_id, item.hello.generation
+            stream.worker_id, stream.generation = item.hello.worker_id, item.hello.generation
         elif kind == "snapshot_end":
-            self._complete(link)
+            self._complete(stream)
+        elif kind is not None and kind != "snapshot_begin":
+            said = getattr(item, kind)
+            # One that isn't there has left before what it said came.
+            connection = stream.connections.get(said.connection_id)
+            if connection is not None:
+                self._frame(connection, kind, said)
 
-    # ----------------------------------------------------------------------------------- presence
+    def _frame(self, connection: Connection, kind: str, said: Any) -> None:
+        if kind == "send":
+            self._send(connection, said)
+        elif kind == "sync":
+            self._spawn(self._sync(connection, said.sync))
+        elif kind == "detach":
+            self._connections.remove(connection)
+        elif kind == "park":
+            self._connections.park(connection)
+        elif kind == "unpark":
+            self._connections.unpark(connection)
+            self._spawn(self._presence.came_back(connection))
+        elif connection.refused is None and kind == "receipt":
+            self._receipts.told(connection, said)
+        elif connection.refused is None and kind == "typing":
+            self._spawn(self._typing(connection, said))
 
-    def _attach(self, link: _Link, attach: pb.Attach) -> _Connection | None:
+    # -------------------------------------------------------------------------------- connections
+
+    def _attach(self, stream: Stream, attach: pb.Attach) -> Connection | None:
         who = Writer(
             tenant=attach.tenant_id,
             role=ActorRole(attach.user.role),
@@ -261,120 +191,86 @@ class Links:
             name=attach.user.display_name,
             profile=_profile(attach.profile) if attach.HasField("profile") else None,
         )
-        connection = _Connection(link, attach.connection_id, who)
-        link.connections[connection.id] = connection
-        METRICS.attached.inc()
-        refusal = self._gate.refusal_of(connection.user)
-        if refusal is not None:
-            self._refuse(connection, refusal)
-            return None
-        self._users.setdefault(connection.user, {})[next(self._numbers)] = connection
-        if who.role == ActorRole.AGENT:
-            self._router.connected(who.tenant, who.subject)
-        return connection
+        connection = Connection(
+            stream,
+            attach.connection_id,
+            who,
+            device_id=attach.device_id,
+            connected_at=attach.connect_micros,
+            parked=attach.parked,
+        )
+        return connection if self._connections.add(connection) else None
 
-    def _detach(self, link: _Link, number: int) -> None:
-        connection = link.connections.pop(number, None)
-        if connection is None:
-            return
-        METRICS.attached.dec()
-        if connection.refused is None:
-            self._leave(connection)
-
-    @staticmethod
-    def _refuse(connection: _Connection, refusal: DeskwireError) -> None:
-        """Have the gateway end a connection that nobody is reached at any more."""
-        connection.refused = refusal
-        connection.link.put(codec.refusal_item([connection.id], refusal.reason, refusal.message))
-
-    def _leave(self, connection: _Connection) -> None:
-        """Nobody is reached at a connection any more: no pushes, no routing."""
-        here = self._users[connection.user]
-        for key in [key for key, each in here.items() if each is connection]:
-            del here[key]
-        if not here:
-            del self._users[connection.user]
-        if connection.held and self._writer is not None:
+    def _freed(self, connection: Connection) -> None:
+        if self._writer is not None and connection.held:
             self._writer.forget_line(connection, connection.held)
-        if connection.who.role == ActorRole.AGENT:
-            self._router.disconnected(connection.who.tenant, connection.who.subject)
 
-    def _complete(self, link: _Link) -> None:
+    def _complete(self, stream: Stream) -> None:
         """A snapshot is complete: the worker's earlier stream is over."""
-        earlier = self._workers.get(link.worker_id)
-        if earlier is not None and earlier.generation >= link.generation:
+        earlier = self._workers.get(stream.worker_id)
+        if earlier is not None and earlier.generation >= stream.generation:
             return
-        self._workers[link.worker_id] = link
+        self._workers[stream.worker_id] = stream
         if earlier is not None:
             self._drop(earlier)
             earlier.close()
 
-    def _drop(self, link: _Link) -> None:
-        link.closed = True
-        for number in list(link.connections):
-            self._detach(link, number)
-        if self._workers.get(link.worker_id) is link:
-            del self._workers[link.worker_id]
+    def _drop(self, stream: Stream) -> None:
+        stream.closed = True
+        for connection in list(stream.connections.values()):
+            self._connections.remove(connection)
+        if self._workers.get(stream.worker_id) is stream:
+            del self._workers[stream.worker_id]
 
-    async def _heads(self, attached: list[_Connection]) -> None:
+    async def _heads(self, attached: list[Connection]) -> None:
         """Answer Attaches: where the user's open conversations stand, read after the attaching took effect."""
-        groups: dict[tuple[str, ActorRole], list[_Connection]] = {}
+        groups: dict[tuple[str, ActorRole], list[Connection]] = {}
         for connection in attached:
             groups.setdefault((connection.who.tenant, connection.who.role), []).append(connection)
         for (tenant, role), members in groups.items():
-            if role not in {ActorRole.VISITOR, ActorRole.AGENT}:
-                continue
             subjects = list({each.who.subject for each in members})
             try:
                 async with self._reads, self._db.read() as c:
-                    read = (
-                        conversations.open_of_visitors
-                        if role == ActorRole.VISITOR
-                        else conversations.open_of_agents
-                    )
-                    found = await read(c, tenant, subjects)
+                    found = await conversations.open_of(c, tenant, role, subjects)
             except (DeskwireError, SQLAlchemyError) as error:
                 # Without a head a client couldn't see what it missed: its worker must come again.
                 get_logger().warning("heads_not_read", error=type(error).__name__)
-                for link in {each.link for each in members}:
-                    link.end()
+                for stream in {each.stream for each in members}:
+                    stream.end()
                 continue
-            by_user: dict[str, list[Conversation]] = {}
-            for conversation in found:
-                owner = (
-                    conversation.visitor_id if role == ActorRole.VISITOR else conversation.agent_id
-                )
-                by_user.setdefault(owner, []).append(conversation)
             for connection in members:
-                frames = [views.head(each) for each in by_user.get(connection.who.subject, ())]
+                theirs = found.get(connection.who.subject, [])
+                frames = [views.head(each) for each in theirs]
+                frames += self._presence.frames(connection, theirs)
                 if frames:
-                    batch = frame_pb2.Batch(frames=frames).SerializeToString()
-                    connection.link.put(codec.down_item([connection.id], batch))
+                    connection.put(frame_pb2.Batch(frames=frames).SerializeToString())
+                if not connection.parked:
+                    self._presence.came(connection, theirs)
+                self._feeds.came(connection)
 
     # ------------------------------------------------------------------------------------- frames
 
-    def _send(self, link: _Link, item: pb.LinkSend) -> None:
-        connection = link.connections.get(item.connection_id)
-        if connection is None:
-            return  # it left before its Send came
+    def _send(self, connection: Connection, item: pb.LinkSend) -> None:
         send = item.send
         send_id = item.send_id
 
         def reply(result: Stored | DeskwireError) -> None:
             if isinstance(result, Stored):
-                connection.held.discard(send.conversation_id)
+                if connection.held:
+                    connection.held.discard(send.conversation_id)
                 batch = codec.send_ack(
                     result.message, result.epoch, result.encoded_time, duplicate=result.duplicate
                 )
             else:
                 if result.temporary:
+                    connection.held = connection.held or set()
                     connection.held.add(send.conversation_id)
                 batch = views.error_frame(
                     result,
                     client_msg_id=send.client_msg_id,
                     conversation_id=send.conversation_id,
                 )
-            link.put(
+            connection.stream.put(
                 codec.down_item(
                     [connection.id], batch, send_id=send_id, stored=isinstance(result, Stored)
                 )
@@ -417,11 +313,7 @@ class Links:
                     "write conversation_id in lower case", field="conversation_id"
                 )
 
-    async def _sync(self, link: _Link, item: pb.LinkSync) -> None:
-        connection = link.connections.get(item.connection_id)
-        if connection is None:
-            return
-        sync = item.sync
+    async def _sync(self, connection: Connection, sync: frame_pb2.Sync) -> None:
         try:
             if connection.refused is not None:
                 raise connection.refused
@@ -435,9 +327,10 @@ class Links:
                 run = await messages.after_seq(
                     c, sync.conversation_id, seq=sync.after_seq, limit=sync.limit or _SYNC_LIMIT
                 )
+                got = await receipts.of_conversation(c, sync.conversation_id)
             if run:
                 conversation.head_seq = max(conversation.head_seq, run[-1].seq)
-            batch = views.synced(conversation, run)
+            batch = views.synced(conversation, run, got)
         except DeskwireError as error:
             batch = views.error_frame(error, conversation_id=sync.conversation_id)
         except SQLAlchemyError:
@@ -446,7 +339,39 @@ class Links:
                 Unavailable("history can't be read now; Sync again", retry_after=1.0),
                 conversation_id=sync.conversation_id,
             )
-        link.put(codec.down_item([connection.id], batch))
+        connection.put(batch)
+
+    async def _typing(self, connection: Connection, item: pb.LinkTyping) -> None:
+        """Tell the others, unless they were told just now. Whoever may not is not answered: it is worth nothing."""
+        typed = connection.typed = connection.typed or {}
+        now = asyncio.get_running_loop().time()
+        if len(typed) > _MAX_TYPED:
+            typed.clear()
+        was, at = typed.get(item.conversation_id, (False, 0.0))
+        if was == item.typing and now - at < _TYPING_SECONDS:
+            return
+        typed[item.conversation_id] = item.typing, now
+        conversation = await self._known(connection, item.conversation_id)
+        if conversation is None or not takes_part(conversation, connection.who):
+            return
+        batch = views.batch(
+            typing=frame_pb2.Typing(
+                conversation_id=item.conversation_id,
+                typing=item.typing,
+                user=views.actor(connection.who),
+            )
+        )
+        others = [each for each in participants(conversation) if each != connection.user]
+        self._connections.deliver(others, batch, ephemeral=True)
+
+    async def _known(self, connection: Connection, conversation_id: str) -> Conversation | None:
+        """A conversation that somebody may see, from memory or the database."""
+        found = self._writer.memory.get(conversation_id) if self._writer is not None else None
+        if found is None and is_uuid(conversation_id):
+            with contextlib.suppress(DeskwireError, SQLAlchemyError):
+                async with self._reads, self._db.read() as c:
+                    found = await conversations.get(c, connection.who.tenant, conversation_id)
+        return found if found is not None and may_see(found, connection.who) else None
 
 
 def check_client_msg_id(client_msg_id: str) -> None:

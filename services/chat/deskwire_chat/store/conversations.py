@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, Select, and_, func, insert, select, true, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import Conversation, State
+from deskwire_chat.domain import ActorRole, Conversation, State
 from deskwire_chat.store.tables import agents, conversations, messages
 
 _head = (
@@ -89,34 +89,33 @@ async def page(
     )
 
 
-async def open_of_visitors(
-    c: AsyncConnection, tenant: str, visitor_ids: Sequence[str]
-) -> list[Conversation]:
-    """Return the visitors' conversations that aren't closed."""
+async def open_of(
+    c: AsyncConnection, tenant: str, role: ActorRole, subjects: Sequence[str]
+) -> dict[str, list[Conversation]]:
+    """Return the conversations of some users that aren't closed, by user: those that they take part in."""
     columns = conversations.c
-    return await _all(
-        c,
-        select(*_COLUMNS).where(
-            columns.tenant_id == tenant,
-            columns.visitor_id.in_(visitor_ids),
-            columns.state != int(State.CLOSED),
-        ),
-    )
+    if role == ActorRole.VISITOR:
+        theirs = columns.visitor_id.in_(subjects) & (columns.state != int(State.CLOSED))
+    elif role in {ActorRole.AGENT, ActorRole.BOT}:
+        theirs = columns.agent_id.in_(subjects) & (columns.state == int(State.ACTIVE))
+    else:
+        return {}
+    found: dict[str, list[Conversation]] = {}
+    for each in await _all(c, select(*_COLUMNS).where(columns.tenant_id == tenant, theirs)):
+        user = each.visitor_id if role == ActorRole.VISITOR else each.agent_id
+        found.setdefault(user, []).append(each)
+    return found
 
 
-async def open_of_agents(
-    c: AsyncConnection, tenant: str, agent_ids: Sequence[str]
-) -> list[Conversation]:
-    """Return the agents' conversations that aren't closed."""
+async def waiting(c: AsyncConnection, tenants: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return of some tenants how many conversations wait, and when the oldest was opened; none: not there."""
     columns = conversations.c
-    return await _all(
-        c,
-        select(*_COLUMNS).where(
-            columns.tenant_id == tenant,
-            columns.agent_id.in_(agent_ids),
-            columns.state == int(State.ACTIVE),
-        ),
+    rows = await c.execute(
+        select(columns.tenant_id, func.count(), func.min(columns.created_at))
+        .where(columns.state == int(State.QUEUED), columns.tenant_id.in_(tenants))
+        .group_by(columns.tenant_id)
     )
+    return {row[0]: (row[1], row[2]) for row in rows}
 
 
 async def agents_of_customer(c: AsyncConnection, tenant: str, customer_id: str) -> list[str]:

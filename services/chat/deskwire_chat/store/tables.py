@@ -79,6 +79,17 @@ messages = Table(
     UniqueConstraint("partition_id", "position", name="messages_log"),
 )
 
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("conversation_id", db.Id, primary_key=True),
+    Column("role", SmallInteger, primary_key=True, autoincrement=False),
+    Column("subject", db.Name, primary_key=True),
+    Column("delivered_seq", db.UInt32, nullable=False),
+    Column("read_seq", db.UInt32, nullable=False),
+    Column("updated_at", db.Micros, nullable=False),
+)
+
 customers = Table(
     "customers",
     metadata,

@@ -1,0 +1,280 @@
+"""Who is connected: the connections of all gateway workers, by user, and what is sent to them.
+
+Presence is the stream: an Attach or a Detach is all that is known of a connection, and a stream that ends takes its
+connections with it. Bytes go down in batches: written when the previous write is done, after a short linger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from typing import Final
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire_chat.domain import ActorRole, Writer
+from deskwire_chat.gate import Gate
+from deskwire_chat.routing import Router
+from deskwire_chat.shard import codec
+from deskwire_chat.shard.commands import UserKey
+from deskwire_common.errors import DeskwireError, FailedPrecondition
+from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
+
+_LINGER: Final = 0.002
+_BATCH_ITEMS: Final = 200
+_BATCH_BYTES: Final = 65_536
+_QUEUE_BYTES: Final = 64 * 1024 * 1024
+
+
+class Connection:
+    """One connection of a worker: the `line` of its Sends. One that is `refused` only waits for its Detach.
+
+    A `parked` one is broken and may be resumed: it gets pushes, but its user doesn't count as present.
+    """
+
+    __slots__ = (
+        "connected_at",
+        "device_id",
+        "held",
+        "id",
+        "parked",
+        "refused",
+        "stream",
+        "typed",
+        "user",
+        "who",
+    )
+
+    def __init__(
+        self,
+        stream: Stream,
+        number: int,
+        who: Writer,
+        *,
+        device_id: str = "",
+        connected_at: int = 0,
+        parked: bool = False,
+    ) -> None:
+        self.stream = stream
+        self.id = number
+        self.who = who
+        self.user: UserKey = (who.tenant, int(who.role), who.subject)
+        self.device_id = device_id
+        self.connected_at = connected_at
+        self.parked = parked
+        self.held: set[str] | None = None
+        self.typed: dict[str, tuple[bool, float]] | None = None
+        self.refused: DeskwireError | None = None
+
+    def is_again(self, other: Connection) -> bool:
+        """Whether this is the other one, on a newer stream of the same worker."""
+        return other.id == self.id and other.stream.worker_id == self.stream.worker_id
+
+    def put(self, batch: bytes, *, ephemeral: bool = False) -> None:
+        """Send it an encoded Batch."""
+        self.stream.put(codec.down_item([self.id], batch, ephemeral=ephemeral))
+
+
+class Stream:
+    """One stream of a worker, and what waits to go down on it."""
+
+    def __init__(self) -> None:
+        self.worker_id = ""
+        self.generation = 0
+        self.connections: dict[int, Connection] = {}
+        self.closed = False
+        self._queue: deque[bytes] = deque()
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._ended = False
+
+    def put(self, item: bytes) -> None:
+        """Queue an encoded LinkResponse with one item."""
+        if self.closed:
+            return
+        self._bytes += len(item)
+        if self._bytes > _QUEUE_BYTES:
+            # The gateway doesn't read: it reconnects, and its clients Sync.
+            get_logger().warning("link_too_slow", worker_id=self.worker_id, bytes=self._bytes)
+            self.close()
+            return
+        self._queue.append(item)
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the stream at once."""
+        self.closed = True
+        self._queue.clear()
+        self._wake.set()
+
+    def end(self) -> None:
+        """End the stream when everything that waits has gone down."""
+        self._ended = True
+        self._wake.set()
+
+    async def batches(self) -> AsyncIterator[bytes]:
+        """Encoded LinkResponses, ready to write."""
+        while not self.closed:
+            if not self._queue:
+                if self._ended:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                await asyncio.sleep(_LINGER)
+                continue
+            parts: list[bytes] = []
+            size = 0
+            while self._queue and len(parts) < _BATCH_ITEMS and size < _BATCH_BYTES:
+                item = self._queue.popleft()
+                size += len(item)
+                parts.append(item)
+            self._bytes -= size
+            yield b"".join(parts)
+
+
+class Connections:
+    """The connections of all streams, by user."""
+
+    def __init__(self, router: Router, gate: Gate) -> None:
+        self._router = router
+        self._gate = gate
+        self._users: dict[UserKey, dict[int, Connection]] = {}
+        self._devices: dict[tuple[UserKey, str], Connection] = {}
+        self._numbers = itertools.count(1)
+        self.agents: dict[str, dict[UserKey, None]] = {}
+        """Tenant → its connected agents and bots."""
+        self.left: Callable[[UserKey], None] = lambda _user: None
+        """Told when the last connection of a user is gone."""
+        self.freed: Callable[[Connection], None] = lambda _connection: None
+        """Told when a connection is gone that holds lines."""
+
+    # ------------------------------------------------------------------------------- coming, going
+
+    def add(self, connection: Connection) -> bool:
+        """A connection is there; False when it is refused."""
+        connection.stream.connections[connection.id] = connection
+        METRICS.attached.inc()
+        refusal = self._gate.refusal_of(connection.user)
+        if refusal is not None:
+            self._refuse(connection, refusal)
+            return False
+        if connection.device_id and not self._is_newest(connection):
+            return False
+        self._users.setdefault(connection.user, {})[next(self._numbers)] = connection
+        if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
+            self.agents.setdefault(connection.who.tenant, {})[connection.user] = None
+        if not connection.parked:
+            self._came(connection)
+        return True
+
+    def remove(self, connection: Connection) -> None:
+        """A connection is gone."""
+        if connection.stream.connections.pop(connection.id, None) is None:
+            return
+        METRICS.attached.dec()
+        if connection.refused is None:
+            self._leave(connection)
+
+    def park(self, connection: Connection) -> None:
+        """A connection broke, and may come back."""
+        if connection.refused is None and not connection.parked:
+            connection.parked = True
+            self._went(connection)
+
+    def unpark(self, connection: Connection) -> None:
+        """A parked connection is there again."""
+        if connection.refused is None and connection.parked:
+            connection.parked = False
+            self._came(connection)
+
+    def expel(self) -> None:
+        """End the connections of all users whom the gate doesn't let in any more."""
+        for user in list(self._users):
+            refusal = self._gate.refusal_of(user)
+            if refusal is not None:
+                for connection in list(self._users[user].values()):
+                    self._leave(connection)
+                    self._refuse(connection, refusal)
+
+    def _is_newest(self, connection: Connection) -> bool:
+        """Of a user's connections with one device_id the newest stays."""
+        key = connection.user, connection.device_id
+        other = self._devices.get(key)
+        older = connection
+        if other is None or other.connected_at <= connection.connected_at:
+            self._devices[key] = connection
+            if other is None or connection.is_again(other):
+                return True
+            self._leave(other)
+            older = other
+        self._refuse(
+            older,
+            FailedPrecondition(
+                "a newer connection of this device has taken over",
+                reason=reasons.ERROR_REASON_SESSION_REPLACED,
+            ),
+        )
+        return older is not connection
+
+    @staticmethod
+    def _refuse(connection: Connection, refusal: DeskwireError) -> None:
+        """Have the gateway end a connection that nobody is reached at any more."""
+        connection.refused = refusal
+        connection.stream.put(codec.refusal_item([connection.id], refusal.reason, refusal.message))
+
+    def _leave(self, connection: Connection) -> None:
+        """Nobody is reached at a connection any more: no pushes, no routing."""
+        user = connection.user
+        here = self._users[user]
+        for key in [key for key, each in here.items() if each is connection]:
+            del here[key]
+        if not here:
+            del self._users[user]
+            if user in self.agents.get(user[0], ()):
+                del self.agents[user[0]][user]
+                if not self.agents[user[0]]:
+                    del self.agents[user[0]]
+        if connection.device_id:
+            device = user, connection.device_id
+            if self._devices.get(device) is connection:
+                del self._devices[device]
+        if connection.held:
+            self.freed(connection)
+        if not connection.parked:
+            self._went(connection)
+
+    def _came(self, connection: Connection) -> None:
+        if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
+            self._router.connected(connection.who.tenant, connection.who.subject)
+
+    def _went(self, connection: Connection) -> None:
+        if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
+            self._router.disconnected(connection.who.tenant, connection.who.subject)
+        if not self.is_present(connection.user):
+            self.left(connection.user)
+
+    # ---------------------------------------------------------------------------------- delivering
+
+    def is_present(self, user: UserKey) -> bool:
+        """Whether a connection of the user is open, and not only parked."""
+        return any(not each.parked for each in self._users.get(user, {}).values())
+
+    def deliver(
+        self,
+        users: Iterable[UserKey],
+        batch: bytes,
+        *,
+        without: Hashable = None,
+        ephemeral: bool = False,
+    ) -> None:
+        """Send an encoded Batch to all connections of some users, but not to the connection `without`."""
+        ids: dict[Stream, list[int]] = {}
+        for user in users:
+            for connection in self._users.get(user, {}).values():
+                if connection is not without:
+                    ids.setdefault(connection.stream, []).append(connection.id)
+        for stream, numbers in ids.items():
+            METRICS.deliveries.inc(len(numbers))
+            stream.put(codec.down_item(numbers, batch, ephemeral=ephemeral))

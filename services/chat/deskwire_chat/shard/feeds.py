@@ -1,0 +1,83 @@
+"""The queue as agents and bots see it: how many conversations of their tenant wait, and since when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_chat import views
+from deskwire_chat.shard.connections import Connection, Connections
+from deskwire_chat.store import conversations
+from deskwire_common.clock import Clock, to_micros
+from deskwire_common.db import Database
+from deskwire_common.errors import DeskwireError
+from deskwire_common.logging import get_logger
+
+_SECONDS: Final = 1.0
+
+
+class QueueFeed:
+    """Tells a tenant's connected agents of its queue when it changed, at most once a second.
+
+    Read from the database: with several chat processes each of them routes only a part of the queue.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        connections: Connections,
+        clock: Clock,
+        *,
+        is_ours: Callable[[str], bool] = lambda _tenant: True,
+    ) -> None:
+        """`is_ours`: whether this process tells of a tenant's queue; of several only one does."""
+        self._db = db
+        self._connections = connections
+        self._clock = clock
+        self._is_ours = is_ours
+        self._told: dict[str, tuple[int, int]] = {}
+
+    def came(self, connection: Connection) -> None:
+        """Tell an agent who came how the queue stands; who is the first hears it from `run`."""
+        state = self._told.get(connection.who.tenant)
+        if state is not None and connection.user in self._connections.agents.get(
+            connection.who.tenant, ()
+        ):
+            connection.put(self._push(state))
+
+    async def run(self) -> None:
+        """Look once a second until cancelled; outlasts a database that is away."""
+        while True:
+            await asyncio.sleep(_SECONDS)
+            agents = {
+                tenant: list(users)
+                for tenant, users in self._connections.agents.items()
+                if self._is_ours(tenant)
+            }
+            self._told = {tenant: each for tenant, each in self._told.items() if tenant in agents}
+            if not agents:
+                continue
+            try:
+                async with self._db.read() as c:
+                    found = await conversations.waiting(c, list(agents))
+            except (DeskwireError, SQLAlchemyError) as error:
+                get_logger().warning("queue_not_read", error=type(error).__name__)
+                continue
+            for tenant, users in agents.items():
+                state = found.get(tenant, (0, 0))
+                if self._told.get(tenant) != state:
+                    self._told[tenant] = state
+                    self._connections.deliver(users, self._push(state))
+
+    def _push(self, state: tuple[int, int]) -> bytes:
+        waiting, oldest = state
+        queue = frame_pb2.Queue(
+            waiting=waiting,
+            oldest_create_time=views.timestamp(oldest) if waiting else None,
+            time=views.timestamp(to_micros(self._clock.now())),
+        )
+        return views.batch(push=frame_pb2.Push(queue=queue))

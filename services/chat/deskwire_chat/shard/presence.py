@@ -1,0 +1,118 @@
+"""Who of an open conversation is connected: told to the others when it changes, never stored.
+
+Somebody who comes is told of at once, with the Heads; somebody who leaves only after a while, as most of them are
+back in a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from deskwire.common.v1 import actor_pb2
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_chat import views
+from deskwire_chat.domain import ActorRole, Conversation
+from deskwire_chat.shard.commands import UserKey, participants
+from deskwire_chat.shard.connections import Connection, Connections
+from deskwire_chat.store import conversations
+from deskwire_common.db import Database
+from deskwire_common.errors import DeskwireError
+from deskwire_common.logging import get_logger
+
+_GRACE_SECONDS: Final = 2.0
+_TICK_SECONDS: Final = 0.5
+_CHUNK: Final = 200
+
+
+class Presence:
+    """Tells those who take part in a conversation of each other's coming and leaving."""
+
+    def __init__(self, db: Database, connections: Connections) -> None:
+        self._db = db
+        self._connections = connections
+        self._left: deque[tuple[float, UserKey]] = deque()
+        connections.left = self._gone
+
+    def frames(
+        self, connection: Connection, theirs: Iterable[Conversation]
+    ) -> list[frame_pb2.Frame]:
+        """Return what somebody who came is told of the others."""
+        return [
+            frame_pb2.Frame(presence=self._presence(item, party))
+            for item in theirs
+            for party in self._parties(item)
+            if party != connection.user
+        ]
+
+    def came(self, connection: Connection, theirs: Iterable[Conversation]) -> None:
+        """Tell the others that somebody is there."""
+        for item in theirs:
+            self._tell(item, connection.user)
+
+    async def came_back(self, connection: Connection) -> None:
+        """Tell the others that somebody is there again."""
+        found = await self._open_of([connection.user])
+        self.came(connection, found.get(connection.user, ()))
+
+    def introduce(self, conversation: Conversation) -> None:
+        """Tell those of a conversation that somebody new has of each other."""
+        for party in self._parties(conversation):
+            self._tell(conversation, party)
+
+    async def run(self) -> None:
+        """Tell of those who left, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            gone: dict[UserKey, None] = {}
+            while self._left and self._left[0][0] <= loop.time() and len(gone) < _CHUNK:
+                user = self._left.popleft()[1]
+                if not self._connections.is_present(user):
+                    gone[user] = None
+            for user, theirs in (await self._open_of(gone)).items():
+                for item in theirs:
+                    self._tell(item, user)
+
+    def _gone(self, user: UserKey) -> None:
+        self._left.append((asyncio.get_running_loop().time() + _GRACE_SECONDS, user))
+
+    async def _open_of(self, users: Iterable[UserKey]) -> dict[UserKey, list[Conversation]]:
+        groups: dict[tuple[str, int], list[str]] = {}
+        for tenant, role, subject in users:
+            groups.setdefault((tenant, role), []).append(subject)
+        found: dict[UserKey, list[Conversation]] = {}
+        try:
+            for (tenant, role), subjects in groups.items():
+                async with self._db.read() as c:
+                    theirs = await conversations.open_of(c, tenant, ActorRole(role), subjects)
+                found |= {(tenant, role, subject): each for subject, each in theirs.items()}
+        except (DeskwireError, SQLAlchemyError) as error:
+            # The next coming or leaving tells again.
+            get_logger().warning("presence_not_told", error=type(error).__name__)
+        return found
+
+    def _tell(self, item: Conversation, user: UserKey) -> None:
+        batch = views.batch(presence=self._presence(item, user))
+        others = [each for each in participants(item) if each != user]
+        self._connections.deliver(others, batch, ephemeral=True)
+
+    def _parties(self, item: Conversation) -> list[UserKey]:
+        """The visitor, and the agent or bot that has the conversation."""
+        parties: list[UserKey] = [(item.tenant, ActorRole.VISITOR, item.visitor_id)]
+        if item.agent_id:
+            bot = (item.tenant, ActorRole.BOT, item.agent_id)
+            is_bot = self._connections.is_present(bot)
+            parties.append(bot if is_bot else (item.tenant, ActorRole.AGENT, item.agent_id))
+        return parties
+
+    def _presence(self, item: Conversation, user: UserKey) -> frame_pb2.Presence:
+        return frame_pb2.Presence(
+            conversation_id=item.conversation_id,
+            user=actor_pb2.Actor(role=actor_pb2.Role.ValueType(user[1]), subject=user[2]),
+            online=self._connections.is_present(user),
+        )

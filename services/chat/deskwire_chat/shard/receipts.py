@@ -1,0 +1,153 @@
+"""How far everybody has got: receipts are joined for a moment, stored in one go, and then told.
+
+A receipt only moves forward, in the database too, so that neither a late one nor a second process takes one back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from deskwire.gateway.v1 import frame_pb2
+from deskwire.shard.v1 import shard_service_pb2 as pb
+from deskwire_chat import domain, views
+from deskwire_chat.domain import Conversation, Receipt
+from deskwire_chat.shard.commands import participants
+from deskwire_chat.shard.connections import Connection, Connections
+from deskwire_chat.shard.memory import Memory
+from deskwire_chat.store import conversations, receipts
+from deskwire_common.clock import Clock, to_micros
+from deskwire_common.db import Database, UnitOfWork
+from deskwire_common.errors import DeskwireError
+from deskwire_common.ids import is_uuid
+from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
+
+_JOIN_SECONDS: Final = 0.1
+_CHUNK: Final = 500
+_WAITING: Final = 50_000
+"""Receipts that may wait; more are dropped: a client says its last one again."""
+_KNOWN: Final = 50_000
+_RETRY_SECONDS: Final = 1.0
+
+_Key = tuple[str, int, str]
+"""Conversation, role, subject."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    connection: Connection
+    delivered: int
+    read: int
+
+
+class Receipts:
+    """Stores and tells receipts."""
+
+    def __init__(
+        self, db: Database, connections: Connections, memory: Memory, clock: Clock
+    ) -> None:
+        self._db = db
+        self._connections = connections
+        self._memory = memory
+        self._clock = clock
+        self._waiting: dict[_Key, _Waiting] = {}
+        self._known: OrderedDict[_Key, Receipt] = OrderedDict()
+        self._wake = asyncio.Event()
+
+    def told(self, connection: Connection, item: pb.LinkReceipt) -> None:
+        """A client says how far its user has got."""
+        if not is_uuid(item.conversation_id):
+            self._refuse(
+                connection, item.conversation_id, domain.conversation_not_found("of this id")
+            )
+            return
+        key = (item.conversation_id, int(connection.who.role), connection.who.subject)
+        known = self._known.get(key)
+        if (
+            known is not None
+            and item.delivered_seq <= known.delivered_seq
+            and item.read_seq <= known.read_seq
+        ):
+            return
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            waiting.connection = connection
+            waiting.delivered = max(waiting.delivered, item.delivered_seq)
+            waiting.read = max(waiting.read, item.read_seq)
+        elif len(self._waiting) < _WAITING:
+            self._waiting[key] = _Waiting(connection, item.delivered_seq, item.read_seq)
+            self._wake.set()
+        else:
+            METRICS.receipts_dropped.inc()
+
+    async def run(self) -> None:
+        """Store until cancelled; outlasts a database that is away."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await asyncio.sleep(_JOIN_SECONDS)
+            while self._waiting:
+                keys = list(self._waiting)[:_CHUNK]
+                work = {key: self._waiting.pop(key) for key in keys}
+                try:
+                    await self._store(work)
+                except (DeskwireError, SQLAlchemyError, OSError) as error:
+                    get_logger().warning("receipts_not_stored", error=type(error).__name__)
+                    # What came meanwhile is newer.
+                    self._waiting = work | self._waiting
+                    await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _store(self, work: dict[_Key, _Waiting]) -> None:
+        found = await self._conversations({key[0] for key in work})
+        wanted: dict[_Key, Receipt] = {}
+        for key, waiting in work.items():
+            conversation = found.get(key[0])
+            who = waiting.connection.who
+            if conversation is None or not domain.may_see(conversation, who):
+                self._refuse(waiting.connection, key[0], domain.conversation_not_found(key[0]))
+            elif not domain.takes_part(conversation, who):
+                self._refuse(waiting.connection, key[0], domain.not_a_participant())
+            else:
+                head = conversation.head_seq
+                wanted[key] = Receipt(*key, min(waiting.delivered, head), min(waiting.read, head))
+        if not wanted:
+            return
+
+        async def write(uow: UnitOfWork) -> list[Receipt]:
+            now = to_micros(self._clock.now())
+            return await receipts.raise_to(uow, list(wanted.values()), now=now)
+
+        for now in await self._db.run(write):
+            key = (now.conversation_id, now.role, now.subject)
+            if self._known.get(key) == now:
+                continue
+            self._known[key] = now
+            self._known.move_to_end(key)
+            if len(self._known) > _KNOWN:
+                self._known.popitem(last=False)
+            self._connections.deliver(
+                participants(found[now.conversation_id]),
+                views.batch(push=frame_pb2.Push(receipt=views.receipt(now))),
+                without=work[key].connection,
+            )
+
+    async def _conversations(self, ids: set[str]) -> dict[str, Conversation]:
+        """Copies: memory goes on while this waits."""
+        found = {
+            each: replace(known) for each in ids if (known := self._memory.get(each)) is not None
+        }
+        missing = ids - found.keys()
+        if missing:
+            async with self._db.read() as c:
+                loaded = await conversations.get_many(c, list(missing))
+            found |= {each.conversation_id: each for each in loaded}
+        return found
+
+    @staticmethod
+    def _refuse(connection: Connection, conversation_id: str, error: DeskwireError) -> None:
+        connection.put(views.error_frame(error, conversation_id=conversation_id))

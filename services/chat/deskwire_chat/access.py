@@ -12,7 +12,7 @@ from google.protobuf.message import Message as ProtoMessage
 from deskwire.chat.v1 import integration_key_service_pb2 as keys_pb
 from deskwire.chat.v1 import tenant_service_pb2 as tenants_pb
 from deskwire_chat import domain, events, views
-from deskwire_chat.actions import Look, Tools, check_printable
+from deskwire_chat.actions.tools import Look, Tools, check_printable
 from deskwire_chat.domain import IntegrationKey, Tenant, Writer
 from deskwire_chat.store import keys, tenants
 from deskwire_common import telemetry

@@ -20,14 +20,9 @@ from deskwire.chat.v1 import (
     tenant_service_pb2_grpc,
 )
 from deskwire_chat.access import KEYS, TENANTS, IntegrationKeyActions, TenantActions
-from deskwire_chat.actions import (
-    AGENTS,
-    CONVERSATIONS,
-    CUSTOMERS,
-    AgentActions,
-    ConversationActions,
-    CustomerActions,
-)
+from deskwire_chat.actions.agents import AGENTS, AgentActions
+from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
+from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
 from deskwire_chat.shard import links
 from deskwire_common.auth import Role
 

@@ -14,15 +14,10 @@ from deskwire.chat.v1 import (
     tenant_service_pb2_grpc,
 )
 from deskwire_chat.access import KEYS, TENANTS, IntegrationKeyActions, TenantActions
-from deskwire_chat.actions import (
-    AGENTS,
-    CONVERSATIONS,
-    CUSTOMERS,
-    AgentActions,
-    ConversationActions,
-    CustomerActions,
-    Tools,
-)
+from deskwire_chat.actions.agents import AGENTS, AgentActions
+from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
+from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
+from deskwire_chat.actions.tools import Tools
 from deskwire_chat.api import (
     AUTHORIZATION,
     PUBLIC,

@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from deskwire_chat.actions import ConversationActions
+from deskwire_chat.actions.conversations import ConversationActions
 from deskwire_chat.gate import Gate
 from deskwire_chat.routing import AgentKey, Router
 from deskwire_chat.shard.connections import Connections

@@ -1,0 +1,232 @@
+"""What can be done with agents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy.exc import IntegrityError
+
+from deskwire.chat.v1 import agent_service_pb2 as agents_pb
+from deskwire_chat import domain, events, views
+from deskwire_chat.actions.tools import PAGE, Look, ResponseT, Tools, check_printable
+from deskwire_chat.domain import (
+    Agent,
+    Change,
+    Status,
+    Writer,
+)
+from deskwire_chat.routing import Router
+from deskwire_chat.store import agents
+from deskwire_common import telemetry
+from deskwire_common.auth import Principal, Role, current_principal
+from deskwire_common.db import UnitOfWork, WriteConflict, is_unique_violation
+from deskwire_common.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    PermissionDenied,
+)
+from deskwire_common.pagination import decode_page, encode_page
+
+AGENTS: Final = "deskwire.chat.v1.AgentService"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentActions:
+    """What can be done with agents, for the current principal and in its tenant."""
+
+    tools: Tools
+    router: Router
+    look: Look
+
+    async def create(self, request: agents_pb.CreateAgentRequest) -> agents_pb.CreateAgentResponse:
+        """Make an agent known, as AWAY. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
+        who = Writer.of(current_principal())
+        check_printable(request.display_name, "display_name")
+        agent = Agent(
+            tenant=who.tenant,
+            agent_id=request.agent_id,
+            display_name=request.display_name,
+            status=Status.AWAY,
+            capacity=request.capacity or domain.DEFAULT_CAPACITY,
+            active=0,
+            idle_since=self.tools.now(),
+            version=1,
+        )
+
+        async def work(uow: UnitOfWork) -> agents_pb.CreateAgentResponse:
+            if await agents.get(uow.connection, who.tenant, request.agent_id) is not None:
+                raise AlreadyExists(f"agent {request.agent_id} is known already")
+            await agents.add(uow.connection, agent)
+            connected = self.router.is_connected(who.tenant, request.agent_id)
+            event = events.agent_created(
+                agent,
+                event_id=self.tools.ids.uuid7(),
+                now=agent.idle_since,
+                by=who,
+                traceparent=telemetry.current_traceparent(),
+                connected=connected,
+            )
+            await self.tools.outbox.add(uow, [event])
+            return agents_pb.CreateAgentResponse(agent=views.agent(agent, connected=connected))
+
+        response = await self.tools.once(f"{AGENTS}/CreateAgent", request, work)
+        self.router.said(agent)
+        return response
+
+    async def disable(
+        self, request: agents_pb.DisableAgentRequest
+    ) -> agents_pb.DisableAgentResponse:
+        """Shut an agent out. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
+        return await self._switch(
+            request, "DisableAgent", agents_pb.DisableAgentResponse, disabled=True
+        )
+
+    async def enable(self, request: agents_pb.EnableAgentRequest) -> agents_pb.EnableAgentResponse:
+        """Let an agent in again. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
+        return await self._switch(
+            request, "EnableAgent", agents_pb.EnableAgentResponse, disabled=False
+        )
+
+    async def _switch(
+        self, request: Any, method: str, response: Callable[..., ResponseT], *, disabled: bool
+    ) -> ResponseT:
+        who = Writer.of(current_principal())
+        changed: list[Agent] = []
+
+        async def work(uow: UnitOfWork) -> ResponseT:
+            before = await agents.get(uow.connection, who.tenant, request.agent_id, lock=True)
+            if before is None:
+                raise domain.agent_not_found(request.agent_id)
+            after, changes = domain.switched(
+                before, disabled=disabled, expected_version=request.expected_version
+            )
+            await agents.save(uow.connection, after)
+            # Who is shut out is disconnected when this is read.
+            connected = not disabled and self.router.is_connected(who.tenant, request.agent_id)
+            event = events.agent_switched(
+                after,
+                changes,
+                event_id=self.tools.ids.uuid7(),
+                now=self.tools.now(),
+                by=who,
+                traceparent=telemetry.current_traceparent(),
+                connected=connected,
+            )
+            await self.tools.outbox.add(uow, [event])
+            changed[:] = [after]
+            return response(agent=views.agent(after, connected=connected))
+
+        result = await self.tools.once(f"{AGENTS}/{method}", request, work)
+        for agent in changed:
+            self.router.said(agent)
+        await self.look()
+        return result
+
+    async def set_status(
+        self, request: agents_pb.SetAgentStatusRequest
+    ) -> agents_pb.SetAgentStatusResponse:
+        """Make an agent available or away.
+
+        Raises PermissionDenied for another agent's id, InvalidArgument, RequestIdReused.
+        """
+        principal = current_principal()
+        who = Writer.of(principal)
+        agent_id = _agent_meant(principal, request)
+        changed: list[Agent] = []
+
+        async def work(uow: UnitOfWork) -> agents_pb.SetAgentStatusResponse:
+            async def once() -> agents_pb.SetAgentStatusResponse:
+                before = await agents.get(uow.connection, who.tenant, agent_id, lock=True)
+                if before is None:
+                    name = request.display_name or (
+                        principal.name if agent_id == principal.subject else ""
+                    )
+                    after = Agent(
+                        tenant=who.tenant,
+                        agent_id=agent_id,
+                        display_name=name,
+                        status=Status(request.status),
+                        capacity=request.capacity or domain.DEFAULT_CAPACITY,
+                        active=0,
+                        idle_since=self.tools.now(),
+                        version=1,
+                    )
+                    changes = {"status": Change(None, domain.status_name(after.status))}
+                    await agents.add(uow.connection, after)
+                else:
+                    after, changes = domain.changed_agent(
+                        before,
+                        status=Status(request.status),
+                        capacity=request.capacity,
+                        display_name=request.display_name,
+                    )
+                    if changes:
+                        await agents.save(uow.connection, after)
+                changed[:] = [after] if changes else []
+                connected = self.router.is_connected(who.tenant, agent_id)
+                if changes:
+                    event = events.agent_status_changed(
+                        after,
+                        changes,
+                        event_id=self.tools.ids.uuid7(),
+                        now=self.tools.now(),
+                        by=who,
+                        traceparent=telemetry.current_traceparent(),
+                        connected=connected,
+                    )
+                    await self.tools.outbox.add(uow, [event])
+                return agents_pb.SetAgentStatusResponse(
+                    agent=views.agent(after, connected=connected)
+                )
+
+            try:
+                return await self.tools.idempotency.execute(
+                    uow, method=f"{AGENTS}/SetAgentStatus", request=request, work=once
+                )
+            except IntegrityError as error:
+                if is_unique_violation(error):
+                    raise WriteConflict("two calls made the same agent known; try again") from error
+                raise
+
+        response = await self.tools.db.run(work)
+        for agent in changed:
+            self.router.said(agent)
+        return response
+
+    async def get(self, request: agents_pb.GetAgentRequest) -> agents_pb.GetAgentResponse:
+        """Raises NotFound (AGENT_NOT_FOUND)."""
+        tenant = current_principal().tenant
+        async with self.tools.db.read() as c:
+            found = await agents.get(c, tenant, request.agent_id)
+        if found is None:
+            raise domain.agent_not_found(request.agent_id)
+        return agents_pb.GetAgentResponse(agent=self._view(found))
+
+    async def list(self, request: agents_pb.ListAgentsRequest) -> agents_pb.ListAgentsResponse:
+        """Raises InvalidArgument (INVALIDPAGE_TOKEN)."""
+        tenant = current_principal().tenant
+        key = decode_page(request.page_token, "ListAgents", {"tenant": tenant}, length=1)
+        size = request.page_size or PAGE
+        async with self.tools.db.read() as c:
+            found = await agents.page(c, tenant, after=str(key[0]) if key else None, limit=size + 1)
+        token = ""
+        if len(found) > size:
+            token = encode_page("ListAgents", {"tenant": tenant}, (found[size - 1].agent_id,))
+        return agents_pb.ListAgentsResponse(
+            agents=[self._view(each) for each in found[:size]], next_page_token=token
+        )
+
+    def _view(self, agent: Agent) -> Any:
+        return views.agent(agent, connected=self.router.is_connected(agent.tenant, agent.agent_id))
+
+
+def _agent_meant(principal: Principal, request: agents_pb.SetAgentStatusRequest) -> str:
+    """Whose status is to be set: an agent's own, or the one that an operator names."""
+    check_printable(request.display_name, "display_name")
+    if principal.role is Role.OPERATOR and not request.agent_id:
+        raise InvalidArgument("name the agent", field="agent_id")
+    if principal.role is Role.AGENT and request.agent_id not in {"", principal.subject}:
+        raise PermissionDenied("an agent speaks for themselves only")
+    return request.agent_id or principal.subject

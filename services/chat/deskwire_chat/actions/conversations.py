@@ -1,0 +1,265 @@
+"""What can be done with conversations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from deskwire.chat.v1 import conversation_service_pb2 as conversations_pb
+from deskwire_chat import domain, events, views
+from deskwire_chat.actions.tools import PAGE, ResponseT, Tools
+from deskwire_chat.domain import (
+    Change,
+    Conversation,
+    State,
+    Writer,
+)
+from deskwire_chat.shard.commands import Store, Stored
+from deskwire_chat.shard.links import check_client_msg_id
+from deskwire_chat.shard.writer import ShardWriter
+from deskwire_chat.store import agents, conversations, messages, receipts
+from deskwire_common import telemetry
+from deskwire_common.auth import Role, acting_as, current_principal
+from deskwire_common.db import UnitOfWork
+from deskwire_common.errors import (
+    DeskwireError,
+)
+from deskwire_common.pagination import decode_page, encode_page
+
+CONVERSATIONS: Final = "deskwire.chat.v1.ConversationService"
+
+_HISTORY: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationActions:
+    """What can be done with conversations, for the current principal and in its tenant."""
+
+    tools: Tools
+    writer: ShardWriter
+
+    async def get(
+        self, request: conversations_pb.GetConversationRequest
+    ) -> conversations_pb.GetConversationResponse:
+        """Raises NotFound (CONVERSATION_NOT_FOUND)."""
+        found = await self._visible(request.conversation_id)
+        return conversations_pb.GetConversationResponse(conversation=views.conversation(found))
+
+    async def list(
+        self, request: conversations_pb.ListConversationsRequest
+    ) -> conversations_pb.ListConversationsResponse:
+        """Raises InvalidArgument (INVALIDPAGE_TOKEN)."""
+        principal = current_principal()
+        visitor = principal.subject if principal.role is Role.VISITOR else ""
+        filters = {
+            "states": sorted(request.states),
+            "agent_id": request.agent_id,
+            "customer_id": request.customer_id,
+            "visitor": visitor,
+            "tenant": principal.tenant,
+        }
+        key = decode_page(request.page_token, "ListConversations", filters, length=2)
+        size = request.page_size or PAGE
+        async with self.tools.db.read() as c:
+            found = await conversations.page(
+                c,
+                principal.tenant,
+                states=[State(each) for each in request.states],
+                agent_id=request.agent_id,
+                customer_id=request.customer_id,
+                visitor_id=visitor,
+                before=(int(key[0]), str(key[1])) if key else None,
+                limit=size + 1,
+            )
+        token = ""
+        if len(found) > size:
+            last = found[size - 1]
+            token = encode_page(
+                "ListConversations", filters, (last.created_at, last.conversation_id)
+            )
+        return conversations_pb.ListConversationsResponse(
+            conversations=[views.conversation(each) for each in found[:size]], next_page_token=token
+        )
+
+    async def list_messages(
+        self, request: conversations_pb.ListMessagesRequest
+    ) -> conversations_pb.ListMessagesResponse:
+        """Raises NotFound (CONVERSATION_NOT_FOUND)."""
+        conversation = await self._visible(request.conversation_id)
+        async with self.tools.db.read() as c:
+            run = await messages.after_seq(
+                c,
+                request.conversation_id,
+                seq=request.after_seq,
+                limit=request.page_size or _HISTORY,
+            )
+            got = await receipts.of_conversation(c, request.conversation_id)
+        return conversations_pb.ListMessagesResponse(
+            messages=[views.message(each) for each in run],
+            receipts=[views.receipt(each) for each in got],
+            epoch=conversation.epoch,
+            # Messages may have come between the two reads.
+            head_seq=max(conversation.head_seq, run[-1].seq if run else 0),
+        )
+
+    async def send(
+        self, request: conversations_pb.SendMessageRequest
+    ) -> conversations_pb.SendMessageResponse:
+        """Store a message as the Send frame does, in the conversation's turn; returns when it is committed."""
+        check_client_msg_id(request.client_msg_id)
+        future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+
+        def reply(result: Stored | DeskwireError) -> None:
+            if future.done():
+                return
+            if isinstance(result, Stored):
+                future.set_result(result)
+            else:
+                future.set_exception(result)
+
+        traceparent = telemetry.current_traceparent()
+        self.writer.submit(
+            Store(
+                who=Writer.of(current_principal()),
+                conversation_id=request.conversation_id.lower(),
+                client_msg_id=request.client_msg_id,
+                body=request.content.SerializeToString(),
+                reply=reply,
+                traceparent=traceparent if telemetry.sampled(traceparent) else "",
+            )
+        )
+        stored = await future
+        return conversations_pb.SendMessageResponse(
+            message=views.message(stored.message), epoch=stored.epoch
+        )
+
+    async def close(
+        self, request: conversations_pb.CloseConversationRequest
+    ) -> conversations_pb.CloseConversationResponse:
+        """End a conversation and free its agent.
+
+        Raises NotFound, FailedPrecondition (INVALID_STATE), VersionMismatch, RequestIdReused.
+        """
+
+        async def end(uow: UnitOfWork, item: Conversation) -> dict[str, Change]:
+            changes = domain.close(
+                item, expected_version=request.expected_version, now=self.tools.now()
+            )
+            if item.agent_id:
+                await agents.free(uow.connection, item.tenant, item.agent_id)
+            return changes
+
+        return await self._alter(
+            request,
+            "CloseConversation",
+            conversations_pb.CloseConversationResponse,
+            end,
+            events.conversation_closed,
+        )
+
+    async def transfer(
+        self, request: conversations_pb.TransferConversationRequest
+    ) -> conversations_pb.TransferConversationResponse:
+        """Give a conversation to another agent, or back to the queue.
+
+        Raises NotFound (CONVERSATION_NOT_FOUND, AGENT_NOT_FOUND), FailedPrecondition, VersionMismatch,
+        RequestIdReused.
+        """
+
+        async def hand_over(uow: UnitOfWork, item: Conversation) -> dict[str, Change]:
+            before = item.agent_id
+            changes = domain.transfer(
+                item,
+                agent_id=request.agent_id,
+                expected_version=request.expected_version,
+                now=self.tools.now(),
+            )
+            if request.agent_id:
+                agent = await agents.get(uow.connection, item.tenant, request.agent_id, lock=True)
+                if agent is None:
+                    raise domain.agent_not_found(request.agent_id)
+                if not await agents.take(
+                    uow.connection, item.tenant, request.agent_id, now=self.tools.now()
+                ):
+                    raise domain.agent_has_no_room(request.agent_id)
+            if before:
+                await agents.free(uow.connection, item.tenant, before)
+            return changes
+
+        return await self._alter(
+            request,
+            "TransferConversation",
+            conversations_pb.TransferConversationResponse,
+            hand_over,
+            events.conversation_transferred,
+        )
+
+    async def put_back(self, conversation_id: str, agent_id: str) -> None:
+        """Put a conversation of an agent who is shut out back into the queue, unless it has left them meanwhile."""
+
+        async def work(uow: UnitOfWork, item: Conversation | None) -> None:
+            if item is None or item.state != State.ACTIVE or item.agent_id != agent_id:
+                return
+            changes = domain.transfer(item, agent_id="", expected_version=0, now=self.tools.now())
+            await agents.free(uow.connection, item.tenant, agent_id)
+            event = events.conversation_transferred(
+                item,
+                changes,
+                event_id=self.tools.ids.uuid7(),
+                now=self.tools.now(),
+                by=Writer.system(item.tenant),
+                traceparent=item.traceparent,
+            )
+            await self.tools.outbox.add(uow, [event])
+
+        await self.writer.alter(conversation_id, work)
+
+    async def _alter(
+        self,
+        request: Any,
+        method: str,
+        response: type[ResponseT],
+        change: Callable[[UnitOfWork, Conversation], Awaitable[dict[str, Change]]],
+        event: Callable[..., Any],
+    ) -> ResponseT:
+        principal = current_principal()
+        who = Writer.of(principal)
+        traceparent = telemetry.current_traceparent()
+
+        async def work(uow: UnitOfWork, item: Conversation | None) -> ResponseT:
+            async def once() -> ResponseT:
+                if item is None or not domain.may_see(item, who):
+                    raise domain.conversation_not_found(request.conversation_id)
+                changes = await change(uow, item)
+                await self.tools.outbox.add(
+                    uow,
+                    [
+                        event(
+                            item,
+                            changes,
+                            event_id=self.tools.ids.uuid7(),
+                            now=self.tools.now(),
+                            by=who,
+                            traceparent=traceparent,
+                        )
+                    ],
+                )
+                return response(conversation=views.conversation(item))
+
+            with acting_as(principal):
+                return await self.tools.idempotency.execute(
+                    uow, method=f"{CONVERSATIONS}/{method}", request=request, work=once
+                )
+
+        result: ResponseT = await self.writer.alter(request.conversation_id, work)
+        return result
+
+    async def _visible(self, conversation_id: str) -> Conversation:
+        who = Writer.of(current_principal())
+        async with self.tools.db.read() as c:
+            found = await conversations.get(c, who.tenant, conversation_id)
+        if found is None or not domain.may_see(found, who):
+            raise domain.conversation_not_found(conversation_id)
+        return found

@@ -1,0 +1,258 @@
+"""What can be done with customers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sqlalchemy.exc import IntegrityError
+
+from deskwire.chat.v1 import customer_pb2
+from deskwire.chat.v1 import customer_service_pb2 as customers_pb
+from deskwire_chat import domain, events, views
+from deskwire_chat.actions.tools import PAGE, Tools
+from deskwire_chat.domain import (
+    ActorRole,
+    Customer,
+    Identity,
+    Writer,
+)
+from deskwire_chat.shard.connections import Connections
+from deskwire_chat.store import conversations, customers
+from deskwire_common import telemetry
+from deskwire_common.auth import current_principal
+from deskwire_common.db import UnitOfWork, WriteConflict, is_unique_violation
+from deskwire_common.errors import (
+    InvalidArgument,
+)
+from deskwire_common.pagination import decode_page, encode_page
+
+CUSTOMERS: Final = "deskwire.chat.v1.CustomerService"
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerActions:
+    """What can be done with customers, for the current principal and in its tenant."""
+
+    tools: Tools
+    connections: Connections
+    default_region: str = ""
+
+    async def get(
+        self, request: customers_pb.GetCustomerRequest
+    ) -> customers_pb.GetCustomerResponse:
+        """Raises NotFound (CUSTOMER_NOT_FOUND)."""
+        async with self.tools.db.read() as c:
+            found = await customers.get(c, current_principal().tenant, request.customer_id)
+        if found is None:
+            raise domain.customer_not_found(request.customer_id)
+        return customers_pb.GetCustomerResponse(customer=views.customer(found))
+
+    async def lookup(
+        self, request: customers_pb.LookupCustomerRequest
+    ) -> customers_pb.LookupCustomerResponse:
+        """Raises NotFound (CUSTOMER_NOT_FOUND)."""
+        tenant = current_principal().tenant
+        identity = Identity(request.identity.namespace, request.identity.value)
+        async with self.tools.db.read() as c:
+            owner = (await customers.owners(c, tenant, [identity])).get(identity)
+            found = await customers.get(c, tenant, owner) if owner else None
+        if found is None:
+            raise domain.customer_not_found(f"{identity.namespace}/{identity.value}")
+        return customers_pb.LookupCustomerResponse(customer=views.customer(found))
+
+    async def list(
+        self, request: customers_pb.ListCustomersRequest
+    ) -> customers_pb.ListCustomersResponse:
+        """Raises InvalidArgument (INVALIDPAGE_TOKEN)."""
+        tenant = current_principal().tenant
+        key = decode_page(request.page_token, "ListCustomers", {"tenant": tenant}, length=1)
+        size = request.page_size or PAGE
+        async with self.tools.db.read() as c:
+            found = await customers.page(
+                c, tenant, after=str(key[0]) if key else None, limit=size + 1
+            )
+        token = ""
+        if len(found) > size:
+            token = encode_page("ListCustomers", {"tenant": tenant}, (found[size - 1].customer_id,))
+        return customers_pb.ListCustomersResponse(
+            customers=[views.customer(each) for each in found[:size]], next_page_token=token
+        )
+
+    async def update(
+        self, request: customers_pb.UpdateCustomerRequest
+    ) -> customers_pb.UpdateCustomerResponse:
+        """Change some fields; tells the agents who have a conversation of theirs open.
+
+        Raises NotFound, VersionMismatch, InvalidArgument (INVALID_UPDATE_MASK), RequestIdReused.
+        """
+        who = Writer.of(current_principal())
+        values = self._values(request.customer, domain.check_mask(request.update_mask.paths))
+        changed: list[Customer] = []
+
+        async def work(uow: UnitOfWork) -> customers_pb.UpdateCustomerResponse:
+            async def once() -> customers_pb.UpdateCustomerResponse:
+                before = await customers.get(
+                    uow.connection, who.tenant, request.customer.customer_id, lock=True
+                )
+                if before is None:
+                    raise domain.customer_not_found(request.customer.customer_id)
+                domain.check_version(before.version, request.expected_version)
+                after = await self._save(uow, before, values, (), who)
+                changed[:] = [after] if after is not before else []
+                return customers_pb.UpdateCustomerResponse(customer=views.customer(after))
+
+            return await self.tools.idempotency.execute(
+                uow, method=f"{CUSTOMERS}/UpdateCustomer", request=request, work=once
+            )
+
+        response = await self.tools.db.run(work)
+        await self._tell(changed)
+        return response
+
+    async def upsert(
+        self, request: customers_pb.UpsertCustomerRequest
+    ) -> customers_pb.UpsertCustomerResponse:
+        """Create or update the customer that has one of the identities.
+
+        Raises FailedPrecondition (IDENTITY_CONFLICT), InvalidArgument (INVALID_UPDATE_MASK), RequestIdReused.
+        """
+        who = Writer.of(current_principal())
+        values = self._values(request.customer, domain.check_mask(request.update_mask.paths))
+        identities = tuple(
+            sorted({Identity(each.namespace, each.value) for each in request.customer.identities})
+        )
+        if not identities:
+            raise InvalidArgument("name at least one identity", field="customer.identities")
+        changed: list[Customer] = []
+
+        async def work(uow: UnitOfWork) -> customers_pb.UpsertCustomerResponse:
+            async def once() -> customers_pb.UpsertCustomerResponse:
+                changed.clear()
+                owners = await customers.owners(uow.connection, who.tenant, identities)
+                found = sorted(set(owners.values()))
+                if len(found) > 1:
+                    raise domain.identity_conflict(found[0], found[1])
+                if not found:
+                    return await self._create(uow, values, identities, who, request.source_version)
+                before = await customers.get(uow.connection, who.tenant, found[0], lock=True)
+                if before is None:
+                    raise WriteConflict("a customer disappeared; try again")
+                if not await self._newer(
+                    uow, before.customer_id, who.origin, request.source_version
+                ):
+                    return customers_pb.UpsertCustomerResponse(customer=views.customer(before))
+                after = await self._save(uow, before, values, identities, who)
+                changed[:] = [after] if after is not before else []
+                return customers_pb.UpsertCustomerResponse(customer=views.customer(after))
+
+            try:
+                return await self.tools.idempotency.execute(
+                    uow, method=f"{CUSTOMERS}/UpsertCustomer", request=request, work=once
+                )
+            except IntegrityError as error:
+                if is_unique_violation(error):
+                    # Somebody else gave a customer this identity meanwhile: the next attempt sees it.
+                    raise WriteConflict("two callers named the same customer; try again") from error
+                raise
+
+        response = await self.tools.db.run(work)
+        await self._tell(changed)
+        return response
+
+    async def _create(
+        self,
+        uow: UnitOfWork,
+        values: dict[str, str],
+        identities: tuple[Identity, ...],
+        who: Writer,
+        source_version: int,
+    ) -> customers_pb.UpsertCustomerResponse:
+        now = self.tools.now()
+        customer = replace(
+            Customer(
+                customer_id=self.tools.ids.uuid7(),
+                tenant=who.tenant,
+                identities=identities,
+                created_at=now,
+                updated_at=now,
+            ),
+            display_name=values.get("display_name", ""),
+            email=values.get("email", ""),
+            mobile=values.get("mobile", ""),
+        )
+        await customers.add(uow.connection, [customer])
+        if source_version:
+            await customers.save_source_version(
+                uow.connection, customer.customer_id, who.origin, source_version, known=False
+            )
+        event = events.customer_created(
+            customer,
+            event_id=self.tools.ids.uuid7(),
+            by=who,
+            traceparent=telemetry.current_traceparent(),
+        )
+        await self.tools.outbox.add(uow, [event])
+        return customers_pb.UpsertCustomerResponse(customer=views.customer(customer), created=True)
+
+    async def _newer(self, uow: UnitOfWork, customer_id: str, system: str, version: int) -> bool:
+        """Whether a system's version is not older than the last one; notes it."""
+        if not version:
+            return True
+        known = await customers.source_version(uow.connection, customer_id, system)
+        if known is not None and version < known:
+            return False
+        if known != version:
+            await customers.save_source_version(
+                uow.connection, customer_id, system, version, known=known is not None
+            )
+        return True
+
+    async def _save(
+        self,
+        uow: UnitOfWork,
+        before: Customer,
+        values: dict[str, str],
+        identities: Sequence[Identity],
+        who: Writer,
+    ) -> Customer:
+        after, changes = domain.changed_customer(
+            before, values, add_identities=identities, now=self.tools.now()
+        )
+        if not changes:
+            return before
+        await customers.save(uow.connection, before, after)
+        event = events.customer_updated(
+            after,
+            changes,
+            event_id=self.tools.ids.uuid7(),
+            by=who,
+            traceparent=telemetry.current_traceparent(),
+        )
+        await self.tools.outbox.add(uow, [event])
+        return after
+
+    async def _tell(self, changed: Sequence[Customer]) -> None:
+        for customer in changed:
+            async with self.tools.db.read() as c:
+                told = await conversations.agents_of_customer(
+                    c, customer.tenant, customer.customer_id
+                )
+            self.connections.deliver(
+                [(customer.tenant, int(ActorRole.AGENT), each) for each in told],
+                views.customer_push(customer),
+            )
+
+    def _values(self, customer: customer_pb2.Customer, fields: Sequence[str]) -> dict[str, str]:
+        values = {name: str(getattr(customer, name)) for name in fields}
+        for name, value in values.items():
+            if not value.isprintable():
+                raise InvalidArgument(
+                    "may hold printable characters only", field=f"customer.{name}"
+                )
+        if "mobile" in values:
+            values["mobile"] = domain.normalise_mobile(
+                values["mobile"], default_region=self.default_region
+            )
+        return values

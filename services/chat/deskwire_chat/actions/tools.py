@@ -1,0 +1,71 @@
+"""What every use case is given."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import Message as ProtoMessage
+from sqlalchemy.exc import IntegrityError
+
+from deskwire_common.clock import Clock, to_micros
+from deskwire_common.db import Database, UnitOfWork, WriteConflict, is_unique_violation
+from deskwire_common.errors import (
+    InvalidArgument,
+)
+from deskwire_common.idempotency import IdempotencyStore
+from deskwire_common.ids import Ids
+from deskwire_common.outbox import Outbox
+
+ResponseT = TypeVar("ResponseT", bound=ProtoMessage)
+
+Look = Callable[[], Awaitable[None]]
+"""Has the gate see at once what a transaction has changed (worker.GateKeeper.look)."""
+
+PAGE: Final = 50
+"""Things on a page, when the caller doesn't say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every use case is given."""
+
+    db: Database
+    outbox: Outbox
+    idempotency: IdempotencyStore
+    clock: Clock
+    ids: Ids
+
+    def now(self) -> int:
+        """Microseconds since 1970 UTC."""
+        return to_micros(self.clock.now())
+
+    async def once(
+        self,
+        method: str,
+        request: Any,
+        work: Callable[[UnitOfWork], Awaitable[ResponseT]],
+    ) -> ResponseT:
+        """Do `work` in a transaction of its own, once per request_id. Raises RequestIdReused, Unavailable.
+
+        A row that another caller inserted meanwhile is for the next attempt to see.
+        """
+
+        async def attempt(uow: UnitOfWork) -> ResponseT:
+            try:
+                return await self.idempotency.execute(
+                    uow, method=method, request=request, work=lambda: work(uow)
+                )
+            except IntegrityError as error:
+                if is_unique_violation(error):
+                    raise WriteConflict("two calls made the same thing; try again") from error
+                raise
+
+        return await self.db.run(attempt)
+
+
+def check_printable(text: str, field: str) -> None:
+    """Raise InvalidArgument for characters that a name can't have."""
+    if not text.isprintable():
+        raise InvalidArgument("may hold printable characters only", field=field)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -17,26 +16,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import deskwire_gateway.app
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.auth import Role
 from deskwire_common.lifecycle import running
 from support import eventually
-from support.suite import Desk, desk, gateway_settings, new_id
+from support.suite import Desk, Start, gateway_settings, new_id
 from support.wire import reason, wire
-
-Start = Callable[..., AbstractAsyncContextManager[Desk]]
-
-
-@pytest.fixture
-def start(tmp_path: Path, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner) -> Start:
-    """`async with start(ping_interval=1.0) as d`: a desk whose gateway has these settings."""
-    url = f"sqlite:///{tmp_path / 'chat.db'}"
-
-    @asynccontextmanager
-    async def started(**settings: Any) -> AsyncIterator[Desk]:
-        async with desk(url, kafka, valkey, keys_file, signer, **settings) as found:
-            yield found
-
-    return started
 
 
 async def test_who_says_nothing_is_sent_away_and_may_come_back(start: Start) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ from deskwire_common.rpc import make_channel
 def new_id() -> str:
     """A conversation id, as a client makes them."""
     return str(uuid.uuid4())
+
+
+Start = Callable[..., "AbstractAsyncContextManager[Desk]"]
+"""Starts a desk whose gateway has the settings that are given."""
 
 
 @dataclass(slots=True)
@@ -52,7 +56,8 @@ class Desk:
     async def client(self, role: Role, subject: str, **more: Any) -> Client:
         """A connected client, closed at the end."""
         on_push: Callable[[Any], None] | None = more.pop("on_push", None)
-        client = Client(self.url, self.token(role, subject, **more), on_push=on_push)
+        options = {name: more.pop(name) for name in ("receipts", "on_signal") if name in more}
+        client = Client(self.url, self.token(role, subject, **more), on_push=on_push, **options)
         await client.connect()
         self.stack.push_async_callback(client.close)
         return client

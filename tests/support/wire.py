@@ -22,7 +22,22 @@ class Wire:
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
+        self.number = 0
+        self.welcome = frame_pb2.Welcome()
         self._frames: list[frame_pb2.Frame] = []
+
+    async def greet(self, token: str, **hello: Any) -> None:
+        """Say Hello, and be welcomed."""
+        await self.say(hello=frame_pb2.Hello(token=token, **hello))
+        self.welcome = await self.hear("welcome")
+
+    async def resume(self, token: str, before: Wire) -> frame_pb2.Resumed:
+        """Go on with the session of an earlier connection."""
+        resume = frame_pb2.Resume(session_id=before.welcome.session_id, last_number=before.number)
+        await self.greet(token, resume=resume)
+        self.number = before.number
+        found: frame_pb2.Resumed = await self.hear("resumed")
+        return found
 
     async def say(self, **kind: Any) -> None:
         await self.raw(frame_pb2.Batch(frames=[frame_pb2.Frame(**kind)]).SerializeToString())
@@ -39,7 +54,9 @@ class Wire:
                     return getattr(frame, kind)
             data = await asyncio.wait_for(self.socket.recv(), 30)
             assert isinstance(data, bytes)
-            self._frames = list(frame_pb2.Batch.FromString(data).frames)
+            batch = frame_pb2.Batch.FromString(data)
+            self._frames = list(batch.frames)
+            self.number = batch.number or self.number
 
     async def refused(self) -> str:
         """The reason of the next Error, which says in words what to do."""
@@ -81,6 +98,5 @@ async def wire(d: Desk, token: str = "", **options: Any) -> AsyncIterator[Wire]:
     async with connect(d.url, subprotocols=["deskwire.v1"], **options) as socket:  # type: ignore[list-item]
         found = Wire(socket)
         if token:
-            await found.say(hello=frame_pb2.Hello(token=token))
-            await found.hear("welcome")
+            await found.greet(token)
         yield found

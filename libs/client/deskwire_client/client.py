@@ -1,7 +1,8 @@
 """A connection to the gateway that comes back by itself, loses nothing and keeps the order.
 
-Sends wait in an outbox until their SendAck and are sent again after every break. Messages are handed out in `seq` order
-per conversation, each once; a gap is filled by Sync before anything after it is handed out.
+Sends wait in an outbox until their SendAck and are sent again after every break. A session whose connection broke is
+resumed, so that a brief break costs nothing. Messages are handed out in `seq` order per conversation, each once; a gap
+is filled by Sync before anything after it is handed out.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,9 +34,20 @@ _MAX_MESSAGE: Final = 16_384
 """Bytes per message, unless Welcome says otherwise."""
 _FRAME_OVERHEAD: Final = 6
 """Tag and length of a frame in its batch."""
+_BATCH_OVERHEAD: Final = 11
+"""Batch.ack, at its largest."""
+_ACK_AFTER: Final = 32
+"""Messages of the server after which it is told that they are here, if nothing else is said."""
+_RECEIPT_SECONDS: Final = 0.5
+_REFRESH_SECONDS: Final = 60.0
+"""So long before the token's end a new one is asked for; less when the token doesn't live five times that."""
 
 TokenSource = str | Callable[[], str | Awaitable[str]]
 """A token, or where to get a new one: asked at every connect."""
+
+
+Signal = frame_pb2.Typing | frame_pb2.Presence
+"""What is worth knowing now, and nothing later."""
 
 
 class Refused(Exception):
@@ -69,6 +82,11 @@ class _Thread:
     target: int = 0
     early: dict[int, conversation_pb2.Message] = field(default_factory=dict)
     syncing: bool = False
+    version: int = 0
+    is_open: bool = False
+    delivered_said: int = 0
+    read: int = 0
+    read_said: int = 0
 
 
 class _Socket(picows.WSListener):
@@ -91,16 +109,17 @@ class _Socket(picows.WSListener):
 
     def on_ws_frame(self, transport: Any, frame: Any) -> None:
         if frame.msg_type == picows.WSMsgType.BINARY:
-            for each in frame_pb2.Batch.FromString(frame.get_payload_as_bytes()).frames:
-                self._client._receive(each)  # noqa: SLF001 - same module
+            self._client._receive(  # noqa: SLF001 - same module
+                frame_pb2.Batch.FromString(frame.get_payload_as_bytes())
+            )
         elif frame.msg_type == picows.WSMsgType.CLOSE:
             self.close_code = frame.get_close_code() or 1005
             transport.send_close(self.close_code)
             transport.disconnect()
 
-    def send(self, frames: list[frame_pb2.Frame]) -> None:
-        if self.transport is not None and frames:
-            data = frame_pb2.Batch(frames=frames).SerializeToString()
+    def send(self, frames: list[frame_pb2.Frame], ack: int = 0) -> None:
+        if self.transport is not None:
+            data = frame_pb2.Batch(frames=frames, ack=ack).SerializeToString()
             self.transport.send(picows.WSMsgType.BINARY, data)
 
 
@@ -113,12 +132,22 @@ class Client:
         token: TokenSource,
         *,
         name: str = "deskwire-client/0.1.0",
+        device_id: str = "",
+        receipts: bool = True,
         on_push: Callable[[frame_pb2.Push], None] | None = None,
+        on_signal: Callable[[Signal], None] = lambda _signal: None,
     ) -> None:
-        """`url` is the gateway's, `ws://host:port/ws`. `on_push` gets what `updates` would give, without a queue."""
+        """`url` is the gateway's, `ws://host:port/ws`. `on_push` gets what `updates` would give, without a queue.
+
+        `device_id`: the user has one connection per device, the newest. `receipts`: tell the others that messages
+        have arrived. `on_signal` is told who writes, and who comes and leaves.
+        """
         self._url = url
         self._token = token
         self._name = name
+        self._device_id = device_id
+        self._receipts = receipts
+        self._on_signal = on_signal
         self._updates: asyncio.Queue[frame_pb2.Push | None] = asyncio.Queue()
         self._on_push = on_push or self._updates.put_nowait
         self._outbox: OrderedDict[tuple[str, str], _Waiting] = OrderedDict()
@@ -126,6 +155,15 @@ class Client:
         self._held: dict[str, asyncio.TimerHandle] = {}
         self._socket: _Socket | None = None
         self._welcome: asyncio.Future[frame_pb2.Welcome] | None = None
+        self._session_id = ""
+        self._number = 0
+        self._acked_number = 0
+        self._backoff = (_FIRST_BACKOFF, _MAX_BACKOFF)
+        self._refresh_at = 0.0
+        self._unsaid: set[str] = set()
+        self._saying: asyncio.TimerHandle | None = None
+        self._lossless = False
+        self.lossless_resumes = 0
         self._window = 1
         self._max_message = _MAX_MESSAGE
         self._in_flight = 0
@@ -205,6 +243,17 @@ class Client:
                 return
             yield push
 
+    def read(self, conversation_id: str, seq: int = 0) -> None:
+        """Tell the others that a person has seen the messages up to `seq`; 0: all that were handed out."""
+        thread = self._threads.setdefault(conversation_id, _Thread())
+        thread.read = max(thread.read, seq or thread.seq)
+        self._say(conversation_id)
+
+    def typing(self, conversation_id: str, *, on: bool = True) -> None:
+        """Tell the others that somebody writes here, or has stopped; say it again every 3 s."""
+        typing = frame_pb2.Typing(conversation_id=conversation_id, typing=on)
+        self._write([frame_pb2.Frame(typing=typing)])
+
     def position(self, conversation_id: str) -> int:
         """The seq up to which this client has handed out a conversation."""
         return self._threads.get(conversation_id, _Thread()).seq
@@ -217,11 +266,11 @@ class Client:
     # ---------------------------------------------------------------------------------- connection
 
     async def _stay_connected(self) -> None:
-        backoff = _FIRST_BACKOFF
+        backoff = self._backoff[0]
         while True:
             try:
                 await self._connect_once()
-                backoff = _FIRST_BACKOFF
+                backoff = self._backoff[0]
             except (OSError, TimeoutError, picows.WSError) as error:
                 if (
                     self._first is not None
@@ -244,12 +293,14 @@ class Client:
                 )
                 self._goodbye = None
             await asyncio.sleep(pause)
-            backoff = min(backoff * 2, _MAX_BACKOFF)
+            backoff = min(backoff * 2, self._backoff[1])
+
+    async def _new_token(self) -> str:
+        token = self._token() if callable(self._token) else self._token
+        return await token if inspect.isawaitable(token) else token
 
     async def _connect_once(self) -> None:
-        token = self._token() if callable(self._token) else self._token
-        if inspect.isawaitable(token):
-            token = await token
+        token = await self._new_token()
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(_HANDSHAKE):
             _, socket = await picows.ws_connect(
@@ -262,7 +313,10 @@ class Client:
         assert isinstance(socket, _Socket)  # noqa: S101 - for the type checker
         try:
             self._welcome = loop.create_future()
-            hello = frame_pb2.Hello(token=token, client=self._name)
+            hello = frame_pb2.Hello(token=token, client=self._name, device_id=self._device_id)
+            if self._session_id:
+                hello.resume.session_id = self._session_id
+                hello.resume.last_number = self._number
             socket.send([frame_pb2.Frame(hello=hello)])
             async with asyncio.timeout(_HANDSHAKE):
                 await asyncio.wait(
@@ -275,16 +329,26 @@ class Client:
             self._window = welcome.max_unacked_sends or 1
             self._max_message = welcome.max_message_bytes or _MAX_MESSAGE
             self._ping_interval = _seconds(welcome.ping_interval) or 25.0
+            self._backoff = (
+                _seconds(welcome.backoff.initial) or _FIRST_BACKOFF,
+                _seconds(welcome.backoff.max) or _MAX_BACKOFF,
+            )
+            self._lives_until(welcome.token_expire_time.seconds)
             self._socket = socket
             self._last_seen = self._last_sent = loop.time()
             self._in_flight = 0
+            lossless, self._lossless = self._lossless, False
             for waiting in self._outbox.values():
                 waiting.in_flight = False
             for conversation_id, thread in self._threads.items():
                 thread.syncing = False
-                # Also what came with Welcome in one read, before there was a socket to ask on.
-                if thread.early or thread.seq < thread.target:
+                # Also what came with Welcome in one read, before there was a socket to ask on. An open conversation
+                # may have been closed meanwhile: its Synced says so.
+                if thread.early or thread.seq < thread.target or (thread.is_open and not lossless):
                     self._sync(conversation_id, thread)
+                # What was said last may have been lost with the connection.
+                thread.delivered_said = thread.read_said = 0
+                self._say(conversation_id)
             self._flush()
             if self._first is not None and not self._first.done():
                 self._first.set_result(None)
@@ -295,10 +359,17 @@ class Client:
                 socket.transport.disconnect()
 
     async def _beat(self, socket: _Socket) -> None:
-        """Ping when nothing was sent for an interval; leave when nothing was heard for two."""
+        """Ping when nothing was sent for an interval; leave when nothing was heard for two. Renew the token in time."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.wait({socket.lost}, timeout=self._ping_interval / 2)
+            if callable(self._token) and self._refresh_at <= time.time():
+                self._refresh_at += _REFRESH_SECONDS  # unless the answer says more
+                refresh = frame_pb2.Refresh(token=await self._new_token())
+                self._write([frame_pb2.Frame(refresh=refresh)])
+            pause = self._ping_interval / 2
+            if callable(self._token):
+                pause = min(pause, max(0.0, self._refresh_at - time.time()))
+            await asyncio.wait({socket.lost}, timeout=pause)
             if socket.lost.done():
                 return
             now = loop.time()
@@ -307,6 +378,10 @@ class Client:
             if now - self._last_sent >= self._ping_interval / 2:
                 self._pings += 1
                 self._write([frame_pb2.Frame(ping=frame_pb2.Ping(id=self._pings))])
+
+    def _lives_until(self, expires: float) -> None:
+        now = time.time()
+        self._refresh_at = expires - min(_REFRESH_SECONDS, (expires - now) / 5)
 
     def _judge(self, socket: _Socket) -> None:
         """Raise Refused when the server said not to come back."""
@@ -318,6 +393,9 @@ class Client:
 
     def _fail(self, error: Exception) -> None:
         self._socket = None
+        if self._saying is not None:
+            self._saying.cancel()
+            self._saying = None
         if self._first is not None and not self._first.done():
             self._first.set_exception(error)
         for timer in self._held.values():
@@ -331,7 +409,14 @@ class Client:
     def _write(self, frames: list[frame_pb2.Frame]) -> None:
         if self._socket is not None and frames:
             self._last_sent = asyncio.get_running_loop().time()
-            self._socket.send(frames)
+            self._socket.send(frames, self._ack())
+
+    def _ack(self) -> int:
+        """The number to acknowledge, or 0 when the server knows it."""
+        if self._acked_number == self._number:
+            return 0
+        self._acked_number = self._number
+        return self._number
 
     # ---------------------------------------------------------------------------------------- sends
 
@@ -340,7 +425,7 @@ class Client:
         if self._socket is None:
             return
         frames: list[frame_pb2.Frame] = []
-        size = 0
+        size = _BATCH_OVERHEAD
         for key, waiting in list(self._outbox.items()):
             if self._in_flight >= self._window:
                 break
@@ -348,12 +433,12 @@ class Client:
                 continue
             frame = frame_pb2.Frame(send=waiting.send)
             bytes_more = frame.ByteSize() + _FRAME_OVERHEAD
-            if bytes_more > self._max_message:
+            if _BATCH_OVERHEAD + bytes_more > self._max_message:
                 self._refuse_large(key, waiting)
                 continue
             if size + bytes_more > self._max_message or len(frames) == _MAX_FRAMES:
                 self._write(frames)
-                frames, size = [], 0
+                frames, size = [], _BATCH_OVERHEAD
             waiting.in_flight = True
             self._in_flight += 1
             frames.append(frame)
@@ -420,7 +505,15 @@ class Client:
 
     # --------------------------------------------------------------------------------------- frames
 
-    def _receive(self, frame: frame_pb2.Frame) -> None:
+    def _receive(self, batch: frame_pb2.Batch) -> None:
+        for frame in batch.frames:
+            self._frame(frame)
+        if batch.number > self._number:
+            self._number = batch.number
+            if self._number - self._acked_number >= _ACK_AFTER and self._socket is not None:
+                self._socket.send([], self._ack())
+
+    def _frame(self, frame: frame_pb2.Frame) -> None:
         self._last_seen = asyncio.get_running_loop().time()
         kind = frame.WhichOneof("kind")
         if kind == "push":
@@ -433,12 +526,29 @@ class Client:
             self._head(frame.head.conversation_id, frame.head.epoch, frame.head.seq)
         elif kind == "error":
             self._refused(frame.error)
+        elif kind == "typing":
+            self._on_signal(frame.typing)
+        elif kind == "presence":
+            self._on_signal(frame.presence)
         elif kind == "ping":
             self._write([frame_pb2.Frame(pong=frame_pb2.Pong(id=frame.ping.id))])
-        elif kind == "goodbye":
+        else:
+            self._session_frame(kind or "", frame)
+
+    def _session_frame(self, kind: str, frame: frame_pb2.Frame) -> None:
+        if kind == "goodbye":
             self._goodbye = frame.goodbye
-        elif kind == "welcome" and self._welcome is not None and not self._welcome.done():
-            self._welcome.set_result(frame.welcome)
+        elif kind == "resumed":
+            self._lossless = frame.resumed.lossless
+            self.lossless_resumes += frame.resumed.lossless
+        elif kind == "refreshed":
+            self._lives_until(frame.refreshed.token_expire_time.seconds)
+        elif kind == "welcome":
+            if frame.welcome.session_id != self._session_id:
+                # A new session is numbered from 1.
+                self._session_id, self._number, self._acked_number = frame.welcome.session_id, 0, 0
+            if self._welcome is not None and not self._welcome.done():
+                self._welcome.set_result(frame.welcome)
 
     def _pushed(self, push: frame_pb2.Push) -> None:
         if push.WhichOneof("subject") == "message":
@@ -446,10 +556,18 @@ class Client:
             return
         if push.WhichOneof("subject") == "conversation":
             item = push.conversation
-            self._on_push(push)
+            self._altered(item)
             self._head(item.conversation_id, item.epoch, item.head_seq)
             return
         self._on_push(push)
+
+    def _altered(self, item: conversation_pb2.Conversation) -> None:
+        """Hand a conversation out, unless this version or a newer one was."""
+        thread = self._thread(item.conversation_id, item.epoch)
+        if item.version > thread.version:
+            thread.version = item.version
+            thread.is_open = item.state != conversation_pb2.CONVERSATION_STATE_CLOSED
+            self._on_push(frame_pb2.Push(conversation=item))
 
     def _thread(self, conversation_id: str, epoch: int) -> _Thread:
         thread = self._threads.get(conversation_id)
@@ -471,6 +589,31 @@ class Client:
         while (message := thread.early.pop(thread.seq + 1, None)) is not None:
             thread.seq += 1
             self._on_push(frame_pb2.Push(message=message, epoch=epoch))
+            self._say(message.conversation_id)
+
+    def _say(self, conversation_id: str) -> None:
+        """Have the others told how far this user has got, in a moment and in one go."""
+        self._unsaid.add(conversation_id)
+        if self._saying is None:
+            loop = asyncio.get_running_loop()
+            self._saying = loop.call_later(_RECEIPT_SECONDS, self._say_all)
+
+    def _say_all(self) -> None:
+        self._saying = None
+        unsaid, self._unsaid = self._unsaid, set()
+        frames = []
+        for conversation_id in unsaid if self._socket is not None else ():
+            thread = self._threads.get(conversation_id, _Thread())
+            if self._receipts and thread.delivered_said < thread.seq:
+                thread.delivered_said = thread.seq
+                delivered = frame_pb2.Delivered(conversation_id=conversation_id, seq=thread.seq)
+                frames.append(frame_pb2.Frame(delivered=delivered))
+            if thread.read_said < thread.read:
+                thread.read_said = thread.read
+                read = frame_pb2.Read(conversation_id=conversation_id, seq=thread.read)
+                frames.append(frame_pb2.Frame(read=read))
+        for start in range(0, len(frames), _MAX_FRAMES):
+            self._write(frames[start : start + _MAX_FRAMES])
 
     def _head(self, conversation_id: str, epoch: int, seq: int) -> None:
         thread = self._thread(conversation_id, epoch)
@@ -493,6 +636,8 @@ class Client:
             if message.seq > thread.seq:
                 thread.early[message.seq] = message
         self._hand_out(thread, synced.epoch)
+        if synced.HasField("conversation"):
+            self._altered(synced.conversation)
         if thread.early or thread.seq < thread.target:
             self._sync(synced.conversation_id, thread)
 

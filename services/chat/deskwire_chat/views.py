@@ -148,13 +148,19 @@ def customer_push(item: Customer) -> bytes:
     return batch(push=frame_pb2.Push(customer=customer(item)))
 
 
-def head(item: Conversation) -> frame_pb2.Frame:
-    """Return the Frame that tells where a conversation stands."""
-    return frame_pb2.Frame(
-        head=frame_pb2.Head(
-            conversation_id=item.conversation_id, epoch=item.epoch, seq=item.head_seq
-        )
-    )
+def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
+    """Return the Frames that tell where a conversation stands; to agents also whose it is."""
+    frames = [
+        frame_pb2.Frame(
+            head=frame_pb2.Head(
+                conversation_id=item.conversation_id, epoch=item.epoch, seq=item.head_seq
+            )
+        ),
+        frame_pb2.Frame(push=frame_pb2.Push(conversation=conversation(item))),
+    ]
+    if of is not None:
+        frames.append(frame_pb2.Frame(push=frame_pb2.Push(customer=customer(of))))
+    return frames
 
 
 def text_content(text: str) -> bytes:
@@ -197,5 +203,6 @@ def synced(item: Conversation, run: Sequence[Message], receipts: Sequence[Receip
             head_seq=item.head_seq,
             messages=[message(each) for each in run],
             receipts=[receipt(each) for each in receipts],
+            conversation=conversation(item),
         )
     )

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import grpc
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
@@ -17,6 +18,7 @@ from deskwire_chat import views
 from deskwire_chat.domain import (
     ActorRole,
     Conversation,
+    Customer,
     Writer,
     conversation_not_found,
     may_see,
@@ -29,7 +31,7 @@ from deskwire_chat.shard.feeds import QueueFeed
 from deskwire_chat.shard.presence import Presence
 from deskwire_chat.shard.receipts import Receipts
 from deskwire_chat.shard.writer import ShardWriter
-from deskwire_chat.store import conversations, messages, receipts
+from deskwire_chat.store import conversations, customers, messages, receipts
 from deskwire_common import rpc, telemetry
 from deskwire_common.auth import ANY_TENANT, Profile, Role, TokenVerifier
 from deskwire_common.db import Database
@@ -232,6 +234,7 @@ class Links:
             try:
                 async with self._reads, self._db.read() as c:
                     found = await conversations.open_of(c, tenant, role, subjects)
+                    known = await self._customers_of(c, tenant, role, found)
             except (DeskwireError, SQLAlchemyError) as error:
                 # Without a head a client couldn't see what it missed: its worker must come again.
                 get_logger().warning("heads_not_read", error=type(error).__name__)
@@ -240,13 +243,25 @@ class Links:
                 continue
             for connection in members:
                 theirs = found.get(connection.who.subject, [])
-                frames = [views.head(each) for each in theirs]
+                frames: list[frame_pb2.Frame] = []
+                for each in theirs:
+                    frames += views.heads(each, known.get(each.customer_id))
                 frames += self._presence.frames(connection, theirs)
                 if frames:
                     connection.put(frame_pb2.Batch(frames=frames).SerializeToString())
                 if not connection.parked:
                     self._presence.came(connection, theirs)
                 self._feeds.came(connection)
+
+    @staticmethod
+    async def _customers_of(
+        c: AsyncConnection, tenant: str, role: ActorRole, found: dict[str, list[Conversation]]
+    ) -> dict[str, Customer]:
+        """The customers whom agents have conversations with."""
+        ids = {each.customer_id for theirs in found.values() for each in theirs}
+        if role == ActorRole.VISITOR or not ids:
+            return {}
+        return await customers.get_many(c, tenant, sorted(ids))
 
     # ------------------------------------------------------------------------------------- frames
 

@@ -70,6 +70,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     router = Router(now=lambda: to_micros(runtime.clock.now()), refresh=reader.ask)
     gate = Gate()
     connections = Connections(router, gate)
+    presence = Presence(db, connections)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
     ownership = Ownership(db, runtime.clock, settings.shard_name)
     writer = ShardWriter(
@@ -80,11 +81,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         ids=runtime.ids,
         clock=runtime.clock,
         deliver=connections.deliver,
+        introduce=presence.introduce,
         log=publisher,
         region=settings.default_region,
     )
     publisher.own(await ownership.claim())
-    presence = Presence(db, connections)
     receipts = Receipts(db, connections, writer.memory, runtime.clock)
     feeds = QueueFeed(db, connections, runtime.clock)
     links = Links(db, connections, presence, receipts, feeds, runtime.verifier, runtime.validator)

@@ -34,6 +34,7 @@ class Tools(Protocol):
     router: Router
     memory: Memory
     deliver: Deliver
+    introduce: Callable[[Conversation], None]
     region: str
 
 
@@ -206,9 +207,11 @@ class Group:
         )
         METRICS.conversations_assigned.inc()
         self.after.append(lambda: self._tools.router.assigned(command.tenant, command.agent_id))
-        batch = views.conversation_push(replace(conversation))
+        assigned = replace(conversation)
+        batch = views.conversation_push(assigned)
         users = participants(conversation)
         self.after.append(lambda: self._tools.deliver(users, batch))
+        self.after.append(lambda: self._tools.introduce(assigned))
         greeting = self._append(
             conversation,
             by,

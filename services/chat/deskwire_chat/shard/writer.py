@@ -10,7 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from typing import Any, Final
 
@@ -26,6 +34,7 @@ from deskwire_chat.shard.commands import (
     Command,
     Deliver,
     Log,
+    Mark,
     NotOwner,
     Store,
     participants,
@@ -35,6 +44,7 @@ from deskwire_chat.shard.memory import Memory
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.store import conversations
 from deskwire_chat.store.messages import SentKey
+from deskwire_chat.store.partitions import Partition
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import DeskwireError, Internal, ResourceExhausted, Unavailable
@@ -64,6 +74,7 @@ class ShardWriter:
         ids: Ids,
         clock: Clock,
         deliver: Deliver,
+        introduce: Callable[[Conversation], None],
         log: Log,
         region: str = "",
     ) -> None:
@@ -75,27 +86,37 @@ class ShardWriter:
         self.ids = ids
         self._clock = clock
         self.deliver = deliver
+        self.introduce = introduce
         self._log = log
         self.region = region
         self.memory = Memory(db)
         self._held: dict[tuple[Hashable, str], str] = {}
         # SQLite has one writer anyway.
         lanes = 1 if db.dialect == "sqlite" else 2
-        self._lanes: list[deque[Command]] = [deque() for _ in range(lanes)]
+        self._lanes: list[deque[Command | Mark]] = [deque() for _ in range(lanes)]
         self._wakes = [asyncio.Event() for _ in range(lanes)]
         self._closing = False
 
     # ----------------------------------------------------------------------------------- commands
 
     def submit(self, command: Command) -> None:
-        """Queue a command. Raises ResourceExhausted when too many wait, Unavailable when this process stops."""
+        """Queue a command.
+
+        Raises NotOwner for another process's conversation, ResourceExhausted when too many wait, Unavailable when this
+        process stops.
+        """
         if self._closing:
             raise Unavailable(
                 "the server is stopping; connect again",
                 reason=reasons.ERROR_REASON_SHUTTING_DOWN,
                 retry_after=_RETRY_AFTER,
             )
-        number = partition_of(command.conversation_id) % len(self._lanes)
+        partition = partition_of(command.conversation_id)
+        term = self._ownership.term_of(partition)
+        if not term or command.term not in {0, term}:
+            raise NotOwner
+        command.term = term
+        number = partition % len(self._lanes)
         if len(self._lanes[number]) >= QUEUE and not isinstance(command, Assign):
             error = ResourceExhausted("too many messages wait to be stored", retry_after=0.5)
             if isinstance(command, Store):
@@ -106,8 +127,11 @@ class ShardWriter:
 
     def propose(self, *, tenant: str, conversation_id: str, agent_id: str, agent_name: str) -> None:
         """Queue routing's proposal (routing.Assign)."""
-        if not self._closing:
+        try:
             self.submit(Assign(tenant, conversation_id, agent_id, agent_name))
+        except Unavailable:
+            # The next owner's routing has the conversation.
+            self._not_ours(Assign(tenant, conversation_id, agent_id, agent_name))
 
     async def alter(
         self,
@@ -124,12 +148,25 @@ class ShardWriter:
         for conversation_id in conversation_ids:
             self._held.pop((line, conversation_id), None)
 
+    async def finish(self) -> None:
+        """Return when everything is stored or refused that was queued before."""
+        marks = [Mark(asyncio.get_running_loop().create_future()) for _ in self._lanes]
+        for lane, wake, mark in zip(self._lanes, self._wakes, marks, strict=True):
+            lane.append(mark)
+            wake.set()
+        await asyncio.gather(*(mark.future for mark in marks))
+
+    def forget_partitions(self, numbers: Collection[int]) -> None:
+        """These are another owner's now, or were until now."""
+        self.memory.forget_partitions(numbers)
+        for line in [each for each in self._held if partition_of(each[1]) in numbers]:
+            del self._held[line]
+
     async def run(self) -> None:
-        """Write until cancelled. Raises NotOwner when another process has taken over."""
+        """Write until cancelled."""
         async with asyncio.TaskGroup() as group:
             for lane, wake in zip(self._lanes, self._wakes, strict=True):
                 group.create_task(self._run_lane(lane, wake))
-            group.create_task(self._ownership.renew())
 
     async def drain(self) -> None:
         """Take no more commands, and finish those that wait."""
@@ -137,20 +174,24 @@ class ShardWriter:
         while any(self._lanes):
             await asyncio.sleep(0.01)
 
-    async def _run_lane(self, lane: deque[Command], wake: asyncio.Event) -> None:
+    async def _run_lane(self, lane: deque[Command | Mark], wake: asyncio.Event) -> None:
         while True:
             await wake.wait()
             wake.clear()
             while lane:
                 group: list[Store | Assign] = []
-                while lane and len(group) < GROUP and not isinstance(lane[0], Alter):
-                    command = lane.popleft()
-                    assert not isinstance(command, Alter)  # noqa: S101 - for the type checker
+                while lane and len(group) < GROUP:
+                    command = lane[0]
+                    if isinstance(command, Alter | Mark):
+                        break
+                    lane.popleft()
                     group.append(command)
                 if group:
                     await self._write(group)
-                elif isinstance(alter := lane.popleft(), Alter):
-                    await self._alter(alter)
+                elif isinstance(alone := lane.popleft(), Alter):
+                    await self._alter(alone)
+                elif isinstance(alone, Mark) and not alone.future.done():
+                    alone.future.set_result(None)
 
     # -------------------------------------------------------------------------------------- groups
 
@@ -161,9 +202,11 @@ class ShardWriter:
                 self._forget(commands)
                 await asyncio.sleep(0.02 * 4**attempt)
             try:
+                await self._ownership.settle()
+                commands = self._ours(commands)
+                if not commands:
+                    return
                 group = await self._transact(commands)
-            except NotOwner:
-                raise
             except (DeskwireError, SQLAlchemyError, OSError) as caught:
                 get_logger().warning(
                     "group_failed", attempt=attempt, error=type(caught).__name__, size=len(commands)
@@ -181,6 +224,28 @@ class ShardWriter:
                 await self._write([command])
             return
         self._refuse(commands, error)
+
+    def _ours(self, commands: list[Store | Assign]) -> list[Store | Assign]:
+        """Return those that may still be written; the others are refused."""
+        ours: list[Store | Assign] = []
+        for command in commands:
+            if self._ownership.holds(partition_of(command.conversation_id), command.term):
+                ours.append(command)
+            else:
+                self._not_ours(command)
+        return ours
+
+    def _not_ours(self, command: Store | Assign) -> None:
+        if isinstance(command, Assign):
+            self.router.refused(
+                command.tenant,
+                command.conversation_id,
+                command.agent_id,
+                waits=None,
+                doubtful=False,
+            )
+        else:
+            self._answer_refused(command, NotOwner())
 
     def _refuse(self, commands: list[Store | Assign], cause: Exception) -> None:
         for command in commands:
@@ -219,10 +284,10 @@ class ShardWriter:
         self._ownership.doubt()
 
     async def _transact(self, commands: list[Store | Assign]) -> Group:
-        await self._ownership.settle()
         found = await self.memory.load(commands)
         started = self._clock.monotonic()
-        group = Group(self, self._ownership.partitions, self._now())
+        began_with = dict(self._ownership.partitions)
+        group = Group(self, began_with, self._now())
         async with self._db.transaction() as uow:
             await group.visitors.load(uow, self._openers(commands))
             for command in commands:
@@ -232,14 +297,14 @@ class ShardWriter:
                     self._store(group, command, found)
             if group.heads:
                 published = self._log.published(group.heads)
-                await self._ownership.fence(uow, group.heads, published)
+                await self._ownership.fence(uow, began_with, group.heads, published)
                 await self._outbox.add(uow, await group.flush(uow))
                 await uow.commit()
         if group.heads:
             METRICS.commit_group_size.observe(len(group.stored))
             METRICS.commit_seconds.observe(self._clock.monotonic() - started)
             self._log.saved(published)
-            self._committed(group)
+            self._committed(group, began_with)
         return group
 
     def _openers(self, commands: Sequence[Store | Assign]) -> list[Writer]:
@@ -270,12 +335,15 @@ class ShardWriter:
         if held is not None:
             group.after.append(lambda: self.forget_line(command.line, [command.conversation_id]))
 
-    def _committed(self, group: Group) -> None:
-        self._ownership.moved(group.heads)
+    def _committed(self, group: Group, began_with: Mapping[int, Partition]) -> None:
         for number, head in group.heads.items():
+            began_with[number].head = head
             METRICS.partition_head.labels(str(number)).set(head)
+        owned = self._ownership.partitions
         for conversation in group.touched.values():
-            self.memory.update(conversation)
+            number = conversation.partition
+            if owned.get(number) is began_with[number]:
+                self.memory.update(conversation)
         self.memory.sent(group.stored)
         for span in group.spans:
             span.end()
@@ -289,28 +357,29 @@ class ShardWriter:
     async def _alter(self, command: Alter) -> None:
         try:
             await self._ownership.settle()
+            number = partition_of(command.conversation_id)
+            if not self._ownership.holds(number, command.term):
+                raise NotOwner
+            began_with = dict(self._ownership.partitions)
             await self.memory.load([command])
             before = self.memory.get(command.conversation_id)
             copy = replace(before) if before is not None else None
             async with self._db.transaction() as uow:
                 if before is not None:
-                    number = before.partition
-                    head = self._ownership.partitions[number].head
-                    await self._ownership.fence(uow, {number: head})
+                    heads = {number: began_with[number].head}
+                    await self._ownership.fence(uow, began_with, heads)
                 result = await command.work(uow, copy)
                 if copy is not None and before is not None and copy.version != before.version:
                     await conversations.save(uow.connection, copy, old_version=before.version)
                 await uow.commit()
-        except NotOwner as error:
-            _fail(command.future, error)
-            raise
         except Exception as error:  # noqa: BLE001 - it is the caller's
             if not isinstance(error, DeskwireError) or error.temporary:
                 self._forget([command])
             _fail(command.future, error)
             return
         if copy is not None and before is not None and copy.version != before.version:
-            self.memory.update(copy)
+            if self._ownership.partitions.get(number) is began_with[number]:
+                self.memory.update(copy)
             self._changed(before, copy)
         if not command.future.done():
             command.future.set_result(result)
@@ -323,6 +392,7 @@ class ShardWriter:
             self.router.closed(tenant, conversation_id, before.agent_id)
         if before.agent_id != after.agent_id and after.agent_id:
             self.router.gained(tenant, conversation_id, after.agent_id)
+            self.introduce(replace(after))
         if after.state == State.QUEUED:
             self.router.opened(tenant, conversation_id, after.created_at)
 

@@ -74,6 +74,7 @@ class Metrics:
             "partition_published", "Last position that Kafka has acknowledged.", "partition"
         )
         self.attached = _gauge("attached_connections", "Connections attached to this shard.")
+        self.chat_streams = _gauge("chat_streams", "Open streams of callers.")
         self.conversations_queued = _gauge(
             "conversations_queued", "Conversations without an agent."
         )

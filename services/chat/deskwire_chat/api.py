@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
@@ -24,6 +25,7 @@ from deskwire_chat.actions.agents import AGENTS, AgentActions
 from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
 from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
 from deskwire_chat.shard import links
+from deskwire_chat.shard.streams import MessageStreams
 from deskwire_common.auth import Role
 
 _DESK: Final = frozenset({Role.AGENT, Role.BOT, Role.INTEGRATION, Role.OPERATOR, Role.SERVICE})
@@ -37,6 +39,9 @@ AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
     f"/{CONVERSATIONS}/ListConversations": _DESK | {Role.VISITOR},
     f"/{CONVERSATIONS}/ListMessages": _DESK | {Role.VISITOR},
     f"/{CONVERSATIONS}/SendMessage": frozenset(
+        {Role.VISITOR, Role.AGENT, Role.BOT, Role.INTEGRATION}
+    ),
+    f"/{CONVERSATIONS}/StreamMessages": frozenset(
         {Role.VISITOR, Role.AGENT, Role.BOT, Role.INTEGRATION}
     ),
     f"/{CONVERSATIONS}/CloseConversation": _CHANGERS,
@@ -76,8 +81,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ConversationApi(conversation_service_pb2_grpc.ConversationServiceServicer):
     """The servicer. Errors are the actions'; the server puts them on the wire."""
 
-    def __init__(self, actions: ConversationActions) -> None:
+    def __init__(self, actions: ConversationActions, streams: MessageStreams) -> None:
         self._actions = actions
+        self._streams = streams
 
     async def GetConversation(  # noqa: N802
         self, request: conversation_service_pb2.GetConversationRequest, _context: Context
@@ -102,6 +108,16 @@ class ConversationApi(conversation_service_pb2_grpc.ConversationServiceServicer)
     ) -> conversation_service_pb2.SendMessageResponse:
         """See the contract."""
         return await self._actions.send(request)
+
+    async def StreamMessages(  # noqa: N802
+        self,
+        requests: AsyncIterator[conversation_service_pb2.StreamMessagesRequest],
+        _context: Context,
+    ) -> AsyncIterator[conversation_service_pb2.StreamMessagesResponse]:
+        """See the contract."""
+        async with aclosing(self._streams.serve(requests)) as responses:
+            async for response in responses:
+                yield response
 
     async def CloseConversation(  # noqa: N802
         self, request: conversation_service_pb2.CloseConversationRequest, _context: Context

@@ -39,6 +39,7 @@ from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.presence import Presence
 from deskwire_chat.shard.publisher import Publisher
 from deskwire_chat.shard.receipts import Receipts
+from deskwire_chat.shard.streams import MessageStreams, Slots
 from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.worker import AgentReader, GateKeeper
 from deskwire_common import db as dbs
@@ -90,6 +91,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     feeds = QueueFeed(db, connections, runtime.clock)
     links = Links(db, connections, presence, receipts, feeds, runtime.verifier, runtime.validator)
     links.bind(writer)
+    slots = Slots(settings.max_streams, settings.max_tenant_streams)
+    streams = MessageStreams(writer, runtime.validator, gate.admit, slots)
     conversation_actions = ConversationActions(tools, writer)
     keeper = GateKeeper(db, gate, connections, conversation_actions)
     await keeper.load()
@@ -114,10 +117,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     runtime.on_drain(publisher.drain)
     runtime.on_drain(links.drain)
     runtime.on_drain(writer.drain)
+    runtime.on_drain(streams.drain)
 
     def register(server: grpc.aio.Server) -> None:
         conversation_service_pb2_grpc.add_ConversationServiceServicer_to_server(
-            ConversationApi(conversation_actions), server
+            ConversationApi(conversation_actions, streams), server
         )
         customer_service_pb2_grpc.add_CustomerServiceServicer_to_server(
             CustomerApi(CustomerActions(tools, connections, settings.default_region)), server

@@ -1,0 +1,246 @@
+"""StreamMessages: many messages of one caller on one stream, each stored as a Send is.
+
+What a stream has taken and not answered is bounded, and so is what a slow reader can make the server keep: beyond it
+the server stops reading, and gRPC's flow control holds the sender.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from deskwire.chat.v1 import conversation_service_pb2 as pb
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire_chat.domain import Writer
+from deskwire_chat.shard.commands import Store, Stored
+from deskwire_chat.shard.links import check_client_msg_id
+from deskwire_chat.shard.writer import ShardWriter
+from deskwire_common import telemetry
+from deskwire_common.auth import Principal, current_principal
+from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
+from deskwire_common.ids import is_uuid
+from deskwire_common.metrics import METRICS
+from deskwire_common.validation import Validator
+
+WINDOW: Final = 1_000
+"""Messages of a stream that may wait for their results to be read."""
+RESULTS: Final = 500
+"""Results per response at the most."""
+_MAX_TEXT: Final = 8_000
+_ECHO: Final = 64
+"""Of what breaks the contract's limits, so much is said back."""
+
+Admit = Callable[[Principal], None]
+"""Raises for a caller who isn't let in any more (gate.Gate)."""
+
+
+class Slots:
+    """How many long calls this process, and each tenant in it, may have open."""
+
+    def __init__(self, total: int, per_tenant: int) -> None:
+        self._total = total
+        self._per_tenant = per_tenant
+        self._taken: dict[str, int] = {}
+        self._sum = 0
+
+    @contextmanager
+    def one(self, tenant: str) -> Iterator[None]:
+        """Hold one while the block runs. Raises ResourceExhausted."""
+        taken = self._taken.get(tenant, 0)
+        if taken >= self._per_tenant or self._sum >= self._total:
+            whose = "the tenant" if taken >= self._per_tenant else "the process"
+            raise ResourceExhausted(
+                f"{whose} has as many streams open as it may; try again later", retry_after=5.0
+            )
+        self._taken[tenant] = taken + 1
+        self._sum += 1
+        METRICS.chat_streams.set(self._sum)
+        try:
+            yield
+        finally:
+            self._sum -= 1
+            METRICS.chat_streams.set(self._sum)
+            self._taken[tenant] -= 1
+            if not self._taken[tenant]:
+                del self._taken[tenant]
+
+
+def stopping() -> Unavailable:
+    """What ends a stream when the process stops."""
+    return Unavailable(
+        "the server is stopping; connect again",
+        reason=reasons.ERROR_REASON_SHUTTING_DOWN,
+        retry_after=1.0,
+    )
+
+
+class MessageStreams:
+    """All streams of messages of this process."""
+
+    def __init__(
+        self, writer: ShardWriter, validator: Validator, admit: Admit, slots: Slots
+    ) -> None:
+        self._writer = writer
+        self._validator = validator
+        self._admit = admit
+        self._slots = slots
+        self._open: set[_Stream] = set()
+        self._stopping = False
+
+    async def serve(
+        self, requests: AsyncIterator[pb.StreamMessagesRequest]
+    ) -> AsyncGenerator[pb.StreamMessagesResponse]:
+        """Serve one stream of the current principal; see the contract."""
+        principal = current_principal()
+        if self._stopping:
+            raise stopping()
+        with self._slots.one(principal.tenant):
+            stream = _Stream(self._writer, self._validator, principal)
+            reading = asyncio.create_task(stream.read(requests, self._admit), name="stream-read")
+            stream.reads_with(reading)
+            self._open.add(stream)
+            try:
+                async for response in stream.responses():
+                    yield response
+                if reading.cancelled():
+                    raise stopping()
+                reading.result()
+            finally:
+                self._open.discard(stream)
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+                stream.close()
+
+    async def drain(self, seconds: float = 3.0) -> None:
+        """Take no more messages, answer those that were taken, and end all streams; slow readers get `seconds`."""
+        self._stopping = True
+        for stream in self._open:
+            stream.stop()
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._open and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+
+
+class _Stream:
+    """One stream: `_taken` counts what was read and whose result isn't written yet. It is the line that is held."""
+
+    def __init__(self, writer: ShardWriter, validator: Validator, principal: Principal) -> None:
+        self._writer = writer
+        self._validator = validator
+        self._principal = principal
+        self._who = Writer.of(principal)
+        self._taken = 0
+        self._results: deque[pb.StreamedResult] = deque()
+        self._held: set[str] = set()
+        self._closed = False
+        self._reading: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+
+    def reads_with(self, reading: asyncio.Task[None]) -> None:
+        """The stream ends when this task has, and everything is answered."""
+        self._reading = reading
+        reading.add_done_callback(lambda _: self._wake.set())
+
+    def stop(self) -> None:
+        """Read no more."""
+        if self._reading is not None:
+            self._reading.cancel()
+
+    def close(self) -> None:
+        """Free what it held."""
+        self._closed = True
+        self._writer.forget_line(self, self._held)
+
+    async def read(self, requests: AsyncIterator[pb.StreamMessagesRequest], admit: Admit) -> None:
+        """Take messages while there is room. Raises what ends the stream."""
+        async for request in requests:
+            admit(self._principal)
+            for message in request.messages:
+                while self._taken >= WINDOW:
+                    self._room.clear()
+                    await self._room.wait()
+                self._taken += 1
+                self._take(message)
+
+    async def responses(self) -> AsyncIterator[pb.StreamMessagesResponse]:
+        """Write the results; ends when no more can come."""
+        while self._taken or self._reading is None or not self._reading.done():
+            await self._wake.wait()
+            self._wake.clear()
+            while self._results:
+                batch = [self._results.popleft() for _ in range(min(len(self._results), RESULTS))]
+                yield pb.StreamMessagesResponse(results=batch)
+                # It was handed to the transport, which waits for a slow reader.
+                self._taken -= len(batch)
+                self._room.set()
+
+    def _take(self, message: pb.StreamedMessage) -> None:
+        def reply(result: Stored | DeskwireError) -> None:
+            self._results.append(self._result(message, result))
+            self._wake.set()
+            if self._closed:
+                # Nobody is there for whom the line could be held.
+                self._writer.forget_line(self, [message.conversation_id.lower()])
+
+        try:
+            self._check(message)
+            traceparent = message.traceparent
+            self._writer.submit(
+                Store(
+                    who=self._who,
+                    conversation_id=message.conversation_id.lower(),
+                    client_msg_id=message.client_msg_id,
+                    body=message.content.SerializeToString(),
+                    reply=reply,
+                    traceparent=traceparent if telemetry.sampled(traceparent) else "",
+                    line=self,
+                )
+            )
+        except DeskwireError as error:
+            METRICS.messages_refused.labels(error.reason_name).inc()
+            reply(error)
+
+    def _check(self, message: pb.StreamedMessage) -> None:
+        """The contract's rules by hand for what is usual; the validator knows the rest, and words it."""
+        content = message.content
+        if not (
+            is_uuid(message.conversation_id)
+            and 0 < len(message.client_msg_id) <= 64
+            and content.WhichOneof("kind") == "text"
+            and 0 < len(content.text) <= _MAX_TEXT
+            and len(message.traceparent) <= 55
+        ):
+            self._validator.check(message)
+        check_client_msg_id(message.client_msg_id)
+
+    def _result(
+        self, message: pb.StreamedMessage, result: Stored | DeskwireError
+    ) -> pb.StreamedResult:
+        if isinstance(result, Stored):
+            self._held.discard(result.message.conversation_id)
+            ack = pb.StreamedAck(
+                conversation_id=result.message.conversation_id,
+                client_msg_id=result.message.client_msg_id,
+                message_id=result.message.message_id,
+                epoch=result.epoch,
+                seq=result.message.seq,
+                duplicate=result.duplicate,
+            )
+            ack.create_time.FromMicroseconds(result.message.created_at)
+            return pb.StreamedResult(ack=ack)
+        if result.temporary:
+            self._held.add(message.conversation_id.lower())
+        error = pb.StreamedError(
+            conversation_id=message.conversation_id[:_ECHO],
+            client_msg_id=message.client_msg_id[:_ECHO],
+            reason=result.reason,
+            message=result.message,
+            temporary=result.temporary,
+        )
+        if result.retry_after is not None:
+            error.retry_after.FromMilliseconds(int(result.retry_after * 1000))
+        return pb.StreamedResult(error=error)

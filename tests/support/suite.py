@@ -88,7 +88,7 @@ def chat_settings(database_url: str, kafka: str, keys_file: Path, **more: Any) -
         keys_file=keys_file,
         database_url=database_url,
         kafka=kafka,
-        shard_name="chat-0",
+        shard_name=more.pop("shard_name", "chat-0"),
         **more,
     )
 

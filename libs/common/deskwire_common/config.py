@@ -40,6 +40,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether what listens on `host` listens on all addresses, and so can't be called at it."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def _address(text: str) -> str:
     split_address(text)
     return text

@@ -69,6 +69,7 @@ class Metrics:
             "commit_group_size", "Messages per committed group.", _SIZES
         )
         self.commit_seconds = _histogram("commit_seconds", "Time of a group's commit.", _FAST)
+        self.partitions_owned = _gauge("partitions_owned", "Partitions that this process owns.")
         self.partition_head = _gauge("partition_head", "Last committed position.", "partition")
         self.partition_published = _gauge(
             "partition_published", "Last position that Kafka has acknowledged.", "partition"

@@ -452,11 +452,13 @@ def make_channel(
     tls: Tls | None = None,
     token: Callable[[], str] | None = None,
     bare: bool = False,
+    server_name: str = "",
 ) -> grpc.aio.Channel:
     """A channel to `target` (host:port or dns:///name:port).
 
     Unary calls get a deadline of ten seconds, the bearer token, the trace, and retries when the server is away.
-    `bare`: none of it, for long streams; give those `stream_metadata(token)` yourself.
+    `bare`: none of it, for long streams; give those `stream_metadata(token)` yourself. `server_name`: what the server's
+    certificate must name, where it isn't the target's host.
     """
     options: list[tuple[str, Any]] = [*_KEEPALIVE, *_SIZES]
     if bare:
@@ -468,6 +470,8 @@ def make_channel(
         ]
     options.append(("grpc.initial_reconnect_backoff_ms", 100))
     options.append(("grpc.max_reconnect_backoff_ms", 3_000))
+    if tls is not None and server_name:
+        options.append(("grpc.ssl_target_name_override", server_name))
     interceptors = None if bare else [_Outgoing(token)]
     if tls is not None:
         return grpc.aio.secure_channel(

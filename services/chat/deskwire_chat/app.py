@@ -13,6 +13,7 @@ from deskwire.chat.v1 import (
     integration_key_service_pb2_grpc,
     tenant_service_pb2_grpc,
 )
+from deskwire_chat import domain
 from deskwire_chat.access import KEYS, TENANTS, IntegrationKeyActions, TenantActions
 from deskwire_chat.actions.agents import AGENTS, AgentActions
 from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
@@ -34,6 +35,7 @@ from deskwire_chat.routing import Router
 from deskwire_chat.shard import links as shard_links
 from deskwire_chat.shard.connections import Connections
 from deskwire_chat.shard.feeds import QueueFeed
+from deskwire_chat.shard.holder import PartitionHolder
 from deskwire_chat.shard.links import Links
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.presence import Presence
@@ -51,7 +53,7 @@ from deskwire_common.lifecycle import Runtime
 from deskwire_common.outbox import Outbox, OutboxRelay
 
 
-async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
+async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa: PLR0915 - the one place where things are made
     """Start everything; the server answers when this returns.
 
     Raises FailedPrecondition for another schema or a second process on a SQLite file, Unavailable without database
@@ -73,7 +75,13 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     connections = Connections(router, gate)
     presence = Presence(db, connections)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
-    ownership = Ownership(db, runtime.clock, settings.shard_name)
+    ownership = Ownership(
+        db,
+        runtime.clock,
+        settings.shard_name,
+        runtime.ids.uuid7(),
+        lease_seconds=settings.lease_seconds,
+    )
     writer = ShardWriter(
         db,
         outbox,
@@ -86,15 +94,20 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         log=publisher,
         region=settings.default_region,
     )
-    publisher.own(await ownership.claim())
     receipts = Receipts(db, connections, writer.memory, runtime.clock)
-    feeds = QueueFeed(db, connections, runtime.clock)
+    feeds = QueueFeed(
+        db,
+        connections,
+        runtime.clock,
+        is_ours=lambda tenant: ownership.term_of(domain.partition_of(tenant)) > 0,
+    )
     links = Links(db, connections, presence, receipts, feeds, runtime.verifier, runtime.validator)
-    links.bind(writer)
+    links.bind(writer, ownership)
+    ownership.bind(PartitionHolder(writer, publisher, router, reader, links))
     slots = Slots(settings.max_streams, settings.max_tenant_streams)
     streams = MessageStreams(writer, runtime.validator, gate.admit, slots)
     conversation_actions = ConversationActions(tools, writer)
-    keeper = GateKeeper(db, gate, connections, conversation_actions)
+    keeper = GateKeeper(db, gate, connections, conversation_actions, ownership)
     await keeper.load()
 
     relay = OutboxRelay(
@@ -107,16 +120,17 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     runtime.spawn("receipts", receipts.run)
     runtime.spawn("queue-feed", feeds.run)
     runtime.spawn("agent-reader", partial(reader.run, router))
+    runtime.spawn("agents", partial(reader.run_agents, router, ownership))
+    runtime.spawn("queue", partial(reader.run_partitions, router, ownership))
     runtime.spawn("gate-keeper", keeper.run)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
     await reader.load(router, writer.propose)
 
-    # At the end: no new frames, what waits is stored and answered, the streams end, Kafka gets the rest.
-    runtime.on_drain(ownership.release)
-    runtime.on_drain(publisher.drain)
+    # At the end: what waits is stored and answered, Kafka gets the rest, others get the partitions, the streams end.
     runtime.on_drain(links.drain)
     runtime.on_drain(writer.drain)
+    runtime.on_drain(ownership.leave)
     runtime.on_drain(streams.drain)
 
     def register(server: grpc.aio.Server) -> None:
@@ -136,10 +150,13 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
             IntegrationKeyApi(IntegrationKeyActions(tools, runtime.signer)), server
         )
 
-    await runtime.serve(
+    port = await runtime.serve(
         [register, links.register],
         [CONVERSATIONS, CUSTOMERS, AGENTS, TENANTS, KEYS, shard_links.SERVICE],
         AUTHORIZATION,
         inline_auth=frozenset({shard_links.METHOD}),
         access=rpc.Access(public=PUBLIC, suite=SUITE, admit=gate.admit),
     )
+    # From here on others send their calls and conversations here.
+    await ownership.start(settings.address(port))
+    runtime.spawn("ownership", ownership.run)

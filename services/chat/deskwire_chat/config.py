@@ -6,7 +6,14 @@ import socket
 
 from pydantic import Field
 
-from deskwire_common.config import DatabaseSettings, KafkaSettings, ServiceSettings
+from deskwire_common.config import (
+    DatabaseSettings,
+    KafkaSettings,
+    OptionalAddress,
+    ServiceSettings,
+    is_wildcard,
+    split_address,
+)
 
 
 class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
@@ -16,5 +23,19 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     max_streams: int = Field(default=5_000, ge=1)
     """StreamMessages and WatchConversation calls that may be open in this process."""
     max_tenant_streams: int = Field(default=1_000, ge=1)
+    advertise: OptionalAddress = ""
+    """host:port at which gateways and other chat processes reach this one; "": where it listens."""
+    lease_seconds: float = Field(default=15.0, ge=0.5, le=300)
+    """So long after its last sign of life a process's partitions are another's to take."""
+    peer_name: str = ""
+    """With TLS: the name in the certificates of other chat processes, where it isn't the host of their address."""
     default_region: str = Field(default="", pattern="^([A-Z]{2})?$")
     """How mobile numbers without a leading + are read: `CN`, `DE` …; empty: they stay as given."""
+
+    def address(self, port: int) -> str:
+        """Where others reach this process, which listens on `port`."""
+        if self.advertise:
+            return self.advertise
+        host, _ = split_address(self.grpc_listen)
+        host = socket.gethostname() if is_wildcard(host) else host
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -8,10 +8,10 @@ waits.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
-from deskwire_chat.domain import Agent, Status
+from deskwire_chat.domain import Agent, Status, partition_of
 
 AgentKey = tuple[str, str]
 """Tenant and agent_id."""
@@ -86,6 +86,22 @@ class Router:
             self._judge(key)
         for tenant in list(self._desks):
             self._dispatch(tenant)
+
+    def wait_for(self, waiting: Iterable[tuple[str, str, int]]) -> None:
+        """Take conversations over that wait: tenant, id, created_at."""
+        tenants: dict[str, None] = {}
+        for tenant, conversation_id, created_at in waiting:
+            self._wait(tenant, conversation_id, created_at)
+            tenants[tenant] = None
+        for tenant in tenants:
+            self._dispatch(tenant)
+
+    def drop(self, partitions: Collection[int]) -> None:
+        """Conversations of these are routed by another process from now on."""
+        for desk in self._desks.values():
+            desk.waiting_ids = {
+                each for each in desk.waiting_ids if partition_of(each) not in partitions
+            }
 
     # ------------------------------------------------------------------------------- what happened
 
@@ -176,9 +192,21 @@ class Router:
         slot = self._slot(*key)
         slot.agent = agent
         slot.suspect = False
+        if agent is not None:
+            # Another process gave them a conversation.
+            slot.idle_since = max(slot.idle_since, agent.idle_since)
         self._changed(key)
 
     # ------------------------------------------------------------------------------------ questions
+
+    def agent_of(self, key: AgentKey) -> Agent | None:
+        """Return an agent as routing knows them."""
+        slot = self._slots.get(key)
+        return slot.agent if slot is not None else None
+
+    def quiet(self) -> dict[AgentKey, int]:
+        """Return `changes_of` of all agents without pending proposals."""
+        return {key: slot.changes for key, slot in self._slots.items() if not slot.pending}
 
     def is_connected(self, tenant: str, agent_id: str) -> bool:
         """Whether a connection of the agent is open here."""

@@ -6,15 +6,18 @@ Routing's index follows the agents' rows when it was wrong about one, and the ga
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire_chat.actions.conversations import ConversationActions
+from deskwire_chat.domain import partition_of
 from deskwire_chat.gate import Gate
 from deskwire_chat.routing import AgentKey, Router
 from deskwire_chat.shard.connections import Connections
+from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.store import agents, conversations, tenants
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
@@ -22,6 +25,7 @@ from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 
 _RETRY_SECONDS: Final = 0.2
+_AGENTS_SECONDS: Final = 1.5
 _LOOK_SECONDS: Final = 3.0
 """So long may pass until this process sees what another one has disabled; the contract says five."""
 
@@ -32,17 +36,58 @@ class AgentReader:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._asked: asyncio.Queue[AgentKey] = asyncio.Queue()
+        self._gained: set[int] = set()
+        self._wake = asyncio.Event()
 
     def ask(self, key: AgentKey) -> None:
         """Queue an agent (routing's `refresh`)."""
         self._asked.put_nowait(key)
 
+    def gained(self, partitions: Collection[int]) -> None:
+        """Have routing take over who waits in these."""
+        self._gained.update(partitions)
+        self._wake.set()
+
     async def load(self, router: Router, assign: object) -> None:
-        """Give routing what the tables say, and let it begin."""
+        """Give routing what the table says, and let it begin; conversations come with their partitions."""
         async with self._db.read() as c:
             every = await agents.every(c)
-            waiting = await conversations.queued(c)
-        router.start(every, waiting, assign)  # type: ignore[arg-type] # routing.Assign, a protocol of keywords
+        router.start(every, (), assign)  # type: ignore[arg-type] # routing.Assign, a protocol of keywords
+
+    async def run_partitions(self, router: Router, ownership: Ownership) -> None:
+        """Read who waits in partitions that were gained, until cancelled; outlasts a database that is away."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            numbers, self._gained = self._gained, set()
+            try:
+                async with self._db.read() as c:
+                    waiting = await conversations.queued(c)
+            except (DeskwireError, SQLAlchemyError) as error:
+                get_logger().warning("queue_not_read", error=type(error).__name__)
+                await asyncio.sleep(_RETRY_SECONDS)
+                self.gained(numbers)
+                continue
+            numbers = {number for number in numbers if ownership.term_of(number)}
+            router.wait_for(each for each in waiting if partition_of(each[1]) in numbers)
+
+    async def run_agents(self, router: Router, ownership: Ownership) -> None:
+        """While there are other processes, which give agents work too: read the agents again, until cancelled."""
+        while True:
+            await asyncio.sleep(_AGENTS_SECONDS)
+            if not ownership.others_live():
+                continue
+            before = router.quiet()
+            try:
+                async with self._db.read() as c:
+                    every = await agents.every(c)
+            except (DeskwireError, SQLAlchemyError) as error:
+                get_logger().warning("agents_not_read", error=type(error).__name__)
+                continue
+            for agent in every:
+                key = (agent.tenant, agent.agent_id)
+                if router.agent_of(key) != agent and before.get(key, 0) == router.changes_of(key):
+                    router.read_again(key, agent)
 
     async def run(self, router: Router) -> None:
         """Read what was asked for, until cancelled; outlasts a database that is away."""
@@ -72,8 +117,10 @@ class GateKeeper:
         gate: Gate,
         connections: Connections,
         conversation_actions: ConversationActions,
+        ownership: Ownership,
     ) -> None:
         self._db = db
+        self._ownership = ownership
         self._gate = gate
         self._connections = connections
         self._conversations = conversation_actions
@@ -116,6 +163,9 @@ class GateKeeper:
             async with self._db.read() as c:
                 found = await conversations.of_disabled_agents(c)
             for conversation_id, agent_id in found:
+                # The others are their owners' to put back.
+                if not self._ownership.term_of(partition_of(conversation_id)):
+                    continue
                 await self._conversations.put_back(conversation_id, agent_id)
         except (DeskwireError, SQLAlchemyError) as error:
             get_logger().warning("conversations_not_put_back", error=type(error).__name__)

@@ -7,8 +7,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import Final
 
+import grpc
 from redis.asyncio import Redis
 
+from deskwire_common import rpc
+from deskwire_common.config import split_address
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.logging import get_logger
 from deskwire_gateway import supervisor, websocket, worker
@@ -16,8 +19,8 @@ from deskwire_gateway.actions import GatewayActions
 from deskwire_gateway.api import AUTHORIZATION, CONNECT, SERVICE, GatewayApi
 from deskwire_gateway.config import Settings
 from deskwire_gateway.directory import Directory
-from deskwire_gateway.link import Link
 from deskwire_gateway.sessions import Limits, Sessions
+from deskwire_gateway.shards import Shards
 
 _OTHER_DESCRIPTORS: Final = 500
 """What a process has open beside its WebSockets."""
@@ -52,11 +55,16 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         ended=directory.changed,
     )
     directory.bind(sessions)
-    link = Link(
-        runtime.channel(settings.chat_target, bare=True), runtime.signer, sessions, worker_id
-    )
-    sessions.bind(link)
-    runtime.spawn("link", link.run)
+    seed_name = split_address(settings.chat_target)[0]
+
+    def connect(target: str) -> grpc.aio.Channel:
+        # Shards say where they are as host:port; their certificates have the name that all are called by.
+        name = "" if target == settings.chat_target else seed_name
+        return rpc.make_channel(target, tls=runtime.tls, bare=True, server_name=name)
+
+    shards = Shards(settings.chat_target, connect, runtime.signer, sessions, worker_id)
+    sessions.bind(shards)
+    runtime.spawn("shards", shards.run)
     runtime.spawn("directory", directory.run)
     runtime.spawn("wheel", partial(worker.turn_wheel, sessions))
 
@@ -81,7 +89,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
     async def drain() -> None:
         server.close()
-        await link.drain()
+        await shards.drain()
         sessions.drain()
 
     runtime.on_drain(drain)

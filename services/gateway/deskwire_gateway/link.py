@@ -1,20 +1,20 @@
-"""The stream to chat: attachments and Sends up, ready bytes down; in batches both ways.
+"""The stream to one shard of chat: encoded items up, ready bytes down; in batches both ways.
 
-Whatever is without an answer when a stream breaks is sent again on the next one, in order: chat dedupes. A new stream
-begins with a snapshot of all connections, so chat's presence is never older than the stream.
+A stream opens with a greeting, whose answer says which shard it has reached and who owns what (shards.Shards). What is
+to be said on it comes from there, beginning with a snapshot of all connections, so that chat's presence is never older
+than the stream.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
 
 import grpc
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_common import rpc
 from deskwire_common.auth import TokenSigner
@@ -32,87 +32,58 @@ _FIRST_BACKOFF: Final = 0.05
 _MAX_BACKOFF: Final = 2.0
 
 
-def _up(**kind: Any) -> bytes:
+def up_item(**kind: Any) -> bytes:
     """An encoded LinkRequest with one item; such bytes concatenate."""
     return pb.LinkRequest(items=[pb.LinkUpItem(**kind)]).SerializeToString()
 
 
+class Owner(Protocol):
+    """Whose link this is (shards.Shards)."""
+
+    def hello(self) -> bytes:
+        """Return the first item of a stream, encoded."""
+        ...
+
+    def opened(self, link: Link, owners: pb.Owners) -> Iterable[bytes] | None:
+        """A shard has answered; return what it is told first, None when this link isn't needed."""
+        ...
+
+    def told(self, link: Link, owners: pb.Owners) -> None:
+        """Who owns what has changed."""
+        ...
+
+    def answered(self, item: pb.LinkDownItem) -> None:
+        """A Send or a Sync has its answer."""
+        ...
+
+
 class Link:
-    """The link of this worker to one shard of chat."""
+    """A link to one shard, of one stream: when that ends, the link does."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, signer: TokenSigner, sessions: Sessions, worker_id: str
+        self,
+        target: str,
+        connect: Callable[[str], grpc.aio.Channel],
+        signer: TokenSigner,
+        sessions: Sessions,
+        owner: Owner,
     ) -> None:
-        """`channel` is a bare one: interceptors leak on long streams."""
-        self._open: Any = channel.stream_stream(
-            METHOD, request_serializer=None, response_deserializer=pb.LinkResponse.FromString
-        )
+        """`target` is called; `connect` makes bare channels, since interceptors leak on long streams."""
+        self.target = target
+        self.address = ""
+        """The shard that was reached."""
+        self.is_open = False
+        self._connect = connect
         self._signer = signer
         self._sessions = sessions
-        self._worker_id = worker_id
-        self._generation = 0
+        self._owner = owner
         self._up: deque[bytes] | None = None
         self._wake = asyncio.Event()
-        self._sends = 0
-        self._pending: dict[int, tuple[Session, bytes]] = {}
-        self.connected = asyncio.Event()
 
-    @property
-    def pending_count(self) -> int:
-        """How many Sends have no answer yet."""
-        return len(self._pending)
-
-    # ------------------------------------------------------------------------------------------ up
-
-    def attach(self, session: Session) -> None:
-        """Tell chat of a connection that said Hello."""
-        self._put(_attach(session))
-
-    def detach(self, session: Session) -> None:
-        """Tell chat that a connection is gone. Its Sends stay: they may have been stored."""
-        self._put(_up(detach=pb.Detach(connection_id=session.number)))
-
-    def send(self, session: Session, send: frame_pb2.Send) -> None:
-        """Pass a message on; it is kept until its answer."""
-        self._sends += 1
-        item = _up(send=pb.LinkSend(connection_id=session.number, send_id=self._sends, send=send))
-        self._pending[self._sends] = (session, item)
-        self._put(item)
-
-    def sync(self, session: Session, sync: frame_pb2.Sync) -> None:
-        """Pass a Sync on. On a broken stream it is lost: the Heads of the next one make the client ask again."""
-        self._put(_up(sync=pb.LinkSync(connection_id=session.number, sync=sync)))
-
-    def park(self, session: Session) -> None:
-        """Tell chat that a connection broke and may come back."""
-        self._put(_up(park=pb.Park(connection_id=session.number)))
-
-    def unpark(self, session: Session) -> None:
-        """Tell chat that a connection is there again."""
-        self._put(_up(unpark=pb.Unpark(connection_id=session.number)))
-
-    def receipt(self, session: Session, conversation_id: str, *, delivered: int, read: int) -> None:
-        """Pass on how far a user has got. On a broken stream it is lost; the client says the last one again."""
-        receipt = pb.LinkReceipt(
-            connection_id=session.number,
-            conversation_id=conversation_id,
-            delivered_seq=delivered,
-            read_seq=read,
-        )
-        self._put(_up(receipt=receipt))
-
-    def typing(self, session: Session, typing: frame_pb2.Typing) -> None:
-        """Pass on that a user writes."""
-        item = pb.LinkTyping(
-            connection_id=session.number,
-            conversation_id=typing.conversation_id,
-            typing=typing.typing,
-        )
-        self._put(_up(typing=item))
-
-    def _put(self, item: bytes) -> None:
-        if self._up is None:
-            return  # the snapshot of the next stream has it
+    def put(self, item: bytes) -> None:
+        """Queue an item of `up_item`. Before the stream is open it is dropped: the snapshot has it."""
+        if not self.is_open or self._up is None:
+            return
         if len(self._up) >= _QUEUE_ITEMS:
             # Chat doesn't read: begin anew, with a snapshot instead of a queue without end.
             self._up = None
@@ -120,72 +91,46 @@ class Link:
             self._up.append(item)
         self._wake.set()
 
-    # ---------------------------------------------------------------------------------------- life
+    async def run(self, pause: float) -> None:
+        """Call, after a pause, until there is a stream; serve it to its end."""
+        channel = self._connect(self.target)
+        try:
+            while True:
+                await asyncio.sleep(pause)
+                try:
+                    if await self._stream(channel):
+                        return
+                except grpc.RpcError as error:
+                    code = error.code().name if isinstance(error, grpc.aio.AioRpcError) else "?"
+                    get_logger().warning("link_broken", code=code, target=self.target)
+                    if self.address:
+                        return
+                pause = min(max(pause, _FIRST_BACKOFF) * 2, _MAX_BACKOFF)
+        finally:
+            self.is_open = False
+            self._up = None
+            await channel.close()
 
-    async def run(self) -> None:
-        """Keep a stream open until cancelled."""
-        backoff = _FIRST_BACKOFF
-        while True:
-            try:
-                if await self._stream():
-                    backoff = _FIRST_BACKOFF
-            except grpc.RpcError as error:
-                code = error.code().name if isinstance(error, grpc.aio.AioRpcError) else "?"
-                get_logger().warning("link_broken", code=code, pending=len(self._pending))
-            finally:
-                self._up = None
-                self.connected.clear()
-                METRICS.gateway_links.set(0)
-            await asyncio.sleep(backoff)
-            backoff = min(backoff * 2, _MAX_BACKOFF)
-
-    async def drain(self, seconds: float = 5.0) -> None:
-        """Wait for the answers to what was sent, for a while."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._pending:
-                    await asyncio.sleep(0.01)
-
-    async def _stream(self) -> bool:
-        """Serve one stream to its end; whether it worked for a while."""
-        call = self._open(metadata=rpc.stream_metadata(self._signer.service_token()))
-        self._generation += 1
-        self._up = deque(self._snapshot())
+    async def _stream(self, channel: grpc.aio.Channel) -> bool:
+        """Serve one stream to its end; whether it was one that is needed."""
+        method: Any = channel.stream_stream(
+            METHOD, request_serializer=None, response_deserializer=pb.LinkResponse.FromString
+        )
+        call = method(metadata=rpc.stream_metadata(self._signer.service_token()))
+        self._up = deque([self._owner.hello()])
         self._wake.set()
         writing = asyncio.create_task(self._write(call))
-        worked = False
         try:
             while True:
                 response = await call.read()
                 if response is grpc.aio.EOF:
-                    return worked
-                worked = True
-                if not self.connected.is_set():
-                    self.connected.set()
-                    METRICS.gateway_links.set(1)
-                self._down(response)
+                    return bool(self.address)
+                if not self._down(response):
+                    return False
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
             call.cancel()
-
-    def _snapshot(self) -> list[bytes]:
-        hello = pb.LinkHello(worker_id=self._worker_id, generation=self._generation)
-        # A connection that is gone is attached for its un-answered Sends, which then are stored as they should be.
-        gone = {
-            session.number: session
-            for session, _ in self._pending.values()
-            if session.number not in self._sessions.by_number
-        }
-        return [
-            _up(hello=hello),
-            _up(snapshot_begin=pb.SnapshotBegin()),
-            *(_attach(session) for session in self._sessions.by_number.values()),
-            *(_attach(session) for session in gone.values()),
-            *(item for _, item in self._pending.values()),
-            *(_up(detach=pb.Detach(connection_id=number)) for number in gone),
-            _up(snapshot_end=pb.SnapshotEnd()),
-        ]
 
     async def _write(self, call: Any) -> None:
         while True:
@@ -209,15 +154,30 @@ class Link:
 
     # ---------------------------------------------------------------------------------------- down
 
-    def _down(self, response: pb.LinkResponse) -> None:
-        """Hand bytes to connections: all of one batch in one write each."""
+    def _owners(self, owners: pb.Owners) -> bool:
+        if self.address:
+            self._owner.told(self, owners)
+            return True
+        first = self._owner.opened(self, owners)
+        if first is None or self._up is None:
+            return False
+        self.address = owners.address
+        self._up.extend(first)
+        self._wake.set()
+        self.is_open = True
+        return True
+
+    def _down(self, response: pb.LinkResponse) -> bool:
+        """Hand bytes to connections, all of one batch in one write each; False when the link isn't needed."""
         by_number = self._sessions.by_number
         outgoing: dict[Session, list[bytes]] = {}
         refused: list[tuple[Session, pb.Refusal]] = []
         frames = 0
         for item in response.items:
             if item.send_id:
-                self._answered(item)
+                self._owner.answered(item)
+            elif item.HasField("owners") and not self._owners(item.owners):
+                return False
             for number in item.connection_ids:
                 session = by_number.get(number)
                 if session is None:
@@ -242,32 +202,11 @@ class Link:
             size += len(data)
             self._sessions.push(session, data)
         METRICS.gateway_bytes.labels("out").inc(size)
+        self._end(refused)
+        return True
+
+    def _end(self, refused: Iterable[tuple[Session, pb.Refusal]]) -> None:
         for session, refusal in refused:
             replaced = refusal.reason == reasons.ERROR_REASON_SESSION_REPLACED
             code = Close.REPLACED if replaced else Close.SHUT_OUT
             self._sessions.goodbye(session, code, refusal.reason, refusal.message)
-
-    def _answered(self, item: pb.LinkDownItem) -> None:
-        pending = self._pending.pop(item.send_id, None)
-        if pending is not None:
-            # A resumed session counts from 0 again.
-            pending[0].unacked = max(0, pending[0].unacked - 1)
-
-
-def _attach(session: Session) -> bytes:
-    who = session.principal
-    assert who is not None  # noqa: S101 - only sessions that said Hello
-    attach = pb.Attach(
-        connection_id=session.number,
-        tenant_id=who.tenant,
-        user=session.actor(),
-        device_id=session.device_id,
-        connect_micros=int(session.connected_at * 1_000_000),
-        parked=session.parked > 0,
-    )
-    if who.profile is not None:
-        attach.profile.email = who.profile.email
-        attach.profile.mobile = who.profile.mobile
-        for system, value in who.profile.ids:
-            attach.profile.ids.add(namespace=system, value=value)
-    return _up(attach=attach)

@@ -100,7 +100,7 @@ _PARKED: Final = _Parked()
 
 
 class Chat(Protocol):
-    """The way to chat (link.Link)."""
+    """The way to chat (shards.Shards)."""
 
     @property
     def pending_count(self) -> int: ...

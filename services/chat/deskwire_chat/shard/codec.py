@@ -112,6 +112,7 @@ def down_item(
     send_id: int = 0,
     stored: bool = False,
     ephemeral: bool = False,
+    held: bool = False,
 ) -> bytes:
     """Return an encoded LinkResponse with one LinkDownItem; such bytes concatenate."""
     ids = b"".join([varint(connection_id) for connection_id in connection_ids])
@@ -122,7 +123,14 @@ def down_item(
         item += b"\x20\x01"
     if ephemeral:
         item += b"\x30\x01"
+    if held:
+        item += b"\x48\x01"
     return nested(b"\x0a", item)
+
+
+def not_owner_item(send_id: int) -> bytes:
+    """Return an encoded LinkResponse with one LinkDownItem that gives a Send back to the gateway."""
+    return nested(b"\x0a", b"\x18" + varint(send_id) + b"\x40\x01")
 
 
 def refusal_item(connection_ids: Iterable[int], reason: int, why: str) -> bytes:

@@ -42,7 +42,11 @@ Reply = Callable[[Stored | DeskwireError], None]
 
 @dataclass(slots=True)
 class Store:
-    """A message to store. `line` is the connection it came on: it holds the line, and gets no push of its own."""
+    """A message to store. `line` is the connection it came on: it holds the line, and gets no push of its own.
+
+    `term` is the one of its partition that its gateway knew when it sent it: what was sent under an earlier one is
+    refused, as the gateway sends all of it again, in order. 0: the one at which it is queued.
+    """
 
     who: Writer
     conversation_id: str
@@ -51,6 +55,7 @@ class Store:
     reply: Reply
     traceparent: str = ""
     line: Hashable = None
+    term: int = 0
 
     @property
     def key(self) -> SentKey:
@@ -66,6 +71,7 @@ class Assign:
     conversation_id: str
     agent_id: str
     agent_name: str
+    term: int = 0
 
 
 @dataclass(slots=True)
@@ -79,15 +85,28 @@ class Alter:
     conversation_id: str
     work: Callable[[UnitOfWork, Conversation | None], Awaitable[Any]]
     future: asyncio.Future[Any]
+    term: int = 0
+
+
+@dataclass(slots=True)
+class Mark:
+    """Says, when its turn in a lane comes, that everything before it is done."""
+
+    future: asyncio.Future[None]
 
 
 Command = Store | Assign | Alter
 
 
 class NotOwner(Unavailable):
-    """Another process has taken a partition over: this one must stop writing."""
+    """Another process has the partition, or nobody for a moment: nothing was done."""
 
     default_reason = reasons.ERROR_REASON_NOT_OWNER
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this process doesn't own the conversation; send it again", retry_after=0.2
+        )
 
 
 class Deliver(Protocol):

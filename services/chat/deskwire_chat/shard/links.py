@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any, Final
 
 import grpc
@@ -16,6 +16,7 @@ from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat import views
 from deskwire_chat.domain import (
+    PARTITIONS,
     ActorRole,
     Conversation,
     Customer,
@@ -25,9 +26,10 @@ from deskwire_chat.domain import (
     takes_part,
 )
 from deskwire_chat.shard import codec
-from deskwire_chat.shard.commands import Store, Stored, participants
+from deskwire_chat.shard.commands import NotOwner, Store, Stored, participants
 from deskwire_chat.shard.connections import Connection, Connections, Stream
 from deskwire_chat.shard.feeds import QueueFeed
+from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.presence import Presence
 from deskwire_chat.shard.receipts import Receipts
 from deskwire_chat.shard.writer import ShardWriter
@@ -52,6 +54,7 @@ ROLES: Final = frozenset({Role.SERVICE})
 
 _READS: Final = 8
 _MAX_TYPED: Final = 100
+_HEADS_CHUNK: Final = 500
 _SYNC_LIMIT: Final = 200
 _MAX_TEXT: Final = 8_000
 _TYPING_SECONDS: Final = 2.0
@@ -79,15 +82,42 @@ class Links:
         self._verifier = verifier
         self._validator = validator
         self._writer: ShardWriter | None = None
+        self._ownership: Ownership | None = None
         self._workers: dict[str, Stream] = {}
         self._open: set[Stream] = set()
         self._reads = asyncio.Semaphore(_READS)
         self._tasks: set[asyncio.Task[None]] = set()
         connections.freed = self._freed
 
-    def bind(self, writer: ShardWriter) -> None:
+    def bind(self, writer: ShardWriter, ownership: Ownership) -> None:
         """Give it the writer, which in turn delivers to the connections."""
         self._writer = writer
+        self._ownership = ownership
+
+    # --------------------------------------------------------------------------------- partitions
+
+    def gained(self, numbers: Collection[int]) -> None:
+        """Tell those who are here how the conversations of these partitions stand: the last owner may have died."""
+        here = [each for stream in self._open for each in stream.connections.values()]
+        for start in range(0, len(here), _HEADS_CHUNK):
+            self._spawn(self._heads(here[start : start + _HEADS_CHUNK], set(numbers)))
+
+    def owners_changed(self) -> None:
+        """Tell the gateways who owns what."""
+        if self._ownership is not None:
+            item = self._owners()
+            for stream in self._open:
+                if stream.worker_id:
+                    stream.put(item)
+
+    def _owners(self) -> bytes:
+        assert self._ownership is not None  # noqa: S101 - callers have looked
+        owners = pb.Owners(address=self._ownership.address, partition_count=PARTITIONS)
+        for shard, theirs in self._ownership.owners():
+            told = owners.shards.add(name=shard.name, address=shard.address)
+            for number, term in theirs:
+                told.partitions.add(number=number, term=term)
+        return pb.LinkResponse(items=[pb.LinkDownItem(owners=owners)]).SerializeToString()
 
     # ------------------------------------------------------------------------------------ the RPC
 
@@ -157,6 +187,8 @@ class Links:
                 attached.append(connection)
         elif kind == "hello":
             stream.worker_id, stream.generation = item.hello.worker_id, item.hello.generation
+            if self._ownership is not None:
+                stream.put(self._owners())
         elif kind == "snapshot_end":
             self._complete(stream)
         elif kind is not None and kind != "snapshot_begin":
@@ -170,7 +202,7 @@ class Links:
         if kind == "send":
             self._send(connection, said)
         elif kind == "sync":
-            self._spawn(self._sync(connection, said.sync))
+            self._spawn(self._sync(connection, said.sync, said.send_id))
         elif kind == "detach":
             self._connections.remove(connection)
         elif kind == "park":
@@ -224,8 +256,13 @@ class Links:
         if self._workers.get(stream.worker_id) is stream:
             del self._workers[stream.worker_id]
 
-    async def _heads(self, attached: list[Connection]) -> None:
-        """Answer Attaches: where the user's open conversations stand, read after the attaching took effect."""
+    async def _heads(
+        self, attached: list[Connection], gained: Collection[int] | None = None
+    ) -> None:
+        """Answer Attaches: where the user's open conversations stand, read after the attaching took effect.
+
+        Only of this process's partitions: the others' owners tell of theirs. `gained`: only of these.
+        """
         groups: dict[tuple[str, ActorRole], list[Connection]] = {}
         for connection in attached:
             groups.setdefault((connection.who.tenant, connection.who.role), []).append(connection)
@@ -242,16 +279,27 @@ class Links:
                     stream.end()
                 continue
             for connection in members:
-                theirs = found.get(connection.who.subject, [])
+                theirs = [
+                    each
+                    for each in found.get(connection.who.subject, [])
+                    if self._is_told(each.partition, gained)
+                ]
                 frames: list[frame_pb2.Frame] = []
                 for each in theirs:
                     frames += views.heads(each, known.get(each.customer_id))
                 frames += self._presence.frames(connection, theirs)
                 if frames:
                     connection.put(frame_pb2.Batch(frames=frames).SerializeToString())
+                if gained is not None:
+                    continue
                 if not connection.parked:
                     self._presence.came(connection, theirs)
                 self._feeds.came(connection)
+
+    def _is_told(self, partition: int, gained: Collection[int] | None) -> bool:
+        if gained is not None and partition not in gained:
+            return False
+        return self._ownership is not None and self._ownership.term_of(partition) > 0
 
     @staticmethod
     async def _customers_of(
@@ -270,6 +318,10 @@ class Links:
         send_id = item.send_id
 
         def reply(result: Stored | DeskwireError) -> None:
+            held = False
+            if isinstance(result, NotOwner):
+                connection.stream.put(codec.not_owner_item(send_id))
+                return
             if isinstance(result, Stored):
                 if connection.held:
                     connection.held.discard(send.conversation_id)
@@ -280,6 +332,7 @@ class Links:
                 if result.temporary:
                     connection.held = connection.held or set()
                     connection.held.add(send.conversation_id)
+                    held = result.reason != reasons.ERROR_REASON_LINE_HELD
                 batch = views.error_frame(
                     result,
                     client_msg_id=send.client_msg_id,
@@ -287,7 +340,11 @@ class Links:
                 )
             connection.stream.put(
                 codec.down_item(
-                    [connection.id], batch, send_id=send_id, stored=isinstance(result, Stored)
+                    [connection.id],
+                    batch,
+                    send_id=send_id,
+                    stored=isinstance(result, Stored),
+                    held=held,
                 )
             )
 
@@ -306,6 +363,7 @@ class Links:
                     reply=reply,
                     traceparent=send.traceparent if telemetry.sampled(send.traceparent) else "",
                     line=connection,
+                    term=item.term,
                 )
             )
         except DeskwireError as error:
@@ -328,7 +386,7 @@ class Links:
                     "write conversation_id in lower case", field="conversation_id"
                 )
 
-    async def _sync(self, connection: Connection, sync: frame_pb2.Sync) -> None:
+    async def _sync(self, connection: Connection, sync: frame_pb2.Sync, sync_id: int) -> None:
         try:
             if connection.refused is not None:
                 raise connection.refused
@@ -354,7 +412,7 @@ class Links:
                 Unavailable("history can't be read now; Sync again", retry_after=1.0),
                 conversation_id=sync.conversation_id,
             )
-        connection.put(batch)
+        connection.stream.put(codec.down_item([connection.id], batch, send_id=sync_id))
 
     async def _typing(self, connection: Connection, item: pb.LinkTyping) -> None:
         """Tell the others, unless they were told just now. Whoever may not is not answered: it is worth nothing."""

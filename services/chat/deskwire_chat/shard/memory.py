@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from deskwire_chat.domain import Conversation, Message
+from deskwire_chat.domain import Conversation, Message, partition_of
 from deskwire_chat.shard.commands import Command, Store
 from deskwire_chat.store import conversations, messages
 from deskwire_chat.store.messages import SentKey
@@ -48,6 +48,11 @@ class Memory:
         """Read these again before the next use."""
         for conversation_id in conversation_ids:
             self._entries.pop(conversation_id, None)
+
+    def forget_partitions(self, numbers: Collection[int]) -> None:
+        """Somebody else writes, or wrote, the conversations of these."""
+        theirs = [each for each in self._entries if partition_of(each) in numbers]
+        self.forget(theirs)
 
     def update(self, conversation: Conversation) -> None:
         """Take a conversation as it was committed."""

@@ -15,7 +15,7 @@ from typing import Final
 from deskwire_chat.domain import Message, partition_of
 from deskwire_chat.events import trace_id_of
 from deskwire_chat.shard import codec
-from deskwire_chat.shard.commands import NotOwner, Stored
+from deskwire_chat.shard.commands import Stored
 from deskwire_chat.store import messages, partitions
 from deskwire_chat.store.partitions import Partition
 from deskwire_common import telemetry, topics
@@ -36,54 +36,77 @@ _LINGER: Final = 0.005
 _MAX_BACKOFF: Final = 5.0
 
 
+class _Feed:
+    """One partition's log on its way, under one term."""
+
+    __slots__ = ("head", "number", "published", "saved", "tail", "term")
+
+    def __init__(self, partition: Partition) -> None:
+        self.number = partition.id
+        self.term = partition.term
+        self.head = partition.head
+        self.published = partition.published
+        self.saved = partition.published
+        self.tail: deque[tuple[int, Outgoing]] = deque()
+
+
 class Publisher:
-    """Publishes the log of all partitions that this process owns. The producer is its own."""
+    """Publishes the log of the partitions that this process owns. The producer is its own.
+
+    A late record of an earlier owner harms nothing: every owner begins where Kafka has all before it, so whatever
+    comes first comes in order.
+    """
 
     def __init__(self, db: Database, producer: Producer) -> None:
         self._db = db
         self._producer = producer
-        self._terms: dict[int, int] = {}
-        self._heads: dict[int, int] = {}
-        self._published: dict[int, int] = {}
-        self._saved: dict[int, int] = {}
-        self._tails: dict[int, deque[tuple[int, Outgoing]]] = {}
+        self._feeds: dict[int, _Feed] = {}
         self._wake = asyncio.Event()
 
     def own(self, partitions: Sequence[Partition]) -> None:
         """Begin where the partitions' last owner stopped."""
-        self._terms = {each.id: each.term for each in partitions}
-        self._heads = {each.id: each.head for each in partitions}
-        self._published = {each.id: each.published for each in partitions}
-        self._saved = dict(self._published)
-        self._tails = {each.id: deque() for each in partitions}
+        for each in partitions:
+            self._feeds[each.id] = _Feed(each)
         self._wake.set()
+
+    def disown(self, numbers: Iterable[int]) -> None:
+        """These have another owner now, who goes on from what is noted."""
+        for number in numbers:
+            self._feeds.pop(number, None)
 
     def committed(self, stored: Sequence[Stored]) -> None:
         """Take what was just committed (the writer's Log)."""
         for each in stored:
-            number = partition_of(each.message.conversation_id)
-            self._heads[number] = each.message.position
-            tail = self._tails[number]
-            if len(tail) < _TAIL:
-                tail.append((each.message.position, _outgoing(each)))
+            feed = self._feeds.get(partition_of(each.message.conversation_id))
+            position = each.message.position
+            # The owner after this one has it, or this one has it from the log.
+            if feed is None or position <= feed.head:
+                continue
+            feed.head = position
+            if len(feed.tail) < _TAIL:
+                feed.tail.append((position, _outgoing(each)))
         self._wake.set()
 
     def published(self, numbers: Iterable[int]) -> dict[int, int]:
         """How far Kafka has some partitions."""
-        return {number: self._published[number] for number in numbers}
+        return {
+            number: self._feeds[number].published for number in numbers if number in self._feeds
+        }
 
     def saved(self, published: Mapping[int, int]) -> None:
         """The database knows this now."""
         for number, position in published.items():
-            self._saved[number] = max(self._saved[number], position)
+            feed = self._feeds.get(number)
+            if feed is not None:
+                feed.saved = max(feed.saved, position)
 
     @property
     def behind(self) -> int:
         """How many committed messages Kafka hasn't acknowledged."""
-        return sum(self._heads[number] - self._published[number] for number in self._heads)
+        return sum(feed.head - feed.published for feed in self._feeds.values())
 
     async def run(self) -> None:
-        """Publish until cancelled; outlasts a broker or a database that is away. Raises NotOwner."""
+        """Publish until cancelled; outlasts a broker or a database that is away."""
         failures = 0
         while True:
             self._wake.clear()
@@ -92,8 +115,6 @@ class Publisher:
                 failures = 0
                 if not sent:
                     await self._rest()
-            except NotOwner:
-                raise
             except (DeskwireError, OSError) as error:
                 failures += 1
                 get_logger().warning("publishing_failed", error=str(error), behind=self.behind)
@@ -111,37 +132,37 @@ class Publisher:
             await self._wake.wait()
         await asyncio.sleep(_LINGER)
 
-    async def drain(self, seconds: float = 5.0) -> None:
-        """Wait until Kafka has everything, for a while, and note how far it got."""
+    async def finish(self, numbers: Iterable[int], seconds: float = 5.0) -> None:
+        """Wait until Kafka has everything of some partitions, for a while."""
+        feeds = [self._feeds[number] for number in numbers if number in self._feeds]
         deadline = asyncio.get_running_loop().time() + seconds
-        while self.behind and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
-        await self._save()
+        while (
+            any(feed.published < feed.head for feed in feeds)
+            and asyncio.get_running_loop().time() < deadline
+        ):
+            await asyncio.sleep(0.01)
 
     async def _round(self) -> int:
         batch: list[Outgoing] = []
-        reached: dict[int, int] = {}
-        share = max(1, _ROUND // len(self._heads))
-        for number, head in self._heads.items():
-            after = self._published[number]
-            if after >= head:
+        reached: list[tuple[_Feed, int]] = []
+        share = max(1, _ROUND // max(1, len(self._feeds)))
+        for feed in list(self._feeds.values()):
+            if feed.published >= feed.head:
                 continue
-            found = await self._next(number, after, head, share)
+            found = await self._next(feed, share)
             if found:
-                reached[number] = found[-1][0]
+                reached.append((feed, found[-1][0]))
                 batch += [record for _, record in found]
         if not batch:
             return 0
         await self._producer.send_batch(batch)
-        self._published.update(reached)
-        for number, position in reached.items():
-            METRICS.partition_published.labels(str(number)).set(position)
+        for feed, position in reached:
+            feed.published = position
+            METRICS.partition_published.labels(str(feed.number)).set(position)
         return len(batch)
 
-    async def _next(
-        self, number: int, after: int, head: int, limit: int
-    ) -> list[tuple[int, Outgoing]]:
-        tail = self._tails[number]
+    async def _next(self, feed: _Feed, limit: int) -> list[tuple[int, Outgoing]]:
+        after, tail = feed.published, feed.tail
         while tail and tail[0][0] <= after:
             tail.popleft()
         if tail and tail[0][0] == after + 1:
@@ -154,20 +175,25 @@ class Publisher:
             return found
         async with self._db.read() as c:
             rows = await messages.log(
-                c, number, after=after, up_to=head, limit=min(limit, _LOG_CHUNK)
+                c, feed.number, after=after, up_to=feed.head, limit=min(limit, _LOG_CHUNK)
             )
         return [(each.position, _outgoing_of(each)) for each in rows]
 
     async def _save(self) -> None:
-        for number, position in self._published.items():
-            if position != self._saved[number]:
-                if not await self._db.run(partial(self._save_one, number, position)):
-                    raise NotOwner("another process has taken over")
-                self.saved({number: position})
+        for feed in list(self._feeds.values()):
+            position = feed.published
+            if position != feed.saved:
+                if not await self._db.run(partial(self._save_one, feed, position)):
+                    # Its term is over. Ownership sees it, too.
+                    if self._feeds.get(feed.number) is feed:
+                        del self._feeds[feed.number]
+                    continue
+                feed.saved = max(feed.saved, position)
 
-    async def _save_one(self, number: int, position: int, uow: UnitOfWork) -> bool:
+    @staticmethod
+    async def _save_one(feed: _Feed, position: int, uow: UnitOfWork) -> bool:
         return await partitions.save_published(
-            uow.connection, number=number, term=self._terms[number], position=position
+            uow.connection, number=feed.number, term=feed.term, position=position
         )
 
 

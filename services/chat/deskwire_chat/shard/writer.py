@@ -127,11 +127,14 @@ class ShardWriter:
 
     def propose(self, *, tenant: str, conversation_id: str, agent_id: str, agent_name: str) -> None:
         """Queue routing's proposal (routing.Assign)."""
+        if self._closing:
+            return
+        command = Assign(tenant, conversation_id, agent_id, agent_name)
         try:
-            self.submit(Assign(tenant, conversation_id, agent_id, agent_name))
-        except Unavailable:
-            # The next owner's routing has the conversation.
-            self._not_ours(Assign(tenant, conversation_id, agent_id, agent_name))
+            self.submit(command)
+        except NotOwner:
+            # The next owner's routing has the conversation. Not within routing's own step.
+            asyncio.get_running_loop().call_soon(self._not_ours, command)
 
     async def alter(
         self,
@@ -203,10 +206,10 @@ class ShardWriter:
                 await asyncio.sleep(0.02 * 4**attempt)
             try:
                 await self._ownership.settle()
-                commands = self._ours(commands)
+                commands, began_with = self._ours(commands)
                 if not commands:
                     return
-                group = await self._transact(commands)
+                group = await self._transact(commands, began_with)
             except (DeskwireError, SQLAlchemyError, OSError) as caught:
                 get_logger().warning(
                     "group_failed", attempt=attempt, error=type(caught).__name__, size=len(commands)
@@ -225,15 +228,28 @@ class ShardWriter:
             return
         self._refuse(commands, error)
 
-    def _ours(self, commands: list[Store | Assign]) -> list[Store | Assign]:
-        """Return those that may still be written; the others are refused."""
+    def _ours(
+        self, commands: list[Store | Assign]
+    ) -> tuple[list[Store | Assign], dict[int, Partition]]:
+        """Return those that may still be written, with their partitions; the others are refused."""
+        owned = self._ownership.partitions
         ours: list[Store | Assign] = []
+        theirs: dict[int, Partition] = {}
         for command in commands:
-            if self._ownership.holds(partition_of(command.conversation_id), command.term):
+            number = partition_of(command.conversation_id)
+            mine = owned.get(number)
+            if mine is not None and mine.term == command.term:
                 ours.append(command)
+                theirs[number] = mine
             else:
                 self._not_ours(command)
-        return ours
+        return ours, theirs
+
+    def _check_held(self, began_with: Mapping[int, Partition]) -> None:
+        """Raise unless memory is still about the terms that a group began with."""
+        owned = self._ownership.partitions
+        if any(owned.get(number) is not mine for number, mine in began_with.items()):
+            raise Unavailable("a partition was lost meanwhile")
 
     def _not_ours(self, command: Store | Assign) -> None:
         if isinstance(command, Assign):
@@ -283,10 +299,11 @@ class ShardWriter:
         self.memory.forget(command.conversation_id for command in commands)
         self._ownership.doubt()
 
-    async def _transact(self, commands: list[Store | Assign]) -> Group:
+    async def _transact(
+        self, commands: list[Store | Assign], began_with: dict[int, Partition]
+    ) -> Group:
         found = await self.memory.load(commands)
         started = self._clock.monotonic()
-        began_with = dict(self._ownership.partitions)
         group = Group(self, began_with, self._now())
         async with self._db.transaction() as uow:
             await group.visitors.load(uow, self._openers(commands))
@@ -295,6 +312,7 @@ class ShardWriter:
                     await group.assign(uow, command)
                 else:
                     self._store(group, command, found)
+            self._check_held(began_with)
             if group.heads:
                 published = self._log.published(group.heads)
                 await self._ownership.fence(uow, began_with, group.heads, published)
@@ -358,16 +376,16 @@ class ShardWriter:
         try:
             await self._ownership.settle()
             number = partition_of(command.conversation_id)
-            if not self._ownership.holds(number, command.term):
+            mine = self._ownership.partitions.get(number)
+            if mine is None or mine.term != command.term:
                 raise NotOwner
-            began_with = dict(self._ownership.partitions)
+            began_with = {number: mine}
             await self.memory.load([command])
             before = self.memory.get(command.conversation_id)
             copy = replace(before) if before is not None else None
             async with self._db.transaction() as uow:
-                if before is not None:
-                    heads = {number: began_with[number].head}
-                    await self._ownership.fence(uow, began_with, heads)
+                self._check_held(began_with)
+                await self._ownership.fence(uow, began_with, {number: mine.head})
                 result = await command.work(uow, copy)
                 if copy is not None and before is not None and copy.version != before.version:
                     await conversations.save(uow.connection, copy, old_version=before.version)
@@ -378,7 +396,7 @@ class ShardWriter:
             _fail(command.future, error)
             return
         if copy is not None and before is not None and copy.version != before.version:
-            if self._ownership.partitions.get(number) is began_with[number]:
+            if self._ownership.partitions.get(number) is mine:
                 self.memory.update(copy)
             self._changed(before, copy)
         if not command.future.done():

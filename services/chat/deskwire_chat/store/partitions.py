@@ -55,26 +55,21 @@ async def claim(c: AsyncConnection, partition: Partition, *, owner: str, lease_u
     return bool(result.rowcount == 1)
 
 
-async def renew(c: AsyncConnection, number: int, *, owner: str, lease_until: int) -> bool:
-    """Prolong the lease of one partition; False when `owner` isn't its owner any more.
-
-    One row per transaction: several could wait for the fence's rows in another order, which is a deadlock.
-    """
+async def release(c: AsyncConnection, *, number: int, term: int, position: int) -> bool:
+    """Give a partition up, everything up to `position` being on Kafka; False when the term is over."""
     result = await c.execute(
         update(partitions)
-        .where(partitions.c.id == number, partitions.c.owner == owner)
-        .values(lease_until=lease_until)
+        .where(partitions.c.id == number, partitions.c.term == term)
+        .values(owner="", lease_until=0, published=position)
     )
     return bool(result.rowcount == 1)
 
 
-async def release(c: AsyncConnection, *, owner: str) -> None:
-    """Let another process take the partitions at once."""
-    await c.execute(update(partitions).where(partitions.c.owner == owner).values(lease_until=0))
-
-
 async def save_published(c: AsyncConnection, *, number: int, term: int, position: int) -> bool:
-    """Note that everything up to `position` is on Kafka; False when the term is over. One row per transaction, too."""
+    """Note that everything up to `position` is on Kafka; False when the term is over.
+
+    One row per transaction: several could wait for the fence's rows in another order, which is a deadlock.
+    """
     result = await c.execute(
         update(partitions)
         .where(partitions.c.id == number, partitions.c.term == term)

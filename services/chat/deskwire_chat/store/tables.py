@@ -34,6 +34,16 @@ partitions = Table(
     Column("published", BigInteger, nullable=False),
 )
 
+shards = Table(
+    "shards",
+    metadata,
+    Column("name", db.binary_text(64), primary_key=True),
+    # Which life of the process this is: the newest one of a name counts.
+    Column("instance", db.Id, nullable=False),
+    Column("address", db.binary_text(255), nullable=False),
+    Column("lease_until", db.Micros, nullable=False),
+)
+
 conversations = Table(
     "conversations",
     metadata,

@@ -1,0 +1,55 @@
+"""What happens with a partition that comes or goes, in the order that keeps every promise."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from deskwire_chat.routing import Router
+from deskwire_chat.shard.links import Links
+from deskwire_chat.shard.publisher import Publisher
+from deskwire_chat.shard.writer import ShardWriter
+from deskwire_chat.store.partitions import Partition
+from deskwire_chat.worker import AgentReader
+
+
+class PartitionHolder:
+    """All who know something of a partition (ownership.Holder)."""
+
+    def __init__(
+        self,
+        writer: ShardWriter,
+        publisher: Publisher,
+        router: Router,
+        reader: AgentReader,
+        links: Links,
+    ) -> None:
+        self._writer = writer
+        self._publisher = publisher
+        self._router = router
+        self._reader = reader
+        self._links = links
+
+    def gained(self, owned: Sequence[Partition]) -> None:
+        """Begin with what the database says, and nothing older."""
+        numbers = {each.id for each in owned}
+        self._writer.forget_partitions(numbers)
+        self._publisher.own(owned)
+        self._reader.gained(numbers)
+        self._links.gained(numbers)
+
+    def lost(self, numbers: Collection[int]) -> None:
+        """Forget. What waits in the writer's lanes is refused when its turn comes."""
+        self._writer.forget_partitions(numbers)
+        self._publisher.disown(numbers)
+        self._router.drop(numbers)
+
+    async def finish(self, numbers: Collection[int]) -> Mapping[int, int]:
+        """Nothing new is taken any more: store what waits, then have Kafka take it."""
+        self._router.drop(numbers)
+        await self._writer.finish()
+        await self._publisher.finish(numbers)
+        return self._publisher.published(numbers)
+
+    def owners_changed(self) -> None:
+        """Tell the gateways."""
+        self._links.owners_changed()

@@ -109,12 +109,14 @@ def gateway_settings(chat_port: int, valkey: str, keys_file: Path, **more: Any) 
 async def desk(
     database_url: str, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner, **gateway: Any
 ) -> AsyncIterator[Desk]:
-    """Chat and gateway, run while the block runs, in a tenant of their own."""
+    """Chat and gateway, run while the block runs, in a tenant of their own.
+
+    `chat` has settings of chat's, everything else is the gateway's.
+    """
     await migrate(database_url, "deskwire_chat")
+    settings = chat_settings(database_url, kafka, keys_file, **gateway.pop("chat", {}))
     async with (
-        running(
-            "chat", chat_settings(database_url, kafka, keys_file), deskwire_chat.app.build
-        ) as chat,
+        running("chat", settings, deskwire_chat.app.build) as chat,
         running(
             "gateway",
             gateway_settings(chat.port, valkey, keys_file, **gateway),

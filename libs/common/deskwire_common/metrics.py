@@ -70,6 +70,9 @@ class Metrics:
         )
         self.commit_seconds = _histogram("commit_seconds", "Time of a group's commit.", _FAST)
         self.partitions_owned = _gauge("partitions_owned", "Partitions that this process owns.")
+        self.calls_forwarded = _counter(
+            "calls_forwarded_total", "Calls passed on to the conversation's owner.", "method"
+        )
         self.partition_head = _gauge("partition_head", "Last committed position.", "partition")
         self.partition_published = _gauge(
             "partition_published", "Last position that Kafka has acknowledged.", "partition"

@@ -25,6 +25,7 @@ from deskwire_chat.actions.agents import AGENTS, AgentActions
 from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
 from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
 from deskwire_chat.shard import links
+from deskwire_chat.shard.peers import Peers
 from deskwire_chat.shard.streams import MessageStreams
 from deskwire_common.auth import Role
 
@@ -81,9 +82,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ConversationApi(conversation_service_pb2_grpc.ConversationServiceServicer):
     """The servicer. Errors are the actions'; the server puts them on the wire."""
 
-    def __init__(self, actions: ConversationActions, streams: MessageStreams) -> None:
+    def __init__(self, actions: ConversationActions, streams: MessageStreams, peers: Peers) -> None:
         self._actions = actions
         self._streams = streams
+        self._peers = peers
 
     async def GetConversation(  # noqa: N802
         self, request: conversation_service_pb2.GetConversationRequest, _context: Context
@@ -104,10 +106,17 @@ class ConversationApi(conversation_service_pb2_grpc.ConversationServiceServicer)
         return await self._actions.list_messages(request)
 
     async def SendMessage(  # noqa: N802
-        self, request: conversation_service_pb2.SendMessageRequest, _context: Context
+        self, request: conversation_service_pb2.SendMessageRequest, context: Context
     ) -> conversation_service_pb2.SendMessageResponse:
         """See the contract."""
-        return await self._actions.send(request)
+        return await self._peers.unary(
+            f"/{CONVERSATIONS}/SendMessage",
+            request.conversation_id,
+            request,
+            context,
+            self._actions.send,
+            conversation_service_pb2.SendMessageResponse,
+        )
 
     async def StreamMessages(  # noqa: N802
         self,
@@ -120,16 +129,30 @@ class ConversationApi(conversation_service_pb2_grpc.ConversationServiceServicer)
                 yield response
 
     async def CloseConversation(  # noqa: N802
-        self, request: conversation_service_pb2.CloseConversationRequest, _context: Context
+        self, request: conversation_service_pb2.CloseConversationRequest, context: Context
     ) -> conversation_service_pb2.CloseConversationResponse:
         """See the contract."""
-        return await self._actions.close(request)
+        return await self._peers.unary(
+            f"/{CONVERSATIONS}/CloseConversation",
+            request.conversation_id,
+            request,
+            context,
+            self._actions.close,
+            conversation_service_pb2.CloseConversationResponse,
+        )
 
     async def TransferConversation(  # noqa: N802
-        self, request: conversation_service_pb2.TransferConversationRequest, _context: Context
+        self, request: conversation_service_pb2.TransferConversationRequest, context: Context
     ) -> conversation_service_pb2.TransferConversationResponse:
         """See the contract."""
-        return await self._actions.transfer(request)
+        return await self._peers.unary(
+            f"/{CONVERSATIONS}/TransferConversation",
+            request.conversation_id,
+            request,
+            context,
+            self._actions.transfer,
+            conversation_service_pb2.TransferConversationResponse,
+        )
 
 
 class CustomerApi(customer_service_pb2_grpc.CustomerServiceServicer):

@@ -38,6 +38,7 @@ from deskwire_chat.shard.feeds import QueueFeed
 from deskwire_chat.shard.holder import PartitionHolder
 from deskwire_chat.shard.links import Links
 from deskwire_chat.shard.ownership import Ownership
+from deskwire_chat.shard.peers import Peers
 from deskwire_chat.shard.presence import Presence
 from deskwire_chat.shard.publisher import Publisher
 from deskwire_chat.shard.receipts import Receipts
@@ -106,6 +107,13 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     ownership.bind(PartitionHolder(writer, publisher, router, reader, links))
     slots = Slots(settings.max_streams, settings.max_tenant_streams)
     streams = MessageStreams(writer, runtime.validator, gate.admit, slots)
+    peers = Peers(
+        ownership,
+        lambda address: rpc.make_channel(
+            address, tls=runtime.tls, bare=True, server_name=settings.peer_name
+        ),
+    )
+    runtime.stack.push_async_callback(peers.close)
     conversation_actions = ConversationActions(tools, writer)
     keeper = GateKeeper(db, gate, connections, conversation_actions, ownership)
     await keeper.load()
@@ -135,7 +143,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
 
     def register(server: grpc.aio.Server) -> None:
         conversation_service_pb2_grpc.add_ConversationServiceServicer_to_server(
-            ConversationApi(conversation_actions, streams), server
+            ConversationApi(conversation_actions, streams, peers), server
         )
         customer_service_pb2_grpc.add_CustomerServiceServicer_to_server(
             CustomerApi(CustomerActions(tools, connections, settings.default_region)), server

@@ -1,0 +1,145 @@
+"""Calls that need a conversation's owner, at a process that isn't it: passed on, once, as the caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire_chat.domain import partition_of
+from deskwire_chat.shard.commands import NotOwner
+from deskwire_chat.shard.ownership import Ownership
+from deskwire_chat.store.shards import Shard
+from deskwire_common import rpc, telemetry
+from deskwire_common.errors import from_rpc_error
+from deskwire_common.metrics import METRICS
+
+FORWARDED: Final = "deskwire-forwarded"
+"""Metadata of a call that was passed on: it isn't a second time."""
+_PATIENCE: Final = 5.0
+"""Seconds for which a call waits while nobody has the partition."""
+_AGAIN: Final = 0.2
+_KEPT: Final = ("authorization", "x-request-id")
+
+RequestT = TypeVar("RequestT", bound=Message)
+ResponseT = TypeVar("ResponseT", bound=Message)
+
+
+def is_forwarded(context: Any) -> bool:
+    """Whether another chat process passed this call on."""
+    return bool(rpc.metadata_value(context, FORWARDED))
+
+
+def forwarding(context: Any) -> grpc.aio.Metadata:
+    """The metadata with which a caller's call is passed on."""
+    metadata = grpc.aio.Metadata((FORWARDED, "1"))
+    for name in _KEPT:
+        value = rpc.metadata_value(context, name)
+        if value:
+            metadata.add(name, value)
+    traceparent = telemetry.current_traceparent()
+    if traceparent:
+        metadata.add("traceparent", traceparent)
+    return metadata
+
+
+def was_not_taken(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the process that was called isn't the owner, or isn't there: another one may be, in a moment."""
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    # A status without details is the transport's.
+    return (
+        rpc_status.from_call(error) is None  # type: ignore[arg-type] # as its own docstring does
+        or from_rpc_error(error).reason == reasons.ERROR_REASON_NOT_OWNER
+    )
+
+
+class Peers:
+    """The other chat processes."""
+
+    def __init__(self, ownership: Ownership, connect: Callable[[str], grpc.aio.Channel]) -> None:
+        """`connect` makes bare channels: what is passed on has its caller's token and deadline."""
+        self._ownership = ownership
+        self._connect = connect
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def channel(self, shard: Shard) -> grpc.aio.Channel:
+        """Return the channel to a process."""
+        channel = self._channels.get(shard.address)
+        if channel is None:
+            channel = self._channels[shard.address] = self._connect(shard.address)
+        return channel
+
+    def elsewhere(self, conversation_id: str) -> Shard | None:
+        """Return the other process that owns a conversation; None: this one does, or nobody for a moment."""
+        number = partition_of(conversation_id.lower())
+        if self._ownership.term_of(number):
+            return None
+        owner = self._ownership.owner_of(number)
+        return None if owner is None or owner.address == self._ownership.address else owner
+
+    async def close(self) -> None:
+        """Close all channels."""
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def unary(
+        self,
+        method: str,
+        conversation_id: str,
+        request: RequestT,
+        context: Any,
+        local: Callable[[RequestT], Awaitable[ResponseT]],
+        response: type[ResponseT],
+    ) -> ResponseT:
+        """Serve a call where the conversation's owner is. Raises what it raises there, NotOwner without one.
+
+        It may be tried more than once while the owner changes: calls are idempotent.
+        """
+        number = partition_of(conversation_id.lower())
+        until = asyncio.get_running_loop().time() + _PATIENCE
+        while True:
+            if self._ownership.term_of(number):
+                try:
+                    return await local(request)
+                except NotOwner:
+                    if is_forwarded(context):
+                        raise
+            elif is_forwarded(context):
+                raise NotOwner
+            elif (owner := self.elsewhere(conversation_id)) is not None:
+                try:
+                    return await self._pass_on(owner, method, request, context, response)
+                except grpc.aio.AioRpcError as error:
+                    if not was_not_taken(error):
+                        raise from_rpc_error(error) from error
+            if asyncio.get_running_loop().time() >= until:
+                raise NotOwner
+            await self._ownership.wait_for_change(_AGAIN)
+
+    async def _pass_on(
+        self,
+        owner: Shard,
+        method: str,
+        request: RequestT,
+        context: Any,
+        response: type[ResponseT],
+    ) -> ResponseT:
+        METRICS.calls_forwarded.labels(method.rpartition("/")[2]).inc()
+        call: Any = self.channel(owner).unary_unary(
+            method,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        seconds = context.time_remaining()
+        result: ResponseT = await call(
+            request,
+            metadata=forwarding(context),
+            timeout=rpc.DEADLINE if seconds is None else seconds,
+        )
+        return result

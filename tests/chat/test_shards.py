@@ -1,0 +1,269 @@
+"""Several chat processes: partitions come and go, a process is killed, and no message is lost, doubled or reordered."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2
+from deskwire.chat.v1.conversation_service_pb2_grpc import ConversationServiceStub
+from deskwire_chat.domain import partition_of
+from deskwire_chat.shard.ownership import share
+from deskwire_chat.store import partitions
+from deskwire_cli.machine.ports import free_port
+from deskwire_client import Client
+from deskwire_common import topics
+from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.db import Database
+from support import eventually
+from support.suite import Desk, desk, new_id
+from support.topic import read_rows
+
+LEASE = 1.0
+WINDOW = 6
+FEW = 12
+
+
+def test_partitions_are_shared_out_evenly() -> None:
+    names = ["chat-0", "chat-1", "chat-2"]
+    shares = [share(names, name) for name in names]
+    assert sorted(itertools.chain(*shares)) == list(range(16))
+    assert {len(each) for each in shares} == {5, 6}
+    assert share(names, "somebody else") == share([], "chat-0") == set()
+
+
+class Talker:
+    """A visitor who goes on writing, several messages at a time; `acked` is number → seq."""
+
+    def __init__(self, conversation_id: str) -> None:
+        self.conversation_id = conversation_id
+        self.acked: dict[int, int] = {}
+
+    async def talk(self, client: Client, stop: asyncio.Event) -> None:
+        waiting: deque[tuple[int, Any]] = deque()
+        for number in itertools.count(1):
+            if stop.is_set():
+                break
+            waiting.append((number, client.post(self.conversation_id, f"message {number}")))
+            if len(waiting) == WINDOW:
+                await self._next(waiting)
+                # A person's pause: below the gateway's rate, so that it isn't what is tested.
+                await asyncio.sleep(0.01)
+        while waiting:
+            await self._next(waiting)
+
+    async def call(self, stub: ConversationServiceStub, stop: asyncio.Event) -> None:
+        """Write with unary calls, at whichever process the stub leads to."""
+        for number in itertools.count(1):
+            if stop.is_set():
+                return
+            answer = await stub.SendMessage(
+                conversation_service_pb2.SendMessageRequest(
+                    conversation_id=self.conversation_id,
+                    client_msg_id=f"call-{number}",
+                    content=conversation_pb2.Content(text=f"message {number}"),
+                ),
+                timeout=20,
+            )
+            self.acked[number] = answer.message.seq
+
+    async def _next(self, waiting: deque[tuple[int, Any]]) -> None:
+        number, ack = waiting.popleft()
+        self.acked[number] = (await ack).seq
+
+
+class Agent:
+    """An agent who notes what comes, per conversation."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[int]] = {}
+
+    def push(self, push: Any) -> None:
+        if push.WhichOneof("subject") == "message":
+            self.seen.setdefault(push.message.conversation_id, []).append(push.message.seq)
+
+
+class Cluster:
+    """A desk on chat-0, and chat-1 that comes and goes as a process of its own."""
+
+    def __init__(self, d: Desk, db: Database, url: str, kafka: str, keys_file: Path) -> None:
+        self.desk = d
+        self._db = db
+        self.port = free_port()
+        self._environment = {
+            **os.environ,
+            "DESKWIRE_GRPC_LISTEN": f"127.0.0.1:{self.port}",
+            "DESKWIRE_SHARD_NAME": "chat-1",
+            "DESKWIRE_LEASE_SECONDS": str(LEASE),
+            "DESKWIRE_DATABASE_URL": url,
+            "DESKWIRE_KAFKA": kafka,
+            "DESKWIRE_KEYS_FILE": str(keys_file),
+        }
+        self._other: Process | None = None
+
+    async def owners(self) -> Counter[str]:
+        """How many partitions each process has, as the database says."""
+        async with self._db.read() as c:
+            return Counter(each.owner for each in await partitions.load(c))
+
+    async def two(self) -> None:
+        """Start chat-1, and wait until it has its share."""
+        self._other = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "deskwire_chat", "serve",
+            env=self._environment, stdout=DEVNULL, stderr=DEVNULL,
+        )  # fmt: skip
+        await self._until({"chat-0": 8, "chat-1": 8})
+
+    async def one(self, how: signal.Signals) -> None:
+        """End chat-1, and wait until chat-0 has everything."""
+        assert self._other is not None
+        self._other.send_signal(how)
+        await self._other.wait()
+        await self._until({"chat-0": 16})
+
+    async def close(self) -> None:
+        if self._other is not None and self._other.returncode is None:
+            self._other.kill()
+            await self._other.wait()
+
+    async def _until(self, owners: dict[str, int]) -> None:
+        async def are_so() -> bool:
+            now = await self.owners()
+            assert now == owners, now
+            return True
+
+        await eventually(are_so, timeout=40, interval=0.2)
+
+
+@pytest.fixture(params=["postgres", "mariadb"], name="url")
+async def fresh_url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    server = request.getfixturevalue(request.param)
+    url = server.fresh()
+    yield url
+    server.drop(url)
+
+
+@asynccontextmanager
+async def cluster(
+    url: str, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner
+) -> AsyncIterator[Cluster]:
+    async with desk(url, kafka, valkey, keys_file, signer, chat={"lease_seconds": LEASE}) as d:
+        db = await Database.open(url, pool_size=1)
+        found = Cluster(d, db, url, kafka, keys_file)
+        try:
+            yield found
+        finally:
+            await found.close()
+            await db.close()
+
+
+def ids_of(shard: int, count: int) -> list[str]:
+    """New conversations that chat-0 or chat-1 has when both are there."""
+    fresh = (new_id() for _ in itertools.count())
+    return list(
+        itertools.islice((each for each in fresh if partition_of(each) % 2 == shard), count)
+    )
+
+
+async def test_no_change_of_owners_loses_doubles_or_reorders(
+    url: str, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner
+) -> None:
+    async with cluster(url, kafka, valkey, keys_file, signer) as c:
+        d = c.desk
+        agent = Agent()
+        await d.available("ann", capacity=50)
+        ann = await d.client(Role.AGENT, "ann", on_push=agent.push)
+        # Whom the gateway serves, and who call a process that may be the wrong one.
+        chatting = [Talker(each) for shard in (0, 1) for each in ids_of(shard, 3)]
+        calling = [Talker(each) for shard in (0, 1) for each in ids_of(shard, 1)]
+        talkers = [*chatting, *calling]
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            for number, each in enumerate(chatting):
+                client = await d.client(Role.VISITOR, f"v-{number}", on_push=lambda _: None)
+                group.create_task(each.talk(client, stop))
+            for number, each in enumerate(calling):
+                stub = ConversationServiceStub(d.channel(Role.VISITOR, f"c-{number}"))
+                group.create_task(each.call(stub, stop))
+            await more(talkers)
+            await c.two()
+            await more(talkers)
+            await c.one(signal.SIGTERM)
+            await more(talkers)
+            await c.two()
+            await more(talkers)
+            await c.one(signal.SIGKILL)
+            await more(talkers)
+            stop.set()
+
+        stub = ConversationServiceStub(d.channel(Role.OPERATOR, "olga"))
+        stored: dict[str, list[Any]] = {
+            each.conversation_id: await history(stub, each.conversation_id) for each in talkers
+        }
+        for each in talkers:
+            messages = stored[each.conversation_id]
+            assert [m.seq for m in messages] == list(range(1, len(messages) + 1))
+            texts = {
+                m.seq: m.content.text for m in messages if m.sender.subject.startswith(("v", "c"))
+            }
+            # Each acknowledged message once, where its ack said, in the order in which they were sent.
+            assert texts == {seq: f"message {number}" for number, seq in each.acked.items()}
+            assert list(each.acked.values()) == sorted(each.acked.values())
+        await eventually(
+            lambda: all(
+                ann.position(conversation_id) == len(messages)
+                for conversation_id, messages in stored.items()
+            )
+        )
+        assert agent.seen == {
+            conversation_id: [m.seq for m in messages]
+            for conversation_id, messages in stored.items()
+        }
+        await check_kafka(kafka, stored)
+
+
+async def more(talkers: list[Talker]) -> None:
+    """Wait until each has some more acknowledged."""
+    wanted = [len(each.acked) + FEW for each in talkers]
+    await eventually(
+        lambda: all(len(each.acked) >= count for each, count in zip(talkers, wanted, strict=True)),
+        timeout=30,
+    )
+
+
+async def history(stub: ConversationServiceStub, conversation_id: str) -> list[Any]:
+    found: list[Any] = []
+    while True:
+        answer = await stub.ListMessages(
+            conversation_service_pb2.ListMessagesRequest(
+                conversation_id=conversation_id, after_seq=len(found), page_size=1_000
+            )
+        )
+        found += answer.messages
+        if len(found) >= answer.head_seq:
+            return found
+
+
+async def check_kafka(bootstrap: str, stored: dict[str, list[Any]]) -> None:
+    """Everything is there, in order of the first time."""
+
+    async def is_there() -> bool:
+        order: dict[str, list[int]] = {each: [] for each in stored}
+        for row in await read_rows(bootstrap, topics.MESSAGES.name):
+            if row["subject"] in order:
+                order[row["subject"]].append(row["sequence"])
+        assert order == {each: [m.seq for m in messages] for each, messages in stored.items()}
+        return True
+
+    await eventually(is_there, timeout=30, interval=0.5)

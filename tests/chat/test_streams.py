@@ -171,7 +171,7 @@ async def test_a_refusal_is_a_result_and_the_stream_goes_on(
         )
         found = await results(stream, 9)
         by_id = {(each.error.client_msg_id, each.error.conversation_id): each for each in found}
-        for refused in (("1", "no id"), ("x" * 65, talk), ("2", talk), ("3", talk)):
+        for refused in (("1", "no id"), ("x" * 64, talk), ("2", talk), ("3", talk)):
             assert reason(by_id[refused]) == "INVALID_FIELD"
             assert not by_id[refused].error.temporary
         assert reason(by_id["blank ", talk]) == "INVALID_FIELD"

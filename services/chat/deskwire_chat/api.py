@@ -27,6 +27,7 @@ from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
 from deskwire_chat.shard import links
 from deskwire_chat.shard.peers import Peers
 from deskwire_chat.shard.streams import MessageStreams
+from deskwire_chat.shard.watchers import Watchers
 from deskwire_common.auth import Role
 
 _DESK: Final = frozenset({Role.AGENT, Role.BOT, Role.INTEGRATION, Role.OPERATOR, Role.SERVICE})
@@ -45,6 +46,7 @@ AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
     f"/{CONVERSATIONS}/StreamMessages": frozenset(
         {Role.VISITOR, Role.AGENT, Role.BOT, Role.INTEGRATION}
     ),
+    f"/{CONVERSATIONS}/WatchConversation": _DESK | {Role.VISITOR},
     f"/{CONVERSATIONS}/CloseConversation": _CHANGERS,
     f"/{CONVERSATIONS}/TransferConversation": _CHANGERS,
     f"/{CUSTOMERS}/GetCustomer": _DESK,
@@ -82,9 +84,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ConversationApi(conversation_service_pb2_grpc.ConversationServiceServicer):
     """The servicer. Errors are the actions'; the server puts them on the wire."""
 
-    def __init__(self, actions: ConversationActions, streams: MessageStreams, peers: Peers) -> None:
+    def __init__(
+        self,
+        actions: ConversationActions,
+        streams: MessageStreams,
+        watchers: Watchers,
+        peers: Peers,
+    ) -> None:
         self._actions = actions
         self._streams = streams
+        self._watchers = watchers
         self._peers = peers
 
     async def GetConversation(  # noqa: N802
@@ -125,6 +134,26 @@ class ConversationApi(conversation_service_pb2_grpc.ConversationServiceServicer)
     ) -> AsyncIterator[conversation_service_pb2.StreamMessagesResponse]:
         """See the contract."""
         async with aclosing(self._streams.serve(requests)) as responses:
+            async for response in responses:
+                yield response
+
+    async def WatchConversation(  # noqa: N802
+        self, request: conversation_service_pb2.WatchConversationRequest, context: Context
+    ) -> AsyncIterator[conversation_service_pb2.WatchConversationResponse]:
+        """See the contract."""
+        owner = await self._peers.owner(request.conversation_id, context)
+        watched = (
+            self._watchers.watch(request)
+            if owner is None
+            else self._peers.stream(
+                f"/{CONVERSATIONS}/WatchConversation",
+                owner,
+                request,
+                context,
+                conversation_service_pb2.WatchConversationResponse,
+            )
+        )
+        async with aclosing(watched) as responses:
             async for response in responses:
                 yield response
 

@@ -43,6 +43,7 @@ from deskwire_chat.shard.presence import Presence
 from deskwire_chat.shard.publisher import Publisher
 from deskwire_chat.shard.receipts import Receipts
 from deskwire_chat.shard.streams import MessageStreams, Slots
+from deskwire_chat.shard.watchers import TappedLog, Watchers
 from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.worker import AgentReader, GateKeeper
 from deskwire_common import db as dbs
@@ -76,6 +77,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     connections = Connections(router, gate)
     presence = Presence(db, connections)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
+    slots = Slots(settings.max_streams, settings.max_tenant_streams)
+    watchers = Watchers(db, gate.admit, slots)
     ownership = Ownership(
         db,
         runtime.clock,
@@ -92,7 +95,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         clock=runtime.clock,
         deliver=connections.deliver,
         introduce=presence.introduce,
-        log=publisher,
+        log=TappedLog(publisher, watchers),
         region=settings.default_region,
     )
     receipts = Receipts(db, connections, writer.memory, runtime.clock)
@@ -104,8 +107,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     )
     links = Links(db, connections, presence, receipts, feeds, runtime.verifier, runtime.validator)
     links.bind(writer, ownership)
-    ownership.bind(PartitionHolder(writer, publisher, router, reader, links))
-    slots = Slots(settings.max_streams, settings.max_tenant_streams)
+    ownership.bind(PartitionHolder(writer, publisher, router, reader, links, watchers))
     streams = MessageStreams(writer, runtime.validator, gate.admit, slots)
     peers = Peers(
         ownership,
@@ -114,6 +116,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         ),
     )
     runtime.stack.push_async_callback(peers.close)
+    writer.memory.updated = watchers.changed
+    gate.shuts(streams.expel)
+    gate.shuts(watchers.expel)
     conversation_actions = ConversationActions(tools, writer)
     keeper = GateKeeper(db, gate, connections, conversation_actions, ownership)
     await keeper.load()
@@ -140,10 +145,12 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     runtime.on_drain(writer.drain)
     runtime.on_drain(ownership.leave)
     runtime.on_drain(streams.drain)
+    runtime.on_drain(watchers.drain)
+    runtime.on_drain(peers.drain)
 
     def register(server: grpc.aio.Server) -> None:
         conversation_service_pb2_grpc.add_ConversationServiceServicer_to_server(
-            ConversationApi(conversation_actions, streams, peers), server
+            ConversationApi(conversation_actions, streams, watchers, peers), server
         )
         customer_service_pb2_grpc.add_CustomerServiceServicer_to_server(
             CustomerApi(CustomerActions(tools, connections, settings.default_region)), server

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from deskwire_chat.domain import ActorRole, agent_disabled, tenant_disabled
 from deskwire_common.auth import Principal, Role
@@ -15,12 +15,20 @@ class Gate:
     def __init__(self) -> None:
         self._tenants: frozenset[str] = frozenset()
         self._agents: frozenset[tuple[str, str]] = frozenset()
+        self._told: list[Callable[[], None]] = []
+
+    def shuts(self, callback: Callable[[], None]) -> None:
+        """Call this whenever somebody is shut out who wasn't before."""
+        self._told.append(callback)
 
     def adopt(self, tenants: Iterable[str], agents: Iterable[tuple[str, str]]) -> bool:
         """Take over what the database says; whether somebody is shut out who wasn't before."""
         before = self._tenants, self._agents
         self._tenants, self._agents = frozenset(tenants), frozenset(agents)
-        return bool(self._tenants - before[0] or self._agents - before[1])
+        shut = bool(self._tenants - before[0] or self._agents - before[1])
+        for callback in self._told if shut else ():
+            callback()
+        return shut
 
     def refusal(self, tenant: str, subject: str, *, agent: bool) -> DeskwireError | None:
         """Return why a user isn't let in, or None for one who is; `agent` says that this is their role."""

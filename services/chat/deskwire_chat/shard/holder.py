@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from deskwire_chat.routing import Router
 from deskwire_chat.shard.links import Links
 from deskwire_chat.shard.publisher import Publisher
+from deskwire_chat.shard.watchers import Watchers
 from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.store.partitions import Partition
 from deskwire_chat.worker import AgentReader
@@ -22,12 +23,14 @@ class PartitionHolder:
         router: Router,
         reader: AgentReader,
         links: Links,
+        watchers: Watchers,
     ) -> None:
         self._writer = writer
         self._publisher = publisher
         self._router = router
         self._reader = reader
         self._links = links
+        self._watchers = watchers
 
     def gained(self, owned: Sequence[Partition]) -> None:
         """Begin with what the database says, and nothing older."""
@@ -41,6 +44,7 @@ class PartitionHolder:
         """Forget. What waits in the writer's lanes is refused when its turn comes."""
         self._writer.forget_partitions(numbers)
         self._publisher.disown(numbers)
+        self._watchers.lost(numbers)
         self._router.drop(numbers)
 
     async def finish(self, numbers: Collection[int]) -> Mapping[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from deskwire_chat.domain import Conversation, Message, partition_of
@@ -32,6 +32,8 @@ class Memory:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self.updated: Callable[[Conversation], None] = lambda _conversation: None
+        """Is told of every conversation that was committed."""
 
     def __contains__(self, conversation_id: str) -> bool:
         return conversation_id in self._entries
@@ -56,6 +58,7 @@ class Memory:
 
     def update(self, conversation: Conversation) -> None:
         """Take a conversation as it was committed."""
+        self.updated(conversation)
         entry = self._entries.get(conversation.conversation_id)
         if entry is None:
             self._remember(conversation, set())

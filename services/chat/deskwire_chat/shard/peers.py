@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -14,6 +14,7 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain import partition_of
 from deskwire_chat.shard.commands import NotOwner
 from deskwire_chat.shard.ownership import Ownership
+from deskwire_chat.shard.streams import stopping
 from deskwire_chat.store.shards import Shard
 from deskwire_common import rpc, telemetry
 from deskwire_common.errors import from_rpc_error
@@ -67,6 +68,8 @@ class Peers:
         self._ownership = ownership
         self._connect = connect
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._streams: set[Any] = set()
+        self._stopping = False
 
     def channel(self, shard: Shard) -> grpc.aio.Channel:
         """Return the channel to a process."""
@@ -82,6 +85,12 @@ class Peers:
             return None
         owner = self._ownership.owner_of(number)
         return None if owner is None or owner.address == self._ownership.address else owner
+
+    async def drain(self) -> None:
+        """End the streams that are passed on."""
+        self._stopping = True
+        for call in list(self._streams):
+            call.cancel()
 
     async def close(self) -> None:
         """Close all channels."""
@@ -121,6 +130,44 @@ class Peers:
             if asyncio.get_running_loop().time() >= until:
                 raise NotOwner
             await self._ownership.wait_for_change(_AGAIN)
+
+    async def owner(self, conversation_id: str, context: Any) -> Shard | None:
+        """Return the other process that owns a conversation; None: this one. Raises NotOwner when nobody does."""
+        number = partition_of(conversation_id.lower())
+        until = asyncio.get_running_loop().time() + _PATIENCE
+        while not self._ownership.term_of(number):
+            if is_forwarded(context) or asyncio.get_running_loop().time() >= until:
+                raise NotOwner
+            if (owner := self.elsewhere(conversation_id)) is not None:
+                return owner
+            await self._ownership.wait_for_change(_AGAIN)
+        return None
+
+    async def stream(
+        self, method: str, owner: Shard, request: Message, context: Any, response: type[ResponseT]
+    ) -> AsyncGenerator[ResponseT]:
+        """Pass a call with a stream of responses on. Raises what ends it there, NotOwner when that isn't known."""
+        METRICS.calls_forwarded.labels(method.rpartition("/")[2]).inc()
+        call: Any = self.channel(owner).unary_stream(
+            method,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,
+        )(request, metadata=forwarding(context), timeout=context.time_remaining())
+        self._streams.add(call)
+        try:
+            async for each in call:
+                yield each
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise stopping() from None
+            raise
+        except grpc.aio.AioRpcError as error:
+            if was_not_taken(error):
+                raise NotOwner from error
+            raise from_rpc_error(error) from error
+        finally:
+            self._streams.discard(call)
+            call.cancel()
 
     async def _pass_on(
         self,

@@ -106,13 +106,21 @@ class MessageStreams:
                 async for response in stream.responses():
                     yield response
                 if reading.cancelled():
-                    raise stopping()
+                    raise stream.error or stopping()
                 reading.result()
             finally:
                 self._open.discard(stream)
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
                 stream.close()
+
+    def expel(self) -> None:
+        """End the streams of those who aren't let in any more."""
+        for stream in self._open:
+            try:
+                self._admit(stream.principal)
+            except DeskwireError as error:
+                stream.stop(error)
 
     async def drain(self, seconds: float = 3.0) -> None:
         """Take no more messages, answer those that were taken, and end all streams; slow readers get `seconds`."""
@@ -130,7 +138,8 @@ class _Stream:
     def __init__(self, writer: ShardWriter, validator: Validator, principal: Principal) -> None:
         self._writer = writer
         self._validator = validator
-        self._principal = principal
+        self.principal = principal
+        self.error: DeskwireError | None = None
         self._who = Writer.of(principal)
         self._taken = 0
         self._results: deque[pb.StreamedResult] = deque()
@@ -145,8 +154,9 @@ class _Stream:
         self._reading = reading
         reading.add_done_callback(lambda _: self._wake.set())
 
-    def stop(self) -> None:
-        """Read no more."""
+    def stop(self, error: DeskwireError | None = None) -> None:
+        """Read no more; the stream ends with `error`."""
+        self.error = error
         if self._reading is not None:
             self._reading.cancel()
 
@@ -158,7 +168,7 @@ class _Stream:
     async def read(self, requests: AsyncIterator[pb.StreamMessagesRequest], admit: Admit) -> None:
         """Take messages while there is room. Raises what ends the stream."""
         async for request in requests:
-            admit(self._principal)
+            admit(self.principal)
             for message in request.messages:
                 while self._taken >= WINDOW:
                     self._room.clear()

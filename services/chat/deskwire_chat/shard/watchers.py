@@ -1,0 +1,266 @@
+"""WatchConversation: a conversation's history and then what comes, to callers of any kind.
+
+What is committed is put before the watchers of its conversation, who take it from memory. What a watcher can't get
+there (history, or more than it had taken) it reads from the log, so that a slow reader costs a bounded amount of
+memory, and loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from deskwire.chat.v1 import conversation_service_pb2 as pb
+from deskwire_chat import views
+from deskwire_chat.domain import (
+    Conversation,
+    Message,
+    State,
+    Writer,
+    conversation_not_found,
+    may_see,
+    partition_of,
+)
+from deskwire_chat.shard.commands import Log, NotOwner, Stored
+from deskwire_chat.shard.streams import Admit, Slots, stopping
+from deskwire_chat.store import conversations, messages
+from deskwire_common.auth import Principal, current_principal
+from deskwire_common.db import Database
+from deskwire_common.errors import DeskwireError, OutOfRange
+
+CHECKPOINT: Final = 15.0
+"""Seconds of silence after which a watcher is told its cursor again."""
+TAIL: Final = 256
+"""Messages of a watcher that wait in memory; beyond it reads them from the log."""
+_PAGE: Final = 200
+_MAX_BYTES: Final = 1 << 20
+_READS: Final = 4
+# Every so many checkpoints the log is looked at, whatever was heard.
+_LOOK_AGAIN: Final = 4
+
+
+class _Watch:
+    """One caller's watch; `behind`: the log has messages that aren't in `tail`."""
+
+    __slots__ = ("behind", "conversation", "error", "principal", "tail", "wake", "who")
+
+    def __init__(self, principal: Principal, conversation: Conversation) -> None:
+        self.principal = principal
+        self.who = Writer.of(principal)
+        self.conversation = conversation
+        self.tail: deque[Message] = deque()
+        self.behind = True
+        self.error: DeskwireError | None = None
+        self.wake = asyncio.Event()
+
+    def put(self, item: Message) -> None:
+        """Take a committed message."""
+        if len(self.tail) >= TAIL:
+            self.tail.clear()
+            self.behind = True
+        self.tail.append(item)
+        self.wake.set()
+
+    def saw(self, conversation: Conversation) -> None:
+        """Take a conversation, unless a newer one is known."""
+        if conversation.version > self.conversation.version:
+            self.wake.set()
+        if conversation.version >= self.conversation.version:
+            self.conversation = conversation
+
+    def take(self, cursor: int) -> list[Message]:
+        """Return what follows `cursor` in memory, without a hole."""
+        found: list[Message] = []
+        size = 0
+        while self.tail and len(found) < _PAGE and size < _MAX_BYTES:
+            item = self.tail[0]
+            if item.seq > cursor + 1:
+                self.behind = True
+                break
+            self.tail.popleft()
+            if item.seq == cursor + 1:
+                found.append(item)
+                cursor, size = item.seq, size + len(item.body)
+        return found
+
+    def end(self, error: DeskwireError) -> None:
+        """Have it end with an error."""
+        self.error = error
+        self.wake.set()
+
+
+class Watchers:
+    """All watches of this process: of the conversations of its partitions."""
+
+    def __init__(self, db: Database, admit: Admit, slots: Slots) -> None:
+        self._db = db
+        self._admit = admit
+        self._slots = slots
+        self._watches: dict[str, set[_Watch]] = {}
+        self._reads = asyncio.Semaphore(_READS)
+        self._stopping = False
+
+    # ------------------------------------------------------------------------------ what happens
+
+    def committed(self, stored: Sequence[Stored]) -> None:
+        """Messages were committed, in the order of their conversations."""
+        if not self._watches:
+            return
+        for each in stored:
+            for watch in self._watches.get(each.message.conversation_id, ()):
+                watch.put(each.message)
+
+    def changed(self, conversation: Conversation) -> None:
+        """A conversation was changed, and that is committed."""
+        for watch in self._watches.get(conversation.conversation_id, ()):
+            # The writer goes on changing its own.
+            watch.saw(replace(conversation))
+
+    def expel(self) -> None:
+        """Have all look whether their caller is still let in."""
+        for watch in self._all():
+            watch.wake.set()
+
+    def lost(self, numbers: Collection[int]) -> None:
+        """Partitions have another owner: their watchers must go there."""
+        for conversation_id, watches in self._watches.items():
+            if partition_of(conversation_id) in numbers:
+                for watch in watches:
+                    watch.end(NotOwner())
+
+    async def drain(self, seconds: float = 2.0) -> None:
+        """End all; slow readers get `seconds`."""
+        self._stopping = True
+        for watch in self._all():
+            watch.end(stopping())
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._watches and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+
+    def _all(self) -> list[_Watch]:
+        return [watch for watches in self._watches.values() for watch in watches]
+
+    # ----------------------------------------------------------------------------------- the call
+
+    async def watch(
+        self, request: pb.WatchConversationRequest
+    ) -> AsyncGenerator[pb.WatchConversationResponse]:
+        """Serve one watch of the current principal; see the contract."""
+        principal = current_principal()
+        if self._stopping:
+            raise stopping()
+        conversation_id = request.conversation_id.lower()
+        with self._slots.one(principal.tenant):
+            conversation = await self._visible(Writer.of(principal), conversation_id)
+            _check_cursor(request, conversation)
+            watch = _Watch(principal, conversation)
+            self._watches.setdefault(conversation_id, set()).add(watch)
+            try:
+                async for response in self._follow(watch, request.after_seq):
+                    yield response
+            finally:
+                self._watches[conversation_id].discard(watch)
+                if not self._watches[conversation_id]:
+                    del self._watches[conversation_id]
+
+    async def _follow(
+        self, watch: _Watch, cursor: int
+    ) -> AsyncGenerator[pb.WatchConversationResponse]:
+        told, silent = 0, 0
+        while True:
+            watch.wake.clear()
+            if watch.error is not None:
+                raise watch.error
+            self._admit(watch.principal)
+            run = await self._read(watch, cursor) if watch.behind else watch.take(cursor)
+            cursor = run[-1].seq if run else cursor
+            known = watch.conversation
+            if run or known.version > told or silent:
+                yield _response(known, run, cursor, changed=known.version > told)
+                told = known.version
+            if known.state == State.CLOSED and cursor >= known.head_seq and not watch.behind:
+                return
+            if watch.behind or watch.tail:
+                continue
+            try:
+                async with asyncio.timeout(CHECKPOINT):
+                    await watch.wake.wait()
+                silent = 0
+            except TimeoutError:
+                silent += 1
+                watch.behind = silent % _LOOK_AGAIN == 0
+
+    async def _read(self, watch: _Watch, cursor: int) -> list[Message]:
+        """Return messages after `cursor` from the log, and read the conversation."""
+        # What is committed from now on goes to the tail, or sets this again.
+        watch.behind = False
+        known = watch.conversation
+        found = await self._visible(watch.who, known.conversation_id)
+        async with self._reads, self._db.read() as c:
+            run = await messages.after_seq(c, known.conversation_id, seq=cursor, limit=_PAGE)
+        watch.saw(found)
+        fits = _fitting(run)
+        watch.behind = watch.behind or len(fits) < len(run) or len(run) == _PAGE
+        return fits
+
+    async def _visible(self, who: Writer, conversation_id: str) -> Conversation:
+        async with self._reads, self._db.read() as c:
+            found = await conversations.get(c, who.tenant, conversation_id)
+        if found is None or not may_see(found, who):
+            raise conversation_not_found(conversation_id)
+        return found
+
+
+class TappedLog:
+    """The writer's Log, with the watchers told on the way."""
+
+    def __init__(self, log: Log, watchers: Watchers) -> None:
+        self._log = log
+        self._watchers = watchers
+
+    def committed(self, stored: Sequence[Stored]) -> None:
+        """Pass it on to both."""
+        self._log.committed(stored)
+        self._watchers.committed(stored)
+
+    def published(self, numbers: Iterable[int]) -> dict[int, int]:
+        """Ask the log."""
+        return self._log.published(numbers)
+
+    def saved(self, published: Mapping[int, int]) -> None:
+        """Tell the log."""
+        self._log.saved(published)
+
+
+def _check_cursor(request: pb.WatchConversationRequest, conversation: Conversation) -> None:
+    """Raise OutOfRange for a cursor of another history than the conversation's."""
+    if request.epoch not in {0, conversation.epoch} or request.after_seq > conversation.head_seq:
+        raise OutOfRange(
+            "the cursor is of another history of the conversation; begin with after_seq 0",
+            metadata={"oldest_cursor": "0", "epoch": str(conversation.epoch)},
+        )
+
+
+def _fitting(run: list[Message]) -> list[Message]:
+    """Return the first messages of a run that fit into a response."""
+    size = 0
+    for place, item in enumerate(run):
+        size += len(item.body)
+        if size > _MAX_BYTES and place:
+            return run[:place]
+    return run
+
+
+def _response(
+    conversation: Conversation, run: Sequence[Message], cursor: int, *, changed: bool
+) -> pb.WatchConversationResponse:
+    response = pb.WatchConversationResponse(
+        epoch=conversation.epoch, cursor=cursor, messages=[views.message(each) for each in run]
+    )
+    if changed:
+        head = max(conversation.head_seq, cursor)
+        response.conversation.CopyFrom(views.conversation(replace(conversation, head_seq=head)))
+    return response

@@ -17,6 +17,9 @@ CHART = ROOT / "deploy" / "k8s" / "deskwire"
 
 Manifest = dict[str, Any]
 
+#: Where one chat pod is: a migration has no such place.
+OF_ONE_POD = {"DESKWIRE_SHARD_NAME", "POD_IP", "DESKWIRE_ADVERTISE", "DESKWIRE_PEER_NAME"}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "tls": {"tls": {"enabled": True}},
@@ -38,7 +41,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "tag": "1.2.3",
             "pullSecrets": ["registry"],
         },
-        "services": {"gateway": {"replicas": 12}, "tickets": {"replicas": 3}},
+        "services": {
+            "gateway": {"replicas": 12},
+            "chat": {"replicas": 4},
+            "tickets": {"replicas": 3},
+        },
         "kafka": {"bootstrap": "kafka-0:9092,kafka-1:9092"},
         "telemetry": {"otlpEndpoint": "collector:4317", "traceSampleRatio": 0.001},
         "networkPolicy": {
@@ -151,13 +158,13 @@ def test_migrations_see_the_same_settings_as_their_service(manifests):
     }
     for job in of_kind(manifests, "Job"):
         service = job["spec"]["template"]["spec"]["containers"][0]["image"].split("/")[-1]
-        expected = servers[service.split(":")[0]]
+        expected = servers[service.split(":")[0]] - OF_ONE_POD
         assert environment(job["spec"]["template"], manifests) == expected
 
 
 def test_every_variable_is_a_setting_of_a_service(manifests):
     """One ConfigMap serves all, so each variable must be known to one of them at least."""
-    known = set().union(*(setting_names(service) for service in SERVICES))
+    known = {"POD_IP"}.union(*(setting_names(service) for service in SERVICES))
     for pod in pods(manifests):
         assert environment(pod, manifests) <= known
 
@@ -174,6 +181,18 @@ def test_what_a_service_needs_is_set(service):
         if name.endswith(("_TARGET", "_LISTEN", "_URL", "_KAFKA", "_KEYS_FILE"))
     }
     assert places <= seen
+
+
+def test_chat_pods_say_who_and_where_they_are(manifests):
+    """Each has a name that outlives it, and an address of its own; its certificate has the service's name."""
+    pod = workloads(manifests)["chat"]["spec"]["template"]
+    entries = {entry["name"]: entry for entry in pod["spec"]["containers"][0]["env"]}
+    name = entries["DESKWIRE_SHARD_NAME"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert name == "metadata.name"
+    # A variable is known to those after it only.
+    assert list(entries).index("POD_IP") < list(entries).index("DESKWIRE_ADVERTISE")
+    assert entries["DESKWIRE_ADVERTISE"]["value"] == "$(POD_IP):7401"
+    assert entries["DESKWIRE_PEER_NAME"]["value"] == "deskwire-chat"
 
 
 def test_images():
@@ -265,7 +284,8 @@ def test_notes_tell_where_to_connect():
 @pytest.mark.parametrize(
     "values",
     [
-        {"services": {"chat": {"replicas": 3}}},
+        {"services": {"chat": {"replicas": 17}}},
+        {"services": {"events": {"replicas": 2}}},
         {"services": {"gateway": {"replicas": 0}}},
         {"services": {"billing": {"replicas": 1}}},
         {"kafka": {"bootstrap": "kafka"}},

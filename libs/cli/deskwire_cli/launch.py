@@ -53,13 +53,20 @@ class Plan:
     redis: str = ""
     databases: Mapping[str, str] = field(default_factory=dict)
     gateway_workers: int = 1
+    chat_shards: int = 1
+
+    def services(self) -> list[str]:
+        """The names of the services' processes, in the order of their start."""
+        more = [f"chat-{number}" for number in range(1, self.chat_shards)]
+        return ["chat", *more, *SERVICES[1:]]
 
     def database(self, service: str) -> str:
         return self.databases.get(service) or self.home.database_url(service)
 
     def parts(self) -> list[str]:
         """The names of the ports that this plan listens on."""
-        names = ["websocket", *SERVICES, *(f"{service}-metrics" for service in SERVICES)]
+        services = self.services()
+        names = ["websocket", *services, *(f"{service}-metrics" for service in services)]
         if self.demo:
             names.append("crm")
         if not self.redis:
@@ -79,6 +86,7 @@ def make_plan(
     redis: str,
     databases: Sequence[str],
     gateway_workers: int = 1,
+    chat_shards: int = 1,
 ) -> Plan:
     """Check the options against each other and this machine. Raises Problem, one line."""
     chosen: dict[str, str] = {}
@@ -93,7 +101,22 @@ def make_plan(
     broker = choose_broker(broker, kafka_address)
     if redis and (urlsplit(redis).scheme not in {"redis", "rediss", "unix"}):
         raise Problem(f"--redis {redact_text(redis)}: redis://HOST:PORT/0")
-    return Plan(home, Ports(port_base), demo, broker, kafka_address, redis, chosen, gateway_workers)
+    plan = Plan(
+        home,
+        Ports(port_base),
+        demo,
+        broker,
+        kafka_address,
+        redis,
+        chosen,
+        gateway_workers,
+        chat_shards,
+    )
+    if chat_shards > 1 and urlsplit(plan.database("chat")).scheme.startswith("sqlite"):
+        raise Problem(
+            f"--chat-shards {chat_shards}: a SQLite file has one writer; add --database chat=postgresql://…"
+        )
+    return plan
 
 
 def choose_broker(broker: str, kafka_address: str) -> str:
@@ -168,7 +191,7 @@ class Launch:
                         "pid": process.pid,
                         "address": address,
                         "metrics": plan.ports.address(f"{process.name}-metrics")
-                        if process.name in SERVICES
+                        if service_of(process.name) in SERVICES
                         else "",
                         "log": str(process.log),
                     }
@@ -192,7 +215,7 @@ class Launch:
             migrations.cancel()
             await asyncio.gather(migrations, return_exceptions=True)
         begun = time.monotonic()
-        services = [self._service(name) for name in SERVICES]
+        services = [self._service(name) for name in plan.services()]
         for process in services:
             self._begin(process, plan.ports.address(process.name))
         for process in services:
@@ -268,20 +291,21 @@ class Launch:
     def _service(self, name: str) -> Process:
         return Process(
             name=name,
-            command=[sys.executable, "-m", f"deskwire_{name}", "serve"],
+            command=[sys.executable, "-m", f"deskwire_{service_of(name)}", "serve"],
             log=self.plan.home.log(name),
             env=self.environment(name),
             pid_file=self.plan.home.pid_file(name),
             grace=DRAIN_SECONDS,
         )
 
-    def environment(self, service: str) -> dict[str, str]:
-        """The service's settings. What the caller's environment says of others (OTLP, TLS …) stays."""
+    def environment(self, name: str) -> dict[str, str]:
+        """A process's settings. What the caller's environment says of others (OTLP, TLS …) stays."""
         plan = self.plan
+        service = service_of(name)
         settings = {
             **python_environment(),
-            "DESKWIRE_GRPC_LISTEN": plan.ports.address(service),
-            "DESKWIRE_METRICS_LISTEN": plan.ports.address(f"{service}-metrics"),
+            "DESKWIRE_GRPC_LISTEN": plan.ports.address(name),
+            "DESKWIRE_METRICS_LISTEN": plan.ports.address(f"{name}-metrics"),
             "DESKWIRE_KEYS_FILE": str(plan.home.keys_file),
             "DESKWIRE_KAFKA": self.kafka,
             "DESKWIRE_REDIS_URL": self.redis,
@@ -295,6 +319,9 @@ class Launch:
             settings["DESKWIRE_OUTBOX_KEEP_SECONDS"] = str(7 * 86_400)
         if service == "gateway":
             settings["DESKWIRE_WORKERS"] = str(plan.gateway_workers)
+        if service == "chat":
+            # Not the host's name: these are several on one.
+            settings["DESKWIRE_SHARD_NAME"] = "chat-0" if name == "chat" else name
         if service in STORES:
             settings["DESKWIRE_DATABASE_URL"] = plan.database(service)
         return settings
@@ -356,6 +383,11 @@ class Launch:
                 say(f"stopping {process.name}")
             await process.stopped()
         self.write_state(phase="failed" if self.phase == "failed" else "stopped")
+
+
+def service_of(process: str) -> str:
+    """Which service a process is of: `chat-1` is the second one of chat."""
+    return "chat" if process.startswith("chat-") else process
 
 
 def crm_secret(home: Home) -> str:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deskwire_cli.launch import SERVICES
+from deskwire_cli.launch import SERVICES, service_of
 from deskwire_cli.machine import kafka, valkey
 from deskwire_cli.machine.home import Home
 from deskwire_cli.machine.ports import HOST, answers
@@ -108,7 +108,7 @@ def look_at_process(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def health_of(name: str, address: str) -> str:
-    if name in {*SERVICES, "crm"}:
+    if service_of(name) in {*SERVICES, "crm"}:
         return grpc_health(address) if name != "crm" else (SERVING if answers(address) else DOWN)
     if name in {"kafka", "devbroker"}:
         return DOWN if kafka.probe(address)() else SERVING
@@ -127,8 +127,8 @@ def grpc_health(address: str) -> str:
 
 def version_of(name: str, address: str) -> str:
     """The program's version; "" where it can't be asked."""
-    if name in SERVICES:
-        return installed_version(f"deskwire-{name}")
+    if service_of(name) in SERVICES:
+        return installed_version(f"deskwire-{service_of(name)}")
     if name == "crm":
         return installed_version("deskwire-demo-crm")
     if name == "devbroker":

@@ -17,7 +17,7 @@ import typer
 from deskwire_cli import walk
 from deskwire_cli.launch import Launch, Plan, make_plan, say
 from deskwire_cli.machine.home import Home, project_root
-from deskwire_cli.machine.ports import BASE
+from deskwire_cli.machine.ports import BASE, CHAT_SHARDS
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.suite import TENANT, load_suite
 from deskwire_common.logging import setup_logging
@@ -48,6 +48,14 @@ def up(
     gateway_workers: Annotated[
         int, typer.Option(min=1, max=64, help="Processes of the gateway, on one address.")
     ] = 1,
+    chat_shards: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=CHAT_SHARDS,
+            help="Processes of chat, which share the conversations; not with SQLite.",
+        ),
+    ] = 1,
 ) -> None:
     """Start the whole suite on this machine."""
     home = Home.find()
@@ -65,6 +73,7 @@ def up(
             redis=redis,
             databases=database or [],
             gateway_workers=gateway_workers,
+            chat_shards=chat_shards,
         )
         plan.ports.require_free(plan.parts())
         raise typer.Exit(asyncio.run(run(plan)))

@@ -34,8 +34,9 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
 
     def address(self, port: int) -> str:
         """Where others reach this process, which listens on `port`."""
+        host, given = split_address(self.advertise or self.grpc_listen)
         if self.advertise:
-            return self.advertise
-        host, _ = split_address(self.grpc_listen)
-        host = socket.gethostname() if is_wildcard(host) else host
+            port = given
+        elif is_wildcard(host):
+            host = socket.gethostname()
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

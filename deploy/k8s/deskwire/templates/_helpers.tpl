@@ -176,6 +176,22 @@ spec:
             name: {{ include "deskwire.fullname" .root }}
       env:
         {{- include "deskwire.secretEnv" . | nindent 8 }}
+        {{- if eq .service "chat" }}
+        # The place of a pod outlives the pod: its next life takes its partitions over at once.
+        - name: DESKWIRE_SHARD_NAME
+          valueFrom:
+            fieldRef:
+              fieldPath: metadata.name
+        - name: POD_IP
+          valueFrom:
+            fieldRef:
+              fieldPath: status.podIP
+        # Gateways and the other pods call this one by itself; its certificate has the service's name.
+        - name: DESKWIRE_ADVERTISE
+          value: "$(POD_IP):7401"
+        - name: DESKWIRE_PEER_NAME
+          value: {{ printf "%s-chat" (include "deskwire.fullname" .root) | quote }}
+        {{- end }}
       ports:
         - name: grpc
           containerPort: 7401

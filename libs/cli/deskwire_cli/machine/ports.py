@@ -11,7 +11,10 @@ from deskwire_cli.machine.problem import Problem
 
 BASE: Final = 7400
 HOST: Final = "127.0.0.1"
-#: Distances from the base. `gateway` is the WebSocket's; `<name>-metrics` serves Prometheus over HTTP.
+#: How many chat processes one machine runs at the most.
+CHAT_SHARDS: Final = 8
+#: Distances from the base. `gateway` is the gRPC side; `<name>-metrics` serves Prometheus over HTTP; `chat-1` is the
+#: second chat process.
 LAYOUT: Final[Mapping[str, int]] = {
     "websocket": 0,
     "gateway": 1,
@@ -25,6 +28,8 @@ LAYOUT: Final[Mapping[str, int]] = {
     "tickets-metrics": 23,
     "events-metrics": 24,
     "cdc-metrics": 25,
+    **{f"chat-{number}": 30 + number for number in range(1, CHAT_SHARDS)},
+    **{f"chat-{number}-metrics": 40 + number for number in range(1, CHAT_SHARDS)},
     "valkey": 79,
     "kafka": 92,
     "kafka-controller": 93,

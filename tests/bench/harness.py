@@ -47,6 +47,10 @@ class Running:
         """Proportional set size of some processes: what they would give back."""
         return sum(_pss(process.pid) for process in self._family(names)) / 1e6
 
+    def busiest(self, name: str) -> psutil.Process:
+        """The process of a service that has used the most CPU: of the gateway, a worker."""
+        return max(self._family([name]), key=lambda each: sum(each.cpu_times()[:2]))
+
     def _family(self, names: Sequence[str]) -> list[psutil.Process]:
         """Processes with their workers."""
         parents = [self.processes[name] for name in names]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import profiling
 from harness import Running, say
 
 from deskwire_cli.replay import summary
@@ -39,11 +40,15 @@ def measure(running: Running, options: argparse.Namespace) -> list[dict[str, Any
     )
     assert generator.stdout is not None
     rows: list[dict[str, Any]] = []
+    profiles: list[dict[str, Any]] = []
     cpu, started = 0.0, 0.0
     for line in generator.stdout:
         result = json.loads(line)
         if not result:
             cpu, started = running.cpu(SERVERS), time.perf_counter()
+            if options.profile:
+                watched = {each: running.busiest(each) for each in SERVERS}
+                profiles += profiling.profile(watched, options.seconds - 2)
             continue
         used = running.cpu(SERVERS) - cpu
         seconds = time.perf_counter() - started
@@ -73,6 +78,7 @@ def measure(running: Running, options: argparse.Namespace) -> list[dict[str, Any
         say(f"{result['rate']}/s: delivery p50 {delivery['p50']} ms, p99 {delivery['p99']} ms")
     if generator.wait():
         raise SystemExit("the load generator failed")
+    profiling.show(profiles)
     return rows
 
 
@@ -83,8 +89,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rates", type=int, nargs="+", default=[1_000, 3_000, 5_000, 8_000])
     parser.add_argument("--database", choices=["postgresql", "sqlite"], default="postgresql")
+    parser.add_argument("--profile", action="store_true", help="show where the time goes")
+    parser.add_argument("--workers", type=int, default=1, help="gateway processes")
     options = parser.parse_args()
-    with harness.a_suite(database=options.database) as running:
+    with harness.a_suite(database=options.database, workers=options.workers) as running:
         rows = measure(running, options)
         memory = round(running.memory_mb(SERVERS), 1)
     figures = figures_of(rows) | {"server_memory_mb": memory, "connections": 2 * options.pairs}

@@ -21,8 +21,8 @@ from deskwire_chat.shard.commands import UserKey
 from deskwire_common.errors import DeskwireError, FailedPrecondition
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_common.pacing import link_pace
 
-_LINGER: Final = 0.002
 _BATCH_ITEMS: Final = 200
 _BATCH_BYTES: Final = 65_536
 _QUEUE_BYTES: Final = 64 * 1024 * 1024
@@ -88,6 +88,7 @@ class Stream:
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
+        self._pace = link_pace()
         self._ended = False
 
     def put(self, item: bytes) -> None:
@@ -116,13 +117,14 @@ class Stream:
 
     async def batches(self) -> AsyncIterator[bytes]:
         """Encoded LinkResponses, ready to write."""
+        loop = asyncio.get_running_loop()
         while not self.closed:
             if not self._queue:
                 if self._ended:
                     return
                 self._wake.clear()
                 await self._wake.wait()
-                await asyncio.sleep(_LINGER)
+                await asyncio.sleep(self._pace.pause(loop.time()))
                 continue
             parts: list[bytes] = []
             size = 0
@@ -131,6 +133,7 @@ class Stream:
                 size += len(item)
                 parts.append(item)
             self._bytes -= size
+            self._pace.began(loop.time(), len(parts))
             yield b"".join(parts)
 
 

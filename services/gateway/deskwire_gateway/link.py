@@ -20,11 +20,11 @@ from deskwire_common import rpc
 from deskwire_common.auth import TokenSigner
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_common.pacing import link_pace
 from deskwire_gateway.sessions import Close, Session, Sessions
 
 METHOD: Final = "/deskwire.shard.v1.ShardService/Link"
 
-_LINGER: Final = 0.002
 _BATCH_ITEMS: Final = 200
 _BATCH_BYTES: Final = 65_536
 _QUEUE_ITEMS: Final = 500_000
@@ -133,6 +133,8 @@ class Link:
             call.cancel()
 
     async def _write(self, call: Any) -> None:
+        loop = asyncio.get_running_loop()
+        pace = link_pace()
         while True:
             queue = self._up
             if queue is None:
@@ -141,7 +143,7 @@ class Link:
             if not queue:
                 self._wake.clear()
                 await self._wake.wait()
-                await asyncio.sleep(_LINGER)
+                await asyncio.sleep(pace.pause(loop.time()))
                 continue
             parts: list[bytes] = []
             size = 0
@@ -150,6 +152,7 @@ class Link:
                 size += len(item)
                 parts.append(item)
             METRICS.gateway_link_items.observe(len(parts))
+            pace.began(loop.time(), len(parts))
             await call.write(b"".join(parts))
 
     # ---------------------------------------------------------------------------------------- down

@@ -52,11 +52,15 @@ from deskwire_common.ids import Ids
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.outbox import Outbox
+from deskwire_common.pacing import Pace
 
 GROUP: Final = 500
 """Commands per transaction at the most."""
 QUEUE: Final = 20_000
 """Commands that may wait per lane; more are refused with OVERLOADED."""
+_SPACING: Final = 0.010
+_MANY: Final = 4
+"""Transactions of so many commands are so many seconds apart: fewer, and each carries more."""
 _ATTEMPTS: Final = 3
 _RETRY_AFTER: Final = 1.0
 
@@ -178,10 +182,15 @@ class ShardWriter:
             await asyncio.sleep(0.01)
 
     async def _run_lane(self, lane: deque[Command | Mark], wake: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        pace = Pace(linger=0.0, spacing=_SPACING, many=_MANY)
         while True:
             await wake.wait()
             wake.clear()
             while lane:
+                if len(lane) < GROUP and (pause := pace.pause(loop.time())) > 0:
+                    await asyncio.sleep(pause)
+                pace.began(loop.time(), len(lane))
                 group: list[Store | Assign] = []
                 while lane and len(group) < GROUP:
                     command = lane[0]

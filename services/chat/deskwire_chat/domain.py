@@ -140,6 +140,24 @@ class Conversation:
         """The partition it is in, for ever."""
         return partition_of(self.conversation_id)
 
+    def copy(self) -> Conversation:
+        """Return a copy; dataclasses.replace takes four times as long, and this is on the path of every message."""
+        return Conversation(
+            self.conversation_id,
+            self.tenant,
+            self.state,
+            self.customer_id,
+            self.visitor_id,
+            self.agent_id,
+            self.epoch,
+            self.head_seq,
+            self.version,
+            self.created_at,
+            self.assigned_at,
+            self.closed_at,
+            self.traceparent,
+        )
+
 
 @dataclass(slots=True)
 class Message:

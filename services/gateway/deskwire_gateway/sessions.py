@@ -248,6 +248,8 @@ class Sessions:
         self._ended = ended
         self._chat: Chat | None = None
         self._next = 0
+        self._bytes_in = METRICS.gateway_bytes.labels("in")
+        self._frames_in = METRICS.gateway_frames.labels("in")
         # One bucket per second of the heartbeat interval: each session is looked at once a turn.
         self._wheel: list[set[Session]] = [set() for _ in range(max(1, int(limits.ping_interval)))]
         self._tick = 0
@@ -388,7 +390,7 @@ class Sessions:
         if session.closed:
             return
         session.seen = self._clock.monotonic()
-        METRICS.gateway_bytes.labels("in").inc(len(data))
+        self._bytes_in.inc(len(data))
         try:
             batch = self._parse(data)
             if batch.ack and session.ring is not None:
@@ -442,7 +444,7 @@ class Sessions:
 
     def _frame(self, session: Session, frame: frame_pb2.Frame) -> None:
         kind = frame.WhichOneof("kind")
-        METRICS.gateway_frames.labels("in").inc()
+        self._frames_in.inc()
         if session.principal is None:
             if kind != "hello":
                 raise FailedPrecondition(

@@ -18,9 +18,9 @@ UserKey = tuple[str, int, str]
 """Tenant, role, subject: who gets pushes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stored:
-    """A committed message with its encoded parts."""
+    """A committed message with its encoded parts. Nobody changes it; a frozen one would take twice as long to make."""
 
     message: Message
     epoch: int

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Protocol
 
 from opentelemetry.trace import Span
+from prometheus_client import Counter
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import domain, events, views
@@ -25,6 +27,11 @@ from deskwire_common.errors import AlreadyExists, Unavailable
 from deskwire_common.events import DomainEvent
 from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
+
+
+@cache
+def _stored_by(role: ActorRole) -> Counter:
+    return METRICS.messages_stored.labels(role.name.lower())
 
 
 class Tools(Protocol):
@@ -122,7 +129,7 @@ class Group:
         )
         stored = Stored.of(item, conversation.epoch)
         self.stored[item.conversation_id, item.role, item.subject, item.client_msg_id] = stored
-        METRICS.messages_stored.labels(ActorRole(who.role).name.lower()).inc()
+        _stored_by(who.role).inc()
         return stored
 
     def _push_message(self, stored: Stored, *, without: Hashable = None) -> None:
@@ -136,7 +143,7 @@ class Group:
         """The conversation as this group has it: a copy that may be changed."""
         found = self.touched.get(conversation_id)
         if found is None and (known := self._tools.memory.get(conversation_id)) is not None:
-            found = self.touched[conversation_id] = replace(known)
+            found = self.touched[conversation_id] = known.copy()
         return found
 
     def _open(self, command: Store, traceparent: str) -> Conversation:
@@ -207,7 +214,7 @@ class Group:
         )
         METRICS.conversations_assigned.inc()
         self.after.append(lambda: self._tools.router.assigned(command.tenant, command.agent_id))
-        assigned = replace(conversation)
+        assigned = conversation.copy()
         batch = views.conversation_push(assigned)
         users = participants(conversation)
         self.after.append(lambda: self._tools.deliver(users, batch))

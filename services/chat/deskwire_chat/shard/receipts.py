@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -139,7 +139,7 @@ class Receipts:
     async def _conversations(self, ids: set[str]) -> dict[str, Conversation]:
         """Copies: memory goes on while this waits."""
         found = {
-            each: replace(known) for each in ids if (known := self._memory.get(each)) is not None
+            each: known.copy() for each in ids if (known := self._memory.get(each)) is not None
         }
         missing = ids - found.keys()
         if missing:

@@ -19,7 +19,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -391,7 +390,7 @@ class ShardWriter:
             began_with = {number: mine}
             await self.memory.load([command])
             before = self.memory.get(command.conversation_id)
-            copy = replace(before) if before is not None else None
+            copy = before.copy() if before is not None else None
             async with self._db.transaction() as uow:
                 self._check_held(began_with)
                 await self._ownership.fence(uow, began_with, {number: mine.head})
@@ -419,7 +418,7 @@ class ShardWriter:
             self.router.closed(tenant, conversation_id, before.agent_id)
         if before.agent_id != after.agent_id and after.agent_id:
             self.router.gained(tenant, conversation_id, after.agent_id)
-            self.introduce(replace(after))
+            self.introduce(after.copy())
         if after.state == State.QUEUED:
             self.router.opened(tenant, conversation_id, after.created_at)
 

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2
@@ -26,6 +27,7 @@ from deskwire_client import Client
 from deskwire_common import topics
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database
+from deskwire_common.rpc import stream_metadata
 from support import eventually
 from support.suite import Desk, desk, new_id
 from support.topic import read_rows
@@ -49,6 +51,7 @@ class Talker:
     def __init__(self, conversation_id: str) -> None:
         self.conversation_id = conversation_id
         self.acked: dict[int, int] = {}
+        self.watched: list[int] = []
 
     async def talk(self, client: Client, stop: asyncio.Event) -> None:
         waiting: deque[tuple[int, Any]] = deque()
@@ -77,6 +80,47 @@ class Talker:
                 timeout=20,
             )
             self.acked[number] = answer.message.seq
+
+    async def stream(self, stub: ConversationServiceStub, token: str, stop: asyncio.Event) -> None:
+        """Write on a public stream, several messages at a time."""
+        call = stub.StreamMessages(metadata=stream_metadata(token))
+        numbers = itertools.count(1)
+        under_way: set[int] = set()
+        while under_way or not stop.is_set():
+            while len(under_way) < WINDOW and not stop.is_set():
+                number = next(numbers)
+                under_way.add(number)
+                message = conversation_service_pb2.StreamedMessage(
+                    conversation_id=self.conversation_id,
+                    client_msg_id=f"stream-{number}",
+                    content=conversation_pb2.Content(text=f"message {number}"),
+                )
+                await call.write(conversation_service_pb2.StreamMessagesRequest(messages=[message]))
+            answer = await call.read()
+            for each in answer.results:
+                assert each.WhichOneof("result") == "ack", each
+                number = int(each.ack.client_msg_id.removeprefix("stream-"))
+                self.acked[number] = each.ack.seq
+                under_way.remove(number)
+            await asyncio.sleep(0.01)
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+
+    async def watch(self, stub: ConversationServiceStub, token: str) -> None:
+        """Follow the conversation as an integrator, from the cursor again whenever the owner is another one."""
+        while True:
+            request = conversation_service_pb2.WatchConversationRequest(
+                conversation_id=self.conversation_id, after_seq=len(self.watched)
+            )
+            try:
+                async for answer in stub.WatchConversation(
+                    request, metadata=stream_metadata(token)
+                ):
+                    self.watched += [m.seq for m in answer.messages]
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.05)
 
     async def _next(self, waiting: deque[tuple[int, Any]]) -> None:
         number, ack = waiting.popleft()
@@ -187,7 +231,8 @@ async def test_no_change_of_owners_loses_doubles_or_reorders(
         # Whom the gateway serves, and who call a process that may be the wrong one.
         chatting = [Talker(each) for shard in (0, 1) for each in ids_of(shard, 3)]
         calling = [Talker(each) for shard in (0, 1) for each in ids_of(shard, 1)]
-        talkers = [*chatting, *calling]
+        streaming = [Talker(each) for shard in (0, 1) for each in ids_of(shard, 1)]
+        talkers = [*chatting, *calling, *streaming]
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for number, each in enumerate(chatting):
@@ -196,7 +241,14 @@ async def test_no_change_of_owners_loses_doubles_or_reorders(
             for number, each in enumerate(calling):
                 stub = ConversationServiceStub(d.channel(Role.VISITOR, f"c-{number}"))
                 group.create_task(each.call(stub, stop))
+            for number, each in enumerate(streaming):
+                stub = ConversationServiceStub(d.channel(Role.VISITOR, f"s-{number}"))
+                token = d.token(Role.VISITOR, f"s-{number}")
+                group.create_task(each.stream(stub, token, stop))
             await more(talkers)
+            stub = ConversationServiceStub(d.channel(Role.OPERATOR, "olga"))
+            token = d.token(Role.OPERATOR, "olga")
+            watching = [asyncio.create_task(each.watch(stub, token)) for each in talkers]
             await c.two()
             await more(talkers)
             await c.one(signal.SIGTERM)
@@ -207,7 +259,6 @@ async def test_no_change_of_owners_loses_doubles_or_reorders(
             await more(talkers)
             stop.set()
 
-        stub = ConversationServiceStub(d.channel(Role.OPERATOR, "olga"))
         stored: dict[str, list[Any]] = {
             each.conversation_id: await history(stub, each.conversation_id) for each in talkers
         }
@@ -215,7 +266,9 @@ async def test_no_change_of_owners_loses_doubles_or_reorders(
             messages = stored[each.conversation_id]
             assert [m.seq for m in messages] == list(range(1, len(messages) + 1))
             texts = {
-                m.seq: m.content.text for m in messages if m.sender.subject.startswith(("v", "c"))
+                m.seq: m.content.text
+                for m in messages
+                if m.sender.subject[:2] in {"v-", "c-", "s-"}
             }
             # Each acknowledged message once, where its ack said, in the order in which they were sent.
             assert texts == {seq: f"message {number}" for number, seq in each.acked.items()}
@@ -230,6 +283,18 @@ async def test_no_change_of_owners_loses_doubles_or_reorders(
             conversation_id: [m.seq for m in messages]
             for conversation_id, messages in stored.items()
         }
+
+        def everything_was_watched() -> bool:
+            for watcher, each in zip(watching, talkers, strict=True):
+                if watcher.done():
+                    watcher.result()
+                assert each.watched == [m.seq for m in stored[each.conversation_id]]
+            return True
+
+        await eventually(everything_was_watched)
+        for watcher in watching:
+            watcher.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await check_kafka(kafka, stored)
 
 

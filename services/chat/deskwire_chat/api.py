@@ -130,10 +130,10 @@ class ConversationApi(conversation_service_pb2_grpc.ConversationServiceServicer)
     async def StreamMessages(  # noqa: N802
         self,
         requests: AsyncIterator[conversation_service_pb2.StreamMessagesRequest],
-        _context: Context,
+        context: Context,
     ) -> AsyncIterator[conversation_service_pb2.StreamMessagesResponse]:
         """See the contract."""
-        async with aclosing(self._streams.serve(requests)) as responses:
+        async with aclosing(self._streams.serve(requests, context)) as responses:
             async for response in responses:
                 yield response
 

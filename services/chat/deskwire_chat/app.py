@@ -33,6 +33,7 @@ from deskwire_chat.config import Settings
 from deskwire_chat.gate import Gate
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import links as shard_links
+from deskwire_chat.shard.carrier import Carriers
 from deskwire_chat.shard.connections import Connections
 from deskwire_chat.shard.feeds import QueueFeed
 from deskwire_chat.shard.holder import PartitionHolder
@@ -108,7 +109,6 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     links = Links(db, connections, presence, receipts, feeds, runtime.verifier, runtime.validator)
     links.bind(writer, ownership)
     ownership.bind(PartitionHolder(writer, publisher, router, reader, links, watchers))
-    streams = MessageStreams(writer, runtime.validator, gate.admit, slots)
     peers = Peers(
         ownership,
         lambda address: rpc.make_channel(
@@ -116,6 +116,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         ),
     )
     runtime.stack.push_async_callback(peers.close)
+    carriers = Carriers(writer, ownership, peers)
+    streams = MessageStreams(writer, carriers.carrier, runtime.validator, gate.admit, slots)
     writer.memory.updated = watchers.changed
     gate.shuts(streams.expel)
     gate.shuts(watchers.expel)

@@ -132,7 +132,9 @@ class ConversationActions:
         )
         stored = await future
         return conversations_pb.SendMessageResponse(
-            message=views.message(stored.message), epoch=stored.epoch
+            message=views.message(stored.message),
+            epoch=stored.epoch,
+            duplicate=stored.duplicate,
         )
 
     async def close(

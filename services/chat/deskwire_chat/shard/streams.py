@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final, Protocol
 
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2 as reasons
@@ -35,6 +35,14 @@ _ECHO: Final = 64
 
 Admit = Callable[[Principal], None]
 """Raises for a caller who isn't let in any more (gate.Gate)."""
+
+
+class Way(Protocol):
+    """Where a stream's messages go (carrier.Carrier)."""
+
+    def submit(self, command: Store) -> None:
+        """Queue a message for its owner. Raises ResourceExhausted, Unavailable."""
+        ...
 
 
 class Slots:
@@ -81,9 +89,16 @@ class MessageStreams:
     """All streams of messages of this process."""
 
     def __init__(
-        self, writer: ShardWriter, validator: Validator, admit: Admit, slots: Slots
+        self,
+        writer: ShardWriter,
+        way: Callable[[Any], Way],
+        validator: Validator,
+        admit: Admit,
+        slots: Slots,
     ) -> None:
+        """`way` makes the way to the owners, given the context of a call (carrier.Carriers)."""
         self._writer = writer
+        self._way = way
         self._validator = validator
         self._admit = admit
         self._slots = slots
@@ -91,14 +106,14 @@ class MessageStreams:
         self._stopping = False
 
     async def serve(
-        self, requests: AsyncIterator[pb.StreamMessagesRequest]
+        self, requests: AsyncIterator[pb.StreamMessagesRequest], context: Any
     ) -> AsyncGenerator[pb.StreamMessagesResponse]:
         """Serve one stream of the current principal; see the contract."""
         principal = current_principal()
         if self._stopping:
             raise stopping()
         with self._slots.one(principal.tenant):
-            stream = _Stream(self._writer, self._validator, principal)
+            stream = _Stream(self._writer, self._way(context), self._validator, principal)
             reading = asyncio.create_task(stream.read(requests, self._admit), name="stream-read")
             stream.reads_with(reading)
             self._open.add(stream)
@@ -135,8 +150,11 @@ class MessageStreams:
 class _Stream:
     """One stream: `_taken` counts what was read and whose result isn't written yet. It is the line that is held."""
 
-    def __init__(self, writer: ShardWriter, validator: Validator, principal: Principal) -> None:
+    def __init__(
+        self, writer: ShardWriter, way: Way, validator: Validator, principal: Principal
+    ) -> None:
         self._writer = writer
+        self._way = way
         self._validator = validator
         self.principal = principal
         self.error: DeskwireError | None = None
@@ -199,7 +217,7 @@ class _Stream:
         try:
             self._check(message)
             traceparent = message.traceparent
-            self._writer.submit(
+            self._way.submit(
                 Store(
                     who=self._who,
                     conversation_id=message.conversation_id.lower(),

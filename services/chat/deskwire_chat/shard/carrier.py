@@ -1,0 +1,217 @@
+"""A stream's messages, brought to the owners of their conversations: each stored as at the owner's, in their order.
+
+What this process owns goes straight to its writer. The others are passed on one by one per conversation, as its next
+one may only go when the one before has its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from bisect import insort
+from typing import Any, Final
+
+import grpc
+
+from deskwire.chat.v1 import conversation_service_pb2 as pb
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire_chat.domain import Message, partition_of
+from deskwire_chat.shard.commands import NotOwner, Reply, Store, Stored
+from deskwire_chat.shard.ownership import Ownership
+from deskwire_chat.shard.peers import Peers, forwarding, was_not_taken
+from deskwire_chat.shard.writer import ShardWriter
+from deskwire_common.errors import (
+    DeskwireError,
+    Internal,
+    ResourceExhausted,
+    from_rpc_error,
+)
+from deskwire_common.logging import get_logger
+
+SEND: Final = "/deskwire.chat.v1.ConversationService/SendMessage"
+_PATIENCE: Final = 10.0
+_AGAIN: Final = 0.2
+_CALL_SECONDS: Final = 10.0
+
+
+class _Line:
+    """A conversation whose messages aren't this process's to store, or weren't a moment ago."""
+
+    __slots__ = ("held", "task", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, Store, Reply]] = []
+        self.held = ""
+        self.task: asyncio.Task[None] | None = None
+
+
+class Carriers:
+    """Makes a carrier for each stream."""
+
+    def __init__(self, writer: ShardWriter, ownership: Ownership, peers: Peers) -> None:
+        self.writer = writer
+        self.ownership = ownership
+        self.peers = peers
+
+    def carrier(self, context: Any) -> Carrier:
+        """Return the carrier of one caller's stream."""
+        return Carrier(self, forwarding(context))
+
+
+class Carrier:
+    """The way of one stream's messages. Without messages for others it is the writer's own."""
+
+    def __init__(self, tools: Carriers, metadata: grpc.aio.Metadata) -> None:
+        """`metadata`: how calls are passed on, as the stream's caller."""
+        self._writer = tools.writer
+        self._ownership = tools.ownership
+        self._peers = tools.peers
+        self._metadata = metadata
+        self._lines: dict[str, _Line] = {}
+        self._numbers = itertools.count()
+
+    def submit(self, command: Store) -> None:
+        """Queue a message, as ShardWriter.submit does, wherever its owner is. Never raises NotOwner."""
+        number, reply = next(self._numbers), command.reply
+        if command.conversation_id not in self._lines:
+
+            def answered(result: Stored | DeskwireError) -> None:
+                if isinstance(result, NotOwner):
+                    self._carry(number, command, reply)
+                    return
+                if isinstance(result, DeskwireError):
+                    self._note(command, result)
+                reply(result)
+
+            command.reply = answered
+            try:
+                self._writer.submit(command)
+            except NotOwner:
+                pass
+            except DeskwireError as error:
+                self._note(command, error)
+                raise
+            else:
+                return
+        self._carry(number, command, reply)
+
+    def _note(self, command: Store, error: DeskwireError) -> None:
+        """The writer forgets who holds a line when the partition leaves it; the stream doesn't."""
+        if error.temporary and error.reason != reasons.ERROR_REASON_LINE_HELD:
+            line = self._lines.setdefault(command.conversation_id, _Line())
+            line.held = line.held or command.client_msg_id
+
+    def _carry(self, number: int, command: Store, reply: Reply) -> None:
+        line = self._lines.setdefault(command.conversation_id, _Line())
+        # What the writer gives back may be older than what has come since.
+        insort(line.waiting, (number, command, reply), key=lambda each: each[0])
+        if line.task is None:
+            line.task = asyncio.create_task(self._go(command.conversation_id, line))
+
+    async def _go(self, conversation_id: str, line: _Line) -> None:
+        # Whatever of this conversation still waits in the writer comes back before this.
+        await self._writer.finish()
+        while line.waiting:
+            _, command, reply = line.waiting.pop(0)
+            if line.held and line.held != command.client_msg_id:
+                reply(_line_held(line.held))
+                continue
+            try:
+                result = await self._store(command)
+            except DeskwireError as error:
+                line.held = command.client_msg_id if error.temporary else ""
+                reply(error)
+            except Exception as error:  # noqa: BLE001 - the others of the stream go on
+                get_logger().error("message_not_carried", exc_info=error)
+                reply(Internal("the message could not be passed on; see the server's log"))
+            else:
+                line.held = ""
+                reply(result)
+        line.task = None
+        if not line.held:
+            self._lines.pop(conversation_id, None)
+
+    async def _store(self, command: Store) -> Stored:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _PATIENCE
+        number = partition_of(command.conversation_id)
+        while True:
+            try:
+                if self._ownership.term_of(number):
+                    return await self._store_here(command)
+                if self._peers.elsewhere(command.conversation_id) is not None:
+                    return await self._store_there(command)
+            except NotOwner:
+                pass
+            if loop.time() >= until:
+                raise NotOwner
+            await self._ownership.wait_for_change(_AGAIN)
+
+    async def _store_here(self, command: Store) -> Stored:
+        future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+
+        def reply(result: Stored | DeskwireError) -> None:
+            if future.done():
+                return
+            if isinstance(result, Stored):
+                future.set_result(result)
+            else:
+                future.set_exception(result)
+
+        command.reply, command.term = reply, 0
+        self._writer.submit(command)
+        return await future
+
+    async def _store_there(self, command: Store) -> Stored:
+        owner = self._peers.elsewhere(command.conversation_id)
+        if owner is None:
+            raise NotOwner
+        request = pb.SendMessageRequest(
+            conversation_id=command.conversation_id, client_msg_id=command.client_msg_id
+        )
+        request.content.ParseFromString(command.body)
+        metadata = grpc.aio.Metadata(*self._metadata)
+        if command.traceparent:
+            metadata.delete_all("traceparent")
+            metadata.add("traceparent", command.traceparent)
+        call: Any = self._peers.channel(owner).unary_unary(
+            SEND,
+            request_serializer=pb.SendMessageRequest.SerializeToString,
+            response_deserializer=pb.SendMessageResponse.FromString,
+        )
+        try:
+            answer = await call(request, metadata=metadata, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if was_not_taken(error):
+                raise NotOwner from error
+            raise from_rpc_error(error) from error
+        return _stored(answer, command)
+
+
+def _stored(answer: pb.SendMessageResponse, command: Store) -> Stored:
+    """Return what the owner says of a message that it has stored."""
+    said = answer.message
+    item = Message(
+        message_id=said.message_id,
+        conversation_id=said.conversation_id,
+        tenant=command.who.tenant,
+        seq=said.seq,
+        position=0,
+        role=int(command.who.role),
+        subject=command.who.subject,
+        name=command.who.name,
+        origin=command.who.origin,
+        client_msg_id=said.client_msg_id,
+        body=command.body,
+        created_at=said.create_time.ToMicroseconds(),
+        traceparent=command.traceparent,
+    )
+    return Stored(item, answer.epoch, b"", b"", b"", duplicate=answer.duplicate)
+
+
+def _line_held(client_msg_id: str) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"send {client_msg_id!r} again first: it was refused for now, and order is kept",
+        reason=reasons.ERROR_REASON_LINE_HELD,
+        retry_after=1.0,
+    )

@@ -33,10 +33,14 @@ SERVED_BY = {
 # Implemented by integrators, called by the hub: the adapter decides who may call it.
 IMPLEMENTED_OUTSIDE = {"deskwire.adapters.v1.SystemAdapterService"}
 
-READS = ("Get", "List", "Lookup", "Subscribe", "Connect", "Link", "Schema", "Auth", "Exchange")
+READS = (
+    *("Get", "List", "Lookup", "Search", "Watch", "Subscribe"),
+    *("Connect", "Link", "Schema", "Auth", "Exchange"),
+)
 # What a mutating call publishes; a new one without an entry fails the test.
 PUBLISHES = {
     "ConversationService.SendMessage": {"message_sent"},
+    "ConversationService.StreamMessages": {"message_sent"},
     "ConversationService.CloseConversation": {"conversation_closed"},
     "ConversationService.TransferConversation": {"conversation_transferred"},
     "CustomerService.UpdateCustomer": {"customer_updated"},
@@ -114,6 +118,10 @@ def test_every_mutating_rpc_is_idempotent_and_publishes(method: MethodDescriptor
     if method.containing_service.full_name in IMPLEMENTED_OUTSIDE:
         return
     names = set(method.input_type.fields_by_name)
+    if method.client_streaming:
+        # Each of what a request brings is idempotent by itself.
+        for field in method.input_type.fields:
+            names.update(field.message_type.fields_by_name if field.message_type else ())
     assert names & {"request_id", "client_msg_id"}, "a mutating request needs a request_id"
 
 

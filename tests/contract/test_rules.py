@@ -99,6 +99,7 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
         "chat.v1.ConversationService/GetConversation": (operator, conversation),
         "chat.v1.ConversationService/ListConversations": (operator, {}),
         "chat.v1.ConversationService/ListMessages": (operator, conversation),
+        "chat.v1.ConversationService/SearchMessages": (operator, {"query": "hello"}),
         "chat.v1.CustomerService/GetCustomer": (operator, {"customer_id": "$customer"}),
         "chat.v1.CustomerService/ListCustomers": (operator, {}),
         "chat.v1.CustomerService/LookupCustomer": (

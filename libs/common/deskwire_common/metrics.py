@@ -78,6 +78,13 @@ class Metrics:
             "partition_published", "Last position that Kafka has acknowledged.", "partition"
         )
         self.attached = _gauge("attached_connections", "Connections attached to this shard.")
+        self.search_indexed = _counter(
+            "search_indexed_total", "Messages put into the search index."
+        )
+        self.search_behind = _gauge("search_behind", "Messages that the search index lacks.")
+        self.search_lag_seconds = _gauge(
+            "search_lag_seconds", "Age of the oldest message that the search index lacks."
+        )
         self.chat_streams = _gauge("chat_streams", "Open streams of callers.")
         self.conversations_queued = _gauge(
             "conversations_queued", "Conversations without an agent."

@@ -47,6 +47,7 @@ AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
         {Role.VISITOR, Role.AGENT, Role.BOT, Role.INTEGRATION}
     ),
     f"/{CONVERSATIONS}/WatchConversation": _DESK | {Role.VISITOR},
+    f"/{CONVERSATIONS}/SearchMessages": _DESK | {Role.VISITOR},
     f"/{CONVERSATIONS}/CloseConversation": _CHANGERS,
     f"/{CONVERSATIONS}/TransferConversation": _CHANGERS,
     f"/{CUSTOMERS}/GetCustomer": _DESK,
@@ -156,6 +157,12 @@ class ConversationApi(conversation_service_pb2_grpc.ConversationServiceServicer)
         async with aclosing(watched) as responses:
             async for response in responses:
                 yield response
+
+    async def SearchMessages(  # noqa: N802
+        self, request: conversation_service_pb2.SearchMessagesRequest, _context: Context
+    ) -> conversation_service_pb2.SearchMessagesResponse:
+        """See the contract."""
+        return await self._actions.search(request)
 
     async def CloseConversation(  # noqa: N802
         self, request: conversation_service_pb2.CloseConversationRequest, context: Context

@@ -31,6 +31,7 @@ from deskwire_chat.api import (
 )
 from deskwire_chat.config import Settings
 from deskwire_chat.gate import Gate
+from deskwire_chat.indexer import SearchIndexer
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import links as shard_links
 from deskwire_chat.shard.carrier import Carriers
@@ -139,6 +140,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     runtime.spawn("queue", partial(reader.run_partitions, router, ownership))
     runtime.spawn("gate-keeper", keeper.run)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
+    runtime.spawn("search", SearchIndexer(db, runtime.clock).run)
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
     await reader.load(router, writer.propose)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from deskwire.chat.v1 import conversation_service_pb2 as conversations_pb
-from deskwire_chat import domain, events, views
+from deskwire_chat import domain, events, views, words
 from deskwire_chat.actions.tools import PAGE, ResponseT, Tools
 from deskwire_chat.domain import (
     Change,
@@ -19,7 +19,7 @@ from deskwire_chat.domain import (
 from deskwire_chat.shard.commands import Store, Stored
 from deskwire_chat.shard.links import check_client_msg_id
 from deskwire_chat.shard.writer import ShardWriter
-from deskwire_chat.store import agents, conversations, messages, receipts
+from deskwire_chat.store import agents, conversations, messages, receipts, search
 from deskwire_common import telemetry
 from deskwire_common.auth import Role, acting_as, current_principal
 from deskwire_common.db import UnitOfWork
@@ -31,6 +31,7 @@ from deskwire_common.pagination import decode_page, encode_page
 CONVERSATIONS: Final = "deskwire.chat.v1.ConversationService"
 
 _HISTORY: Final = 200
+_HITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,53 @@ class ConversationActions:
             epoch=conversation.epoch,
             # Messages may have come between the two reads.
             head_seq=max(conversation.head_seq, run[-1].seq if run else 0),
+        )
+
+    async def search(
+        self, request: conversations_pb.SearchMessagesRequest
+    ) -> conversations_pb.SearchMessagesResponse:
+        """Raises InvalidArgument (INVALID_FIELD, INVALID_PAGE_TOKEN), NotFound (CONVERSATION_NOT_FOUND)."""
+        principal = current_principal()
+        visitor = principal.subject if principal.role is Role.VISITOR else ""
+        conversation_id = request.conversation_id.lower()
+        filters = {
+            "query": request.query,
+            "conversation_id": conversation_id,
+            "customer_id": request.customer_id,
+            "visitor": visitor,
+            "tenant": principal.tenant,
+        }
+        key = decode_page(request.page_token, "SearchMessages", filters, length=2)
+        terms = words.of_query(request.query)
+        if conversation_id:
+            await self._visible(conversation_id)
+        size = request.page_size or _HITS
+        async with self.tools.db.read() as c:
+            hits = await search.find(
+                c,
+                principal.tenant,
+                terms,
+                conversation_id=conversation_id,
+                customer_id=request.customer_id,
+                visitor_id=visitor,
+                notes=not visitor,
+                before=(int(key[0]), str(key[1])) if key else None,
+                limit=size + 1,
+            )
+            found = await messages.at(c, [(each.conversation_id, each.seq) for each in hits[:size]])
+        token = ""
+        if len(hits) > size:
+            last = hits[size - 1]
+            token = encode_page("SearchMessages", filters, (last.created_at, last.message_id))
+        return conversations_pb.SearchMessagesResponse(
+            hits=[
+                conversations_pb.SearchHit(
+                    message=views.message(found[each.conversation_id, each.seq])
+                )
+                for each in hits[:size]
+                if (each.conversation_id, each.seq) in found
+            ],
+            next_page_token=token,
         )
 
     async def send(

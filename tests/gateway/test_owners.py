@@ -1,0 +1,121 @@
+"""Messages that nobody takes: a gateway keeps them for a while, in order, and then gives them back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import deskwire_chat.app
+import deskwire_gateway.app
+from deskwire.chat.v1 import conversation_pb2
+from deskwire.common.v1 import error_reason_pb2
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_chat.shard.ownership import Ownership
+from deskwire_cli.machine.ports import free_port
+from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.lifecycle import running
+from deskwire_common.migrations import migrate
+from deskwire_gateway import shards
+from support.suite import chat_settings, gateway_settings, new_id
+from support.wire import wire
+
+
+async def test_what_nobody_takes_is_given_back_and_holds_its_line(
+    tmp_path: Path,
+    kafka: str,
+    valkey: str,
+    keys_file: Path,
+    signer: TokenSigner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shards, "_PATIENCE", 0.5)
+    url = f"sqlite:///{tmp_path / 'chat.db'}"
+    await migrate(url, "deskwire_chat")
+    port = free_port()
+    token = signer.mint(tenant="t", role=Role.VISITOR, subject="1001")
+    conversation = new_id()
+    settings = gateway_settings(port, valkey, keys_file)
+    async with (
+        running("gateway", settings, deskwire_gateway.app.build) as gateway,
+        wire(address(gateway), token) as w,
+    ):
+        # There is no chat at all.
+        await w.say(send=send(conversation, "one"))
+        await w.say(send=send(conversation, "two"))
+        errors = [await w.hear("error"), await w.hear("error")]
+        assert [(e.client_msg_id, e.reason, e.temporary) for e in errors] == [
+            ("one", error_reason_pb2.ERROR_REASON_NOT_OWNER, True),
+            ("two", error_reason_pb2.ERROR_REASON_LINE_HELD, True),
+        ]
+        # The second can't go before the first has come again.
+        await w.say(send=send(conversation, "two"))
+        error = await w.hear("error")
+        assert (error.client_msg_id, error.reason) == (
+            "two",
+            error_reason_pb2.ERROR_REASON_LINE_HELD,
+        )
+
+        monkeypatch.setattr(shards, "_PATIENCE", 30.0)
+        await w.say(send=send(conversation, "one"))
+        await w.say(send=send(conversation, "two"))
+        chat = chat_settings(url, kafka, keys_file, grpc_listen=f"127.0.0.1:{port}")
+        async with running("chat", chat, deskwire_chat.app.build):
+            acks = [await w.hear("send_ack"), await w.hear("send_ack")]
+            assert [(a.client_msg_id, a.seq) for a in acks] == [("one", 1), ("two", 2)]
+
+
+async def test_a_shard_that_gives_its_partitions_up_and_takes_them_again_reorders_nothing(
+    tmp_path: Path,
+    kafka: str,
+    valkey: str,
+    keys_file: Path,
+    signer: TokenSigner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sends that are on the way while a partition is away come back, all of them, in order."""
+    url = f"sqlite:///{tmp_path / 'chat.db'}"
+    await migrate(url, "deskwire_chat")
+    port = free_port()
+    found: list[Ownership] = []
+    start = Ownership.start
+
+    async def noted(self: Ownership, place: str) -> None:
+        found.append(self)
+        await start(self, place)
+
+    monkeypatch.setattr(Ownership, "start", noted)
+    token = signer.mint(tenant="t", role=Role.VISITOR, subject="1001")
+    conversation = new_id()
+    chat = chat_settings(url, kafka, keys_file, grpc_listen=f"127.0.0.1:{port}")
+    async with (
+        running("chat", chat, deskwire_chat.app.build),
+        running(
+            "gateway", gateway_settings(port, valkey, keys_file), deskwire_gateway.app.build
+        ) as gateway,
+        wire(address(gateway), token) as w,
+    ):
+        (ownership,) = found
+        for number in range(60):
+            if number % 20 == 10:
+                await ownership._give_up(set(ownership.partitions))
+            await w.say(send=send(conversation, str(number)))
+            if number % 20 == 15:
+                await ownership._look()
+        await ownership._look()
+        acks = [await w.hear("send_ack") for _ in range(60)]
+        assert [(a.client_msg_id, a.seq) for a in acks] == [(str(n), n + 1) for n in range(60)]
+
+
+def address(gateway: Any) -> Any:
+    return SimpleNamespace(url=f"ws://127.0.0.1:{gateway.extra_ports['ws']}/ws")
+
+
+def send(conversation_id: str, text: str) -> frame_pb2.Send:
+    return frame_pb2.Send(
+        conversation_id=conversation_id,
+        client_msg_id=text,
+        content=conversation_pb2.Content(text=text),
+    )

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
-from support.suite import Desk, new_id
+from support.suite import new_id
 
 
 class Wire:
@@ -47,11 +47,15 @@ class Wire:
 
     async def hear(self, kind: str) -> Any:
         """The next frame of a kind; others are passed over."""
+        return await self.hear_one_of(kind)
+
+    async def hear_one_of(self, *kinds: str) -> Any:
+        """The next frame of one of some kinds; others are passed over."""
         while True:
             while self._frames:
                 frame = self._frames.pop(0)
-                if frame.WhichOneof("kind") == kind:
-                    return getattr(frame, kind)
+                if (kind := frame.WhichOneof("kind")) in kinds:
+                    return getattr(frame, str(kind))
             data = await asyncio.wait_for(self.socket.recv(), 30)
             assert isinstance(data, bytes)
             batch = frame_pb2.Batch.FromString(data)
@@ -88,12 +92,19 @@ class Wire:
         assert (await self.hear("send_ack")).seq == 1
 
 
+class HasUrl(Protocol):
+    """A desk or a world."""
+
+    @property
+    def url(self) -> str: ...
+
+
 def reason(number: int) -> str:
     return error_reason_pb2.ErrorReason.Name(error_reason_pb2.ErrorReason.ValueType(number))[13:]
 
 
 @asynccontextmanager
-async def wire(d: Desk, token: str = "", **options: Any) -> AsyncIterator[Wire]:
+async def wire(d: HasUrl, token: str = "", **options: Any) -> AsyncIterator[Wire]:
     """A connection; with a token it has said Hello and was welcomed."""
     async with connect(d.url, subprotocols=["deskwire.v1"], **options) as socket:  # type: ignore[list-item]
         found = Wire(socket)

@@ -78,6 +78,8 @@ class World:
                 DESKWIRE_REDIS_URL=self.valkey,
                 DESKWIRE_WS_LISTEN=self.websocket,
                 DESKWIRE_WORKERS=str(workers),
+                DESKWIRE_SEND_RATE="5000",
+                DESKWIRE_SEND_BURST="5000",
             ),
         }
 

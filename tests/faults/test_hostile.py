@@ -1,0 +1,118 @@
+"""Clients that mean harm, or act like it: the others don't notice."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import resource
+from collections import Counter
+
+import psutil
+import pytest
+
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_common.auth import Role
+from support import eventually
+from support.history import Crowd
+from support.suite import new_id
+from support.wire import wire
+from support.world import World
+
+pytestmark = pytest.mark.timeout(600)
+
+AT_ONCE = 10_000
+
+
+def gateway_memory(world: World) -> int:
+    """Bytes that the gateway's processes have resident."""
+    gateway = psutil.Process(world.parts["gateway"].process.pid)
+    return sum(each.memory_info().rss for each in [gateway, *gateway.children()])
+
+
+async def opened(world: World) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = world.websocket.rpartition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+def upgrade(world: World) -> bytes:
+    key = base64.b64encode(os.urandom(16)).decode()
+    return (
+        f"GET /ws HTTP/1.1\r\nHost: {world.websocket}\r\nUpgrade: websocket\r\n"
+        f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Protocol: deskwire.v1\r\n\r\n"
+    ).encode()
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    """Whether the server has ended a connection."""
+    try:
+        return await asyncio.wait_for(reader.read(65_536), 0.1) == b"" and reader.at_eof()
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+async def test_handshakes_that_never_end_are_ended(world: World) -> None:
+    crowd = Crowd(world, visitors=3)
+    async with crowd.talking():
+        slow = [await opened(world) for _ in range(300)]
+        for number, (_, writer) in enumerate(slow):
+            # Nothing, a part of the request, or all of it and then no Hello.
+            request = upgrade(world)
+            writer.write(request[: (0, 40, len(request))[number % 3]])
+        await crowd.goes_on()
+        for reader, writer in slow:
+            await eventually(lambda reader=reader: ended(reader), timeout=40)
+            writer.close()
+
+
+async def test_many_connects_at_once(world: World) -> None:
+    crowd = Crowd(world, visitors=3)
+    async with crowd.talking():
+        answers: Counter[bytes] = Counter()
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+        async def connect() -> None:
+            # Who is refused for now comes again.
+            for _ in range(200):
+                reader, writer = await opened(world)
+                writer.write(upgrade(world))
+                answer = (await reader.readline())[9:12]
+                answers[answer] += 1
+                writer.close()
+                if answer == b"101":
+                    return
+                await asyncio.sleep(0.5)
+            raise AssertionError("never let in")
+
+        await asyncio.gather(*(connect() for _ in range(AT_ONCE)))
+        assert answers[b"101"] == AT_ONCE
+        assert answers.keys() <= {b"101", b"503"}
+        await crowd.goes_on()
+
+
+async def test_a_client_that_acknowledges_nothing_costs_no_more_than_its_ring(world: World) -> None:
+    crowd = Crowd(world, visitors=3)
+    token = world.token(Role.VISITOR, "never")
+    async with crowd.talking():
+        # Two devices of one visitor: what is said on one is pushed to the other, which never says that it came.
+        async with wire(world, token) as talks, wire(world, token) as never:
+            conversation = new_id()
+            before = gateway_memory(world)
+            heard = 0
+            while heard < 6_000_000:
+                for _ in range(20):
+                    await talks.send(conversation, "x" * 4_000)
+                for _ in range(20):
+                    await talks.hear("send_ack")
+                for _ in range(20):
+                    while not (push := await never.hear("push")).HasField("message"):
+                        pass
+                    heard += len(push.message.content.text)
+            assert gateway_memory(world) - before < 3_000_000
+            await never.say(ping=frame_pb2.Ping(id=9))
+            assert (await never.hear("pong")).id == 9
+        await crowd.goes_on()

@@ -14,8 +14,10 @@ from deskwire.chat.v1 import conversation_pb2
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.shard.ownership import Ownership
+from deskwire_chat.shard.writer import ShardWriter
 from deskwire_cli.machine.ports import free_port
 from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.errors import Unavailable
 from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
 from deskwire_gateway import shards
@@ -107,6 +109,55 @@ async def test_a_shard_that_gives_its_partitions_up_and_takes_them_again_reorder
         await ownership._look()
         acks = [await w.hear("send_ack") for _ in range(60)]
         assert [(a.client_msg_id, a.seq) for a in acks] == [(str(n), n + 1) for n in range(60)]
+
+
+async def test_a_line_is_held_however_the_owner_changes(
+    tmp_path: Path,
+    kafka: str,
+    valkey: str,
+    keys_file: Path,
+    signer: TokenSigner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = f"sqlite:///{tmp_path / 'chat.db'}"
+    await migrate(url, "deskwire_chat")
+    found: list[Ownership] = []
+    start = Ownership.start
+
+    async def noted(self: Ownership, place: str) -> None:
+        found.append(self)
+        await start(self, place)
+
+    async def away(*_: object) -> None:
+        raise Unavailable("the database is away")
+
+    monkeypatch.setattr(Ownership, "start", noted)
+    port = free_port()
+    token = signer.mint(tenant="t", role=Role.VISITOR, subject="1001")
+    conversation = new_id()
+    chat = chat_settings(url, kafka, keys_file, grpc_listen=f"127.0.0.1:{port}")
+    async with (
+        running("chat", chat, deskwire_chat.app.build),
+        running(
+            "gateway", gateway_settings(port, valkey, keys_file), deskwire_gateway.app.build
+        ) as gateway,
+        wire(address(gateway), token) as w,
+    ):
+        with monkeypatch.context() as broken:
+            broken.setattr(ShardWriter, "_transact", away)
+            await w.say(send=send(conversation, "one"))
+            assert (await w.hear("error")).temporary
+        # Chat forgets who holds a line when the partition leaves it: the gateway doesn't.
+        (ownership,) = found
+        await ownership._give_up(set(ownership.partitions))
+        await ownership._look()
+        await w.say(send=send(conversation, "two"))
+        error = await w.hear("error")
+        assert error.reason == error_reason_pb2.ERROR_REASON_LINE_HELD
+        await w.say(send=send(conversation, "one"))
+        await w.say(send=send(conversation, "two"))
+        acks = [await w.hear("send_ack") for _ in range(2)]
+        assert [(a.client_msg_id, a.seq) for a in acks] == [("one", 1), ("two", 2)]
 
 
 def address(gateway: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import deskwire_chat.app
 import deskwire_gateway.app
 from deskwire.chat.v1 import conversation_service_pb2, conversation_service_pb2_grpc
+from deskwire_chat.domain import partition_of
 from deskwire_chat.store import partitions
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database
@@ -65,18 +67,61 @@ async def test_the_old_owner_stores_nothing_more(
         assert (await visitor.send(conversation, "three")).seq == 3
         assert await history(new, conversation) == [(1, "one"), (2, "two"), (3, "three")]
         # The old process knows, owns nothing and goes on: all partitions are in the new one's terms.
-        assert await terms(url) == {2}
+        assert set((await terms(url)).values()) == {2}
         assert await history(old, conversation) == await history(new, conversation)
         assert not old.chat.crashed.done()
     server.drop(url)
 
 
-async def terms(url: str) -> set[int]:
-    """The terms of all partitions."""
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+async def test_one_partition_that_was_taken_away_is_the_only_one_lost(
+    request: pytest.FixtureRequest,
+    kind: str,
+    kafka: str,
+    valkey: str,
+    keys_file: Path,
+    signer: TokenSigner,
+) -> None:
+    server = request.getfixturevalue(kind)
+    url = server.fresh()
+    async with desk(url, kafka, valkey, keys_file, signer) as d:
+        visitor = await d.client(Role.VISITOR, "1001")
+        taken, kept = next(
+            (one, other)
+            for one, other in ((new_id(), new_id()) for _ in itertools.count())
+            if partition_of(one) != partition_of(other)
+        )
+        for conversation in (taken, kept):
+            assert (await visitor.send(conversation, "one")).seq == 1
+        # Somebody takes it, and dies at once: with the next message its owner sees that, and claims it again.
+        await take_away(url, partition_of(taken))
+        for conversation in (taken, kept):
+            assert (await visitor.send(conversation, "two")).seq == 2
+            assert await history(d, conversation) == [(1, "one"), (2, "two")]
+        found = await terms(url)
+        assert found[partition_of(taken)] == 3
+        assert {term for number, term in found.items() if number != partition_of(taken)} == {1}
+    server.drop(url)
+
+
+async def take_away(url: str, number: int) -> None:
+    """Claim a partition as a process that isn't there."""
+    db = await Database.open(url, pool_size=1)
+    try:
+        async with db.transaction() as uow:
+            row = (await partitions.load(uow.connection))[number]
+            assert await partitions.claim(uow.connection, row, owner="chat-9", lease_until=0)
+            await uow.commit()
+    finally:
+        await db.close()
+
+
+async def terms(url: str) -> dict[int, int]:
+    """The term of each partition."""
     db = await Database.open(url, pool_size=1)
     try:
         async with db.read() as c:
-            return {each.term for each in await partitions.load(c)}
+            return {each.id: each.term for each in await partitions.load(c)}
     finally:
         await db.close()
 

@@ -25,7 +25,7 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     max_tenant_streams: int = Field(default=1_000, ge=1)
     advertise: OptionalAddress = ""
     """host:port at which gateways and other chat processes reach this one; "": where it listens."""
-    lease_seconds: float = Field(default=15.0, ge=0.5, le=300)
+    lease_seconds: float = Field(default=15.0, ge=1, le=300)
     """So long after its last sign of life a process's partitions are another's to take."""
     peer_name: str = ""
     """With TLS: the name in the certificates of other chat processes, where it isn't the host of their address."""

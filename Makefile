@@ -3,10 +3,12 @@
 
 PYTHON := .venv/bin/python
 ARGS ?=
+ROUNDS ?= 50
 CODE := libs services examples tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status test lint format protos wheel bench-message bench-connections bench-headline clean
+.PHONY: help setup up down status test lint format protos wheel bench-message bench-connections bench-headline bench-growth \
+	soak fuzz clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +54,18 @@ bench-connections: setup ## memory, connect rate and idle CPU of 100,000 WebSock
 bench-headline: setup ## 3,000 messages a second while 100,000 connections are up, for five minutes
 	@scripts/system-packages
 	@exec $(PYTHON) tests/bench/headline.py $(ARGS)
+
+bench-growth: setup ## CPU a message at 1,000, 10,000 and 100,000 connections, as a plot
+	@scripts/system-packages
+	@exec $(PYTHON) tests/bench/growth.py $(ARGS)
+
+soak: setup ## kill -9 of everything under load 50 times each, and outages of a minute (ROUNDS=n for more)
+	@scripts/system-packages
+	@DESKWIRE_FAULT_ROUNDS=$(ROUNDS) DESKWIRE_FAULT_OUTAGE=60 $(PYTHON) -m pytest tests/faults --timeout 36000 -v $(ARGS)
+
+fuzz: setup ## a million random and mutated frames (ARGS="--frames N --seed S")
+	@scripts/system-packages
+	@exec $(PYTHON) tests/faults/fuzz.py $(ARGS)
 
 clean: ## remove what was generated; .venv and .deskwire stay
 	rm -rf build dist protos/gen .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from support.world import World
+from support.world import World, a_world
 
 
 @pytest.fixture(scope="session")
@@ -28,12 +25,5 @@ def outage() -> float:
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     """A message path of this module's own, for it doesn't stay whole."""
-    with tempfile.TemporaryDirectory(prefix="deskwire-world-") as name:
-        folder = Path(name)
-        folder.chmod(0o711)  # databases run as users of their own
-        found = World(folder)
-        try:
-            asyncio.run(found.start())
-            yield found
-        finally:
-            found.stop()
+    with a_world() as found:
+        yield found

@@ -171,3 +171,17 @@ async def test_a_reload_finds_the_same_conversation(d: Desk) -> None:
     async with wire(d, d.token(Role.VISITOR, "v")) as w:
         head = await w.hear("head")
         assert (head.conversation_id, head.seq) == (conversation, 1)
+
+
+async def test_one_bad_frame_does_not_take_the_others_with_it(d: Desk) -> None:
+    send = frame_pb2.Send(conversation_id=new_id(), client_msg_id="m")
+    send.content.text = "hello"
+    frames = [
+        frame_pb2.Frame(welcome=frame_pb2.Welcome()),
+        frame_pb2.Frame(read=frame_pb2.Read(conversation_id="x", seq=1)),
+        frame_pb2.Frame(send=send),
+    ]
+    async with wire(d, d.token(Role.VISITOR, "1")) as visitor:
+        await visitor.raw(frame_pb2.Batch(frames=frames).SerializeToString())
+        assert [await visitor.refused() for _ in range(2)] == ["UNKNOWN_FRAME", "INVALID_FIELD"]
+        assert (await visitor.hear("send_ack")).client_msg_id == "m"

@@ -6,6 +6,9 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,3 +134,17 @@ class World:
         os.kill(victim.pid, signal.SIGKILL)
         await eventually(lambda: len(gateway.children()) == len(workers), timeout=30)
         await asyncio.to_thread(psutil.wait_procs, [victim], 10)
+
+
+@contextmanager
+def a_world() -> Iterator[World]:
+    """A world that runs while the block does."""
+    with tempfile.TemporaryDirectory(prefix="deskwire-world-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # databases run as users of their own
+        found = World(folder)
+        try:
+            asyncio.run(found.start())
+            yield found
+        finally:
+            found.stop()

@@ -393,18 +393,22 @@ class Sessions:
         self._bytes_in.inc(len(data))
         try:
             batch = self._parse(data)
-            if batch.ack and session.ring is not None:
-                session.ring.acked(min(batch.ack, session.sent))
-            for frame in batch.frames:
-                self._frame(session, frame)
-                if session.closed:
-                    # Resumed by its Hello: the rest is the older session's.
-                    resumed = session.transport.session
-                    if resumed is None or resumed.closed:
-                        return
-                    session = resumed
         except DeskwireError as error:
             self.fault(session, error)
+            return
+        if batch.ack and session.ring is not None:
+            session.ring.acked(min(batch.ack, session.sent))
+        for frame in batch.frames:
+            try:
+                self._frame(session, frame)
+            except DeskwireError as error:
+                self._refuse(session, error)
+            if session.closed:
+                # Resumed by its Hello: the rest is the older session's.
+                resumed = session.transport.session
+                if resumed is None or resumed.closed:
+                    return
+                session = resumed
 
     def push(self, session: Session, data: bytes) -> None:
         """Send encoded batches to a client, as one numbered message that a Resume repeats."""
@@ -425,6 +429,14 @@ class Sessions:
         if session.principal is None or session.faults >= MAX_FAULTS:
             code = Close.HELLO_REQUIRED if session.principal is None else Close.TOO_MANY_FAULTS
             self.goodbye(session, code, error.reason, error.message)
+
+    def _refuse(self, session: Session, error: DeskwireError) -> None:
+        """Refuse one frame; the others of its message are handled."""
+        if session.principal is None or error.reason == reasons.ERROR_REASON_UNKNOWN_FRAME:
+            self.fault(session, error)
+            return
+        METRICS.gateway_refused.labels(error.reason_name).inc()
+        session.transport.send(error_batch(error))
 
     def _parse(self, data: bytes) -> frame_pb2.Batch:
         if len(data) > self.limits.max_message_bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import picows
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_common.errors import InvalidArgument
+from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_gateway.sessions import Close, Session, Sessions, too_large
 
@@ -51,6 +53,14 @@ class _Connection(picows.WSListener):
         session = self.session
         if session is None:
             return
+        try:
+            self._frame(session, transport, frame)
+        except Exception:  # noqa: BLE001 - whatever it is, only this connection ends
+            get_logger().exception("frame_failed", session_id=session.session_id)
+            transport.send_close(Close.GOING_AWAY)
+            transport.disconnect()
+
+    def _frame(self, session: Session, transport: Any, frame: Any) -> None:
         kind = frame.msg_type
         if kind == picows.WSMsgType.BINARY and frame.fin:
             self._sessions.receive(session, frame.get_payload_as_bytes())
@@ -121,6 +131,8 @@ async def listen(
     `reuse_port`: other processes listen on it too, and the kernel spreads connections over them.
     """
     limit = sessions.limits.max_message_bytes
+    # It logs as errors what clients do wrong; what we do wrong we log ourselves.
+    logging.getLogger("picows").setLevel(logging.CRITICAL)
 
     def accept(request: Any) -> Any:
         path = request.path.decode("ascii", "replace").partition("?")[0]

@@ -187,7 +187,8 @@ class Links:
                 attached.append(connection)
         elif kind == "hello":
             stream.worker_id, stream.generation = item.hello.worker_id, item.hello.generation
-            if self._ownership is not None:
+            # Before this process is there for others, the first word of the owners is its beginning's.
+            if self._ownership is not None and self._ownership.address:
                 stream.put(self._owners())
         elif kind == "snapshot_end":
             self._complete(stream)

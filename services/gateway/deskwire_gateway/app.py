@@ -40,6 +40,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
             max_pending_sends=settings.max_pending_sends,
             send_rate=settings.send_rate,
             send_burst=settings.send_burst,
+            tenant_send_rate=settings.tenant_send_rate,
             backoff_initial=settings.backoff_initial,
             backoff_max=settings.backoff_max,
             resume_window=settings.resume_window,
@@ -73,7 +74,12 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     shared = settings.worker is not None
     limit = room_for(settings.max_connections)
     get_logger().info(
-        "limits", **{**asdict(sessions.limits), "max_connections": limit}, worker=settings.worker
+        "limits",
+        **asdict(sessions.limits),
+        max_connections=limit,
+        accept_rate=settings.accept_rate,
+        max_buffered_bytes=settings.max_buffered_bytes,
+        worker=settings.worker,
     )
     host, port = settings.ws_address
     server = await websocket.listen(
@@ -82,6 +88,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         port,
         max_connections=limit,
         max_buffered=settings.max_buffered_bytes,
+        accept_rate=settings.accept_rate,
         reuse_port=shared,
     )
     runtime.stack.callback(server.close)

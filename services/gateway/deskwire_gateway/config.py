@@ -27,6 +27,10 @@ class Settings(ServiceSettings):
     max_pending_sends: int = Field(default=100_000, ge=1)
     send_rate: float = Field(default=200.0, gt=0)
     send_burst: int = Field(default=400, ge=1)
+    tenant_send_rate: float = Field(default=0.0, ge=0)
+    """Of all connections of a tenant to one process; 0: no limit."""
+    accept_rate: float = Field(default=0.0, ge=0)
+    """New WebSockets a second of one process; 0: no limit."""
     max_buffered_bytes: int = Field(default=1_048_576, ge=65_536)
     """Of one connection that reads slower than it is sent to; then it is closed."""
     backoff_initial: float = Field(default=0.2, ge=0.01, le=60)

@@ -34,6 +34,7 @@ from deskwire_common.errors import (
 from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
+from deskwire_gateway.limits import TenantRates
 from deskwire_gateway.ring import Budget, Ring
 
 MAX_FRAMES: Final = 256
@@ -135,6 +136,7 @@ class Limits:
     max_pending_sends: int
     send_rate: float
     send_burst: int
+    tenant_send_rate: float
     backoff_initial: float
     backoff_max: float
     resume_window: float
@@ -237,6 +239,7 @@ class Sessions:
     ) -> None:
         """`trace`: begin a trace for Sends that bring none. `opened` and `ended` tell the directory."""
         self.limits = limits
+        self._tenants = TenantRates(limits.tenant_send_rate)
         self.by_number: dict[int, Session] = {}
         self.connections = 0
         self._verifier = verifier
@@ -666,6 +669,14 @@ class Sessions:
         wait = self._wait_of(session, 1.0)
         if wait:
             raise self._too_fast(wait)
+        if limits.tenant_send_rate and session.principal is not None:
+            wait = self._tenants.take(session.principal.tenant, session.seen)
+            if wait:
+                raise ResourceExhausted(
+                    f"more than {limits.tenant_send_rate:g} messages a second of your tenant",
+                    reason=reasons.ERROR_REASON_RATE_LIMITED,
+                    retry_after=wait,
+                )
         if session.held:
             session.held.pop(send.conversation_id, None)
 

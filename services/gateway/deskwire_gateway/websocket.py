@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
+import time
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_gateway.limits import Bucket
 from deskwire_gateway.sessions import Close, Session, Sessions, too_large
 
 SUBPROTOCOL: Final = "deskwire.v1"
@@ -124,13 +127,16 @@ async def listen(
     *,
     max_connections: int,
     max_buffered: int,
+    accept_rate: float = 0.0,
     reuse_port: bool = False,
 ) -> asyncio.Server:
     """Serve WebSockets at /ws, and GET /health. Raises OSError when the port is taken.
 
+    `accept_rate`: so many new ones a second are taken, others are told when to come back; 0: no limit.
     `reuse_port`: other processes listen on it too, and the kernel spreads connections over them.
     """
     limit = sessions.limits.max_message_bytes
+    rate = Bucket(accept_rate, time.monotonic()) if accept_rate else None
     # It logs as errors what clients do wrong; what we do wrong we log ourselves.
     logging.getLogger("picows").setLevel(logging.CRITICAL)
 
@@ -153,6 +159,14 @@ async def listen(
             return _answer(
                 HTTPStatus.SERVICE_UNAVAILABLE, {"error": "no room for more connections"}
             )
+        wait = rate.take(time.monotonic()) if rate is not None else 0.0
+        if wait:
+            METRICS.gateway_refused.labels("accept_rate").inc()
+            return _answer(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                {"error": "too many connections are opened at once"},
+                {"Retry-After": str(math.ceil(wait))},
+            )
         response = picows.WSUpgradeResponse.create_101_response(
             extra_headers={"Sec-WebSocket-Protocol": SUBPROTOCOL}
         )
@@ -171,10 +185,10 @@ async def listen(
     )
 
 
-def _answer(status: HTTPStatus, body: dict[str, Any]) -> Any:
+def _answer(status: HTTPStatus, body: dict[str, Any], headers: dict[str, str] | None = None) -> Any:
     encoded = json.dumps(body).encode()
     if status is HTTPStatus.OK:
         response = picows.WSUpgradeResponse.create_ok_response(encoded)
     else:
-        response = picows.WSUpgradeResponse.create_error_response(status, encoded)
+        response = picows.WSUpgradeResponse.create_error_response(status, encoded, headers)
     return picows.WSUpgradeResponseWithListener(response, None)

@@ -222,12 +222,43 @@ class Client:
         self, conversation_id: str, text: str, *, client_msg_id: str = "", traceparent: str = ""
     ) -> asyncio.Future[frame_pb2.SendAck]:
         """Queue a message, in order after those before; the future is `send`'s result."""
+        content = conversation_pb2.Content(text=text)
+        return self.post_content(
+            conversation_id, content, client_msg_id=client_msg_id, traceparent=traceparent
+        )
+
+    async def edit(self, conversation_id: str, seq: int, text: str) -> frame_pb2.SendAck:
+        """Give an own message another text. Raises Refused, Closed."""
+        content = conversation_pb2.Content(edit=conversation_pb2.Edit(seq=seq, text=text))
+        return await self.post_content(conversation_id, content)
+
+    async def redact(self, conversation_id: str, seq: int, reason: str = "") -> frame_pb2.SendAck:
+        """Take a message back: it is wiped from history. Raises Refused, Closed."""
+        redaction = conversation_pb2.Redaction(seq=seq, reason=reason)
+        return await self.post_content(
+            conversation_id, conversation_pb2.Content(redaction=redaction)
+        )
+
+    async def note(self, conversation_id: str, text: str) -> frame_pb2.SendAck:
+        """Make a note that only the desk sees. Raises Refused, Closed."""
+        content = conversation_pb2.Content(note=conversation_pb2.Note(text=text))
+        return await self.post_content(conversation_id, content)
+
+    def post_content(
+        self,
+        conversation_id: str,
+        content: conversation_pb2.Content,
+        *,
+        client_msg_id: str = "",
+        traceparent: str = "",
+    ) -> asyncio.Future[frame_pb2.SendAck]:
+        """Queue any content, in order after what was queued before; the future is `send`'s result."""
         if self._task is None or self._task.done():
             raise Closed("the client is not connected")
         send = frame_pb2.Send(
             conversation_id=conversation_id,
             client_msg_id=client_msg_id or str(uuid.uuid4()),
-            content=conversation_pb2.Content(text=text),
+            content=content,
             traceparent=traceparent,
         )
         future: asyncio.Future[frame_pb2.SendAck] = asyncio.get_running_loop().create_future()

@@ -59,6 +59,17 @@ class State(IntEnum):
     CLOSED = 3
 
 
+class Kind(IntEnum):
+    """What an entry of a conversation is; the numbers are those of Content's kinds, and the database's."""
+
+    TEXT = 1
+    EDIT = 2
+    REDACTION = 3
+    NOTE = 4
+    REDACTED = 6
+    ATTACHMENT = 7
+
+
 class Status(IntEnum):
     """What an agent says of themselves; the numbers are the contract's and the database's."""
 
@@ -176,6 +187,11 @@ class Message:
     body: bytes
     created_at: int
     traceparent: str = ""
+    kind: int = Kind.TEXT
+    target_seq: int = 0
+    """Of an edit or a redaction: which message."""
+    changed_at: int = 0
+    """When it was edited or redacted last; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +354,38 @@ def check_may_write(conversation: Conversation, who: Writer) -> None:
             "the conversation is closed; open another one with a new conversation_id",
             reason=reasons.ERROR_REASON_CONVERSATION_CLOSED,
         )
+
+
+def check_kind(kind: int, who: Writer) -> None:
+    """Raise PermissionDenied for what `who` may not write: notes are the desk's."""
+    if kind == Kind.NOTE and who.role == ActorRole.VISITOR:
+        raise PermissionDenied(
+            "notes are for the desk", reason=reasons.ERROR_REASON_ROLE_NOT_ALLOWED
+        )
+
+
+def check_may_change(target: Message | None, kind: int, seq: int, who: Writer) -> Message:
+    """Return the message that an edit or a redaction changes.
+
+    Raises NotFound (MESSAGE_NOT_FOUND), FailedPrecondition (MESSAGE_UNCHANGEABLE), and PermissionDenied
+    (NOT_A_PARTICIPANT) for who isn't its sender; agents and bots may redact what others said.
+    """
+    if target is None or (who.role == ActorRole.VISITOR and target.kind == Kind.NOTE):
+        raise NotFound(
+            f"no message {seq} in the conversation", reason=reasons.ERROR_REASON_MESSAGE_NOT_FOUND
+        )
+    can_be = {Kind.TEXT} if kind == Kind.EDIT else {Kind.TEXT, Kind.NOTE, Kind.ATTACHMENT}
+    if target.kind not in can_be or target.role == ActorRole.SYSTEM:
+        raise FailedPrecondition(
+            f"message {seq} can't be changed: it is redacted, or no message of that kind",
+            reason=reasons.ERROR_REASON_MESSAGE_UNCHANGEABLE,
+        )
+    own = (target.role, target.subject) == (int(who.role), who.subject)
+    if not own and (kind == Kind.EDIT or who.role not in {ActorRole.AGENT, ActorRole.BOT}):
+        raise PermissionDenied(
+            "the message is somebody else's", reason=reasons.ERROR_REASON_NOT_A_PARTICIPANT
+        )
+    return target
 
 
 def close(conversation: Conversation, *, expected_version: int, now: int) -> dict[str, Change]:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.chat.v1 import conversation_pb2
 from deskwire_chat import domain, words
+from deskwire_chat.domain import Kind
 from deskwire_chat.store import partitions, search
 from deskwire_chat.store.search import Entry
 from deskwire_common.clock import Clock, to_micros
@@ -113,11 +114,11 @@ async def _entries(rows: Sequence[Any]) -> list[Entry]:
 
 def _entry(row: Any) -> Entry | None:
     """Return a message's line; None when there is nothing to find it by."""
-    content = conversation_pb2.Content.FromString(row.body)
-    kind = content.WhichOneof("kind")
-    if kind != "text":
+    if row.kind not in {Kind.TEXT, Kind.NOTE}:
         return None
-    found = words.of_text(content.text)
+    content = conversation_pb2.Content.FromString(row.body)
+    note = row.kind == Kind.NOTE
+    found = words.of_text(content.note.text if note else content.text)
     if not found:
         return None
     return Entry(
@@ -127,11 +128,11 @@ def _entry(row: Any) -> Entry | None:
         seq=row.seq,
         message_id=row.message_id,
         created_at=row.created_at,
-        note=False,
+        note=note,
         words=found,
     )
 
 
-def _targets(_rows: Sequence[Any]) -> list[tuple[str, int]]:
+def _targets(rows: Sequence[Any]) -> list[tuple[str, int]]:
     """Return (conversation, seq) of the messages that the rows have changed."""
-    return []
+    return [(row.conversation_id, row.target_seq) for row in rows if row.target_seq]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf import timestamp_pb2
 
@@ -17,16 +17,18 @@ from deskwire.chat.v1 import (
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.domain import (
+    ActorRole,
     Agent,
     Conversation,
     Customer,
     IntegrationKey,
+    Kind,
     Message,
     Receipt,
     Tenant,
     Writer,
 )
-from deskwire_common.errors import DeskwireError
+from deskwire_common.errors import DeskwireError, InvalidArgument
 
 
 def timestamp(micros: int) -> timestamp_pb2.Timestamp:
@@ -61,8 +63,9 @@ def conversation(item: Conversation) -> conversation_pb2.Conversation:
     )
 
 
-def message(item: Message) -> conversation_pb2.Message:
-    """Return a message as callers see it."""
+def message(item: Message, who: Writer) -> conversation_pb2.Message:
+    """Return a message as `who` sees it: notes are withheld from visitors."""
+    withheld = item.kind == Kind.NOTE and who.role == ActorRole.VISITOR
     return conversation_pb2.Message(
         message_id=item.message_id,
         conversation_id=item.conversation_id,
@@ -71,8 +74,9 @@ def message(item: Message) -> conversation_pb2.Message:
             role=actor_pb2.Role.ValueType(item.role), subject=item.subject, display_name=item.name
         ),
         client_msg_id=item.client_msg_id,
-        content=conversation_pb2.Content.FromString(item.body),
+        content=conversation_pb2.Content.FromString(WITHHELD if withheld else item.body),
         create_time=timestamp(item.created_at),
+        edit_time=timestamp(item.changed_at) if item.changed_at else None,
     )
 
 
@@ -163,6 +167,32 @@ def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
     return frames
 
 
+WITHHELD: Final = conversation_pb2.Content(withheld=conversation_pb2.Withheld()).SerializeToString()
+REDACTED: Final = conversation_pb2.Content(redacted=conversation_pb2.Redacted()).SerializeToString()
+
+
+def kind_of(content: conversation_pb2.Content) -> tuple[Kind, int]:
+    """Return what a client wants to write, and the seq of the message that it changes.
+
+    Raises InvalidArgument for kinds that only the server writes.
+    """
+    kind = content.WhichOneof("kind")
+    if kind == "edit":
+        return Kind.EDIT, content.edit.seq
+    if kind == "redaction":
+        return Kind.REDACTION, content.redaction.seq
+    if kind == "note":
+        return Kind.NOTE, 0
+    if kind != "text":
+        raise InvalidArgument(f"content.{kind} is for the server to say", field="content")
+    return Kind.TEXT, 0
+
+
+def edited(body: bytes) -> bytes:
+    """Return the body of a message after the edit that is encoded in `body`."""
+    return text_content(conversation_pb2.Content.FromString(body).edit.text)
+
+
 def text_content(text: str) -> bytes:
     """Return an encoded Content of plain text: the body of a message."""
     return conversation_pb2.Content(text=text).SerializeToString()
@@ -194,14 +224,16 @@ def receipt(item: Receipt) -> conversation_pb2.Receipt:
     )
 
 
-def synced(item: Conversation, run: Sequence[Message], receipts: Sequence[Receipt]) -> bytes:
+def synced(
+    item: Conversation, run: Sequence[Message], receipts: Sequence[Receipt], who: Writer
+) -> bytes:
     """Return an encoded Batch with a run of messages."""
     return batch(
         synced=frame_pb2.Synced(
             conversation_id=item.conversation_id,
             epoch=item.epoch,
             head_seq=item.head_seq,
-            messages=[message(each) for each in run],
+            messages=[message(each, who) for each in run],
             receipts=[receipt(each) for each in receipts],
             conversation=conversation(item),
         )

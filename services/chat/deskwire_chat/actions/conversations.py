@@ -88,6 +88,7 @@ class ConversationActions:
         self, request: conversations_pb.ListMessagesRequest
     ) -> conversations_pb.ListMessagesResponse:
         """Raises NotFound (CONVERSATION_NOT_FOUND)."""
+        who = Writer.of(current_principal())
         conversation = await self._visible(request.conversation_id)
         async with self.tools.db.read() as c:
             run = await messages.after_seq(
@@ -98,7 +99,7 @@ class ConversationActions:
             )
             got = await receipts.of_conversation(c, request.conversation_id)
         return conversations_pb.ListMessagesResponse(
-            messages=[views.message(each) for each in run],
+            messages=[views.message(each, who) for each in run],
             receipts=[views.receipt(each) for each in got],
             epoch=conversation.epoch,
             # Messages may have come between the two reads.
@@ -144,7 +145,7 @@ class ConversationActions:
         return conversations_pb.SearchMessagesResponse(
             hits=[
                 conversations_pb.SearchHit(
-                    message=views.message(found[each.conversation_id, each.seq])
+                    message=views.message(found[each.conversation_id, each.seq], Writer.of(current_principal()))
                 )
                 for each in hits[:size]
                 if (each.conversation_id, each.seq) in found
@@ -157,6 +158,8 @@ class ConversationActions:
     ) -> conversations_pb.SendMessageResponse:
         """Store a message as the Send frame does, in the conversation's turn; returns when it is committed."""
         check_client_msg_id(request.client_msg_id)
+        kind, target_seq = views.kind_of(request.content)
+        who = Writer.of(current_principal())
         future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
 
         def reply(result: Stored | DeskwireError) -> None:
@@ -170,17 +173,19 @@ class ConversationActions:
         traceparent = telemetry.current_traceparent()
         self.writer.submit(
             Store(
-                who=Writer.of(current_principal()),
+                who=who,
                 conversation_id=request.conversation_id.lower(),
                 client_msg_id=request.client_msg_id,
                 body=request.content.SerializeToString(),
                 reply=reply,
+                kind=kind,
+                target_seq=target_seq,
                 traceparent=traceparent if telemetry.sampled(traceparent) else "",
             )
         )
         stored = await future
         return conversations_pb.SendMessageResponse(
-            message=views.message(stored.message),
+            message=views.message(stored.message, who),
             epoch=stored.epoch,
             duplicate=stored.duplicate,
         )

@@ -10,15 +10,34 @@ Source: https://protobuf.dev/programming-guides/encoding/
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Final
 
-from deskwire_chat.domain import Message
+from deskwire_chat.domain import Kind, Message
 
 _ONE: Final = [bytes((number,)) for number in range(128)]
 
 _FRAME_SEND_ACK: Final = b"\x32"  # Frame.send_ack = 6
 _FRAME_PUSH: Final = b"\x3a"  # Frame.push = 7
-_TYPE_MESSAGE_SENT: Final = b"type.googleapis.com/deskwire.events.v1.MessageSent"
+_TYPES: Final = {
+    Kind.EDIT: ("message_edited", "MessageEdited"),
+    Kind.REDACTION: ("message_redacted", "MessageRedacted"),
+    Kind.NOTE: ("note_added", "NoteAdded"),
+}
+_SENT: Final = ("message_sent", "MessageSent")
+
+
+@cache
+def event_type(kind: int) -> bytes:
+    """Return the type of the event that tells of an entry of this kind."""
+    return _TYPES.get(Kind(kind), _SENT)[0].encode()
+
+
+@cache
+def _event_parts(kind: int) -> tuple[bytes, bytes]:
+    """Event.event_type, and the start of its data."""
+    name = f"type.googleapis.com/deskwire.events.v1.{_TYPES.get(Kind(kind), _SENT)[1]}"
+    return nested(b"\x12", event_type(kind)), nested(b"\x0a", name.encode())
 
 
 def varint(number: int) -> bytes:
@@ -74,6 +93,7 @@ def message(item: Message, encoded_actor: bytes, encoded_time: bytes) -> bytes:
             text(b"\x2a", item.client_msg_id),
             nested(b"\x32", item.body),
             nested(b"\x3a", encoded_time),
+            nested(b"\x42", timestamp(item.changed_at)) if item.changed_at else b"",
         )
     )
 
@@ -143,12 +163,13 @@ def refusal_item(connection_ids: Iterable[int], reason: int, why: str) -> bytes:
 def message_event(
     item: Message, encoded_message: bytes, encoded_actor: bytes, encoded_time: bytes, trace_id: str
 ) -> bytes:
-    """Return an encoded deskwire.events.v1.Event `message_sent` of a message."""
-    data = nested(b"\x0a", _TYPE_MESSAGE_SENT) + nested(b"\x12", nested(b"\x0a", encoded_message))
+    """Return the encoded deskwire.events.v1.Event of a message; all its types hold the message in field 1."""
+    encoded_type, data_type = _event_parts(item.kind)
+    data = data_type + nested(b"\x12", nested(b"\x0a", encoded_message))
     return b"".join(
         (
             text(b"\x0a", item.message_id),
-            b"\x12\x0cmessage_sent",
+            encoded_type,
             text(b"\x1a", item.tenant),
             text(b"\x22", item.conversation_id),
             number(b"\x28", item.seq),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_chat.domain import ActorRole, Conversation, Message, Writer
+from deskwire_chat.domain import ActorRole, Conversation, Kind, Message, Writer
 from deskwire_chat.shard import codec
 from deskwire_chat.store.messages import SentKey
 from deskwire_common.db import UnitOfWork
@@ -55,6 +55,8 @@ class Store:
     reply: Reply
     traceparent: str = ""
     line: Hashable = None
+    kind: int = Kind.TEXT
+    target_seq: int = 0
     term: int = 0
 
     @property

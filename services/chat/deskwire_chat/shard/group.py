@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Protocol
@@ -12,7 +12,15 @@ from prometheus_client import Counter
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import domain, events, views
-from deskwire_chat.domain import ActorRole, Conversation, Customer, Message, State, Writer
+from deskwire_chat.domain import (
+    ActorRole,
+    Conversation,
+    Customer,
+    Kind,
+    Message,
+    State,
+    Writer,
+)
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import codec
 from deskwire_chat.shard.commands import Assign, Deliver, Store, Stored, participants
@@ -61,6 +69,8 @@ class Group:
         self._opened: list[tuple[Conversation, Customer]] = []
         self._altered: list[tuple[Conversation, int]] = []
         self._events: list[DomainEvent] = []
+        self._targets: dict[tuple[str, int], Message] = {}
+        self._changed: dict[tuple[str, int], Message] = {}
 
     # ------------------------------------------------------------------------------------ messages
 
@@ -80,7 +90,8 @@ class Group:
         if earlier is None and command.key in found and conversation is not None:
             earlier = Stored.of(found[command.key], conversation.epoch)
         if earlier is not None:
-            if earlier.message.body != command.body:
+            # What was changed since can't be compared with what was sent.
+            if earlier.message.body != command.body and not earlier.message.changed_at:
                 raise AlreadyExists(
                     f"client_msg_id {command.client_msg_id!r} was used with another content",
                     reason=reasons.ERROR_REASON_CLIENT_MSG_ID_REUSED,
@@ -92,13 +103,62 @@ class Group:
             span = telemetry.start_span("chat.store", command.traceparent)
             self.spans.append(span)
             traceparent = telemetry.traceparent_of(span) or command.traceparent
-        if conversation is None:
+        if conversation is not None:
+            domain.check_may_write(conversation, command.who)
+            domain.check_kind(command.kind, command.who)
+        elif command.kind in {Kind.TEXT, Kind.ATTACHMENT}:
             conversation = self._open(command, traceparent)
         else:
-            domain.check_may_write(conversation, command.who)
-        return self._append(
-            conversation, command.who, command.client_msg_id, command.body, traceparent
+            raise domain.conversation_not_found(command.conversation_id)
+        target = self._target(command) if command.target_seq else None
+        stored = self._append(
+            conversation, command.who, command.client_msg_id, command.body, traceparent, command
         )
+        if target is not None:
+            self._change(target, command)
+        return stored
+
+    async def load_targets(self, uow: UnitOfWork, commands: Iterable[Store | Assign]) -> None:
+        """Read the messages that edits and redactions are about."""
+        places = {
+            (each.conversation_id, each.target_seq)
+            for each in commands
+            if isinstance(each, Store) and each.target_seq
+        }
+        if places:
+            self._targets = await messages.at(uow.connection, sorted(places))
+
+    def _target(self, command: Store) -> Message:
+        place = command.conversation_id, command.target_seq
+        # It may be of this group, too.
+        found = self._targets.get(place) or next(
+            (
+                each.message
+                for each in self.stored.values()
+                if (each.message.conversation_id, each.message.seq) == place
+            ),
+            None,
+        )
+        return domain.check_may_change(found, command.kind, command.target_seq, command.who)
+
+    def _change(self, target: Message, command: Store) -> None:
+        """History shows a message as it is now; a redaction wipes its edits, too."""
+        target.changed_at = self.now
+        if command.kind == Kind.EDIT:
+            target.body = views.edited(command.body)
+        else:
+            target.body, target.kind = views.REDACTED, Kind.REDACTED
+            for each in self.stored.values():
+                edit = each.message
+                if (edit.kind, edit.conversation_id, edit.target_seq) == (
+                    Kind.EDIT,
+                    target.conversation_id,
+                    target.seq,
+                ):
+                    edit.body, edit.kind = views.REDACTED, Kind.REDACTED
+                    edit.changed_at = self.now
+        if (target.conversation_id, target.seq) in self._targets:
+            self._changed[target.conversation_id, target.seq] = target
 
     def _append(
         self,
@@ -107,6 +167,7 @@ class Group:
         client_msg_id: str,
         body: bytes,
         traceparent: str,
+        command: Store | None = None,
     ) -> Stored:
         number = conversation.partition
         head = self.heads.get(number, self._partitions[number].head) + 1
@@ -126,6 +187,8 @@ class Group:
             body=body,
             created_at=self.now,
             traceparent=traceparent,
+            kind=command.kind if command is not None else Kind.TEXT,
+            target_seq=command.target_seq if command is not None else 0,
         )
         stored = Stored.of(item, conversation.epoch)
         self.stored[item.conversation_id, item.role, item.subject, item.client_msg_id] = stored
@@ -135,6 +198,12 @@ class Group:
     def _push_message(self, stored: Stored, *, without: Hashable = None) -> None:
         users = participants(self.touched[stored.message.conversation_id])
         batch = codec.message_push(stored.encoded, stored.epoch)
+        if stored.message.kind == Kind.NOTE:
+            # The visitor comes first.
+            told, users = users[:1], users[1:]
+            hidden = Stored.of(replace(stored.message, body=views.WITHHELD), stored.epoch)
+            withheld = codec.message_push(hidden.encoded, stored.epoch)
+            self.after.append(lambda: self._tools.deliver(told, withheld))
         self.after.append(lambda: self._tools.deliver(users, batch, without=without))
 
     # ------------------------------------------------------------------------------- conversations
@@ -243,5 +312,10 @@ class Group:
                 continue  # inserted as it is now
             if not await conversations.save(uow.connection, conversation, old_version=old_version):
                 raise Unavailable("a conversation was changed by somebody else")
+        if self._changed:
+            await messages.change(uow, list(self._changed.values()))
+            for each in self._changed.values():
+                if each.kind == Kind.REDACTED:
+                    await messages.wipe_edits(uow, each)
         await messages.append(uow, [each.message for each in self.stored.values()])
         return [*self.visitors.events, *self._events]

@@ -20,6 +20,7 @@ from deskwire_chat.domain import (
     ActorRole,
     Conversation,
     Customer,
+    Kind,
     Writer,
     conversation_not_found,
     may_see,
@@ -352,7 +353,7 @@ class Links:
         try:
             if connection.refused is not None:
                 raise connection.refused
-            self._check_send(send)
+            kind, target_seq = self._check_send(send)
             if self._writer is None:
                 raise Unavailable("the shard is not ready", retry_after=0.5)
             self._writer.submit(
@@ -364,6 +365,8 @@ class Links:
                     reply=reply,
                     traceparent=send.traceparent if telemetry.sampled(send.traceparent) else "",
                     line=connection,
+                    kind=kind,
+                    target_seq=target_seq,
                     term=item.term,
                 )
             )
@@ -371,8 +374,11 @@ class Links:
             METRICS.messages_refused.labels(error.reason_name).inc()
             reply(error)
 
-    def _check_send(self, send: frame_pb2.Send) -> None:
-        """The contract's rules by hand, as this is the hot path; the validator words what they find."""
+    def _check_send(self, send: frame_pb2.Send) -> tuple[Kind, int]:
+        """The contract's rules by hand, as this is the hot path; the validator words what they find.
+
+        Returns what is to be written, and the seq that it changes.
+        """
         check_client_msg_id(send.client_msg_id)
         if not (
             is_uuid(send.conversation_id)
@@ -386,6 +392,8 @@ class Links:
                 raise InvalidArgument(
                     "write conversation_id in lower case", field="conversation_id"
                 )
+            return views.kind_of(send.content)
+        return Kind.TEXT, 0
 
     async def _sync(self, connection: Connection, sync: frame_pb2.Sync, sync_id: int) -> None:
         try:
@@ -404,7 +412,7 @@ class Links:
                 got = await receipts.of_conversation(c, sync.conversation_id)
             if run:
                 conversation.head_seq = max(conversation.head_seq, run[-1].seq)
-            batch = views.synced(conversation, run, got)
+            batch = views.synced(conversation, run, got, connection.who)
         except DeskwireError as error:
             batch = views.error_frame(error, conversation_id=sync.conversation_id)
         except SQLAlchemyError:

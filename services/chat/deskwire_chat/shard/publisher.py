@@ -203,7 +203,6 @@ def _outgoing_of(item: Message) -> Outgoing:
 
 _FIXED: Final[Headers] = [
     ("ce_specversion", b"1.0"),
-    ("ce_type", b"message_sent"),
     ("content-type", b"application/protobuf"),
 ]
 
@@ -216,6 +215,7 @@ def _outgoing(stored: Stored) -> Outgoing:
     )
     headers: Headers = [
         *_FIXED,
+        ("ce_type", codec.event_type(item.kind)),
         ("ce_id", item.message_id.encode()),
         ("ce_source", item.origin.encode()),
         ("ce_subject", item.conversation_id.encode()),

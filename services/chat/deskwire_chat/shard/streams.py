@@ -14,7 +14,8 @@ from typing import Any, Final, Protocol
 
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_chat.domain import Writer
+from deskwire_chat import views
+from deskwire_chat.domain import Kind, Writer
 from deskwire_chat.shard.commands import Store, Stored
 from deskwire_chat.shard.links import check_client_msg_id
 from deskwire_chat.shard.writer import ShardWriter
@@ -215,7 +216,7 @@ class _Stream:
                 self._writer.forget_line(self, [message.conversation_id.lower()])
 
         try:
-            self._check(message)
+            kind, target_seq = self._check(message)
             traceparent = message.traceparent
             self._way.submit(
                 Store(
@@ -226,14 +227,20 @@ class _Stream:
                     reply=reply,
                     traceparent=traceparent if telemetry.sampled(traceparent) else "",
                     line=self,
+                    kind=kind,
+                    target_seq=target_seq,
                 )
             )
         except DeskwireError as error:
             METRICS.messages_refused.labels(error.reason_name).inc()
             reply(error)
 
-    def _check(self, message: pb.StreamedMessage) -> None:
-        """The contract's rules by hand for what is usual; the validator knows the rest, and words it."""
+    def _check(self, message: pb.StreamedMessage) -> tuple[Kind, int]:
+        """The contract's rules by hand for what is usual; the validator knows the rest, and words it.
+
+        Returns what is to be written, and the seq that it changes.
+        """
+        check_client_msg_id(message.client_msg_id)
         content = message.content
         if not (
             is_uuid(message.conversation_id)
@@ -243,7 +250,8 @@ class _Stream:
             and len(message.traceparent) <= 55
         ):
             self._validator.check(message)
-        check_client_msg_id(message.client_msg_id)
+            return views.kind_of(content)
+        return Kind.TEXT, 0
 
     def _result(
         self, message: pb.StreamedMessage, result: Stored | DeskwireError

@@ -179,7 +179,7 @@ class Watchers:
             cursor = run[-1].seq if run else cursor
             known = watch.conversation
             if run or known.version > told or silent:
-                yield _response(known, run, cursor, changed=known.version > told)
+                yield _response(watch, run, cursor, changed=known.version > told)
                 told = known.version
             if known.state == State.CLOSED and cursor >= known.head_seq and not watch.behind:
                 return
@@ -255,10 +255,13 @@ def _fitting(run: list[Message]) -> list[Message]:
 
 
 def _response(
-    conversation: Conversation, run: Sequence[Message], cursor: int, *, changed: bool
+    watch: _Watch, run: Sequence[Message], cursor: int, *, changed: bool
 ) -> pb.WatchConversationResponse:
+    conversation, who = watch.conversation, Writer.of(watch.principal)
     response = pb.WatchConversationResponse(
-        epoch=conversation.epoch, cursor=cursor, messages=[views.message(each) for each in run]
+        epoch=conversation.epoch,
+        cursor=cursor,
+        messages=[views.message(each, who) for each in run],
     )
     if changed:
         head = max(conversation.head_seq, cursor)

@@ -315,6 +315,7 @@ class ShardWriter:
         group = Group(self, began_with, self._now())
         async with self._db.transaction() as uow:
             await group.visitors.load(uow, self._openers(commands))
+            await group.load_targets(uow, commands)
             for command in commands:
                 if isinstance(command, Assign):
                     await group.assign(uow, command)

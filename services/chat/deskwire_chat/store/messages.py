@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import insert, select, tuple_
+from sqlalchemy import insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import Message, partition_of
+from deskwire_chat.domain import Kind, Message, partition_of
 from deskwire_chat.store.tables import messages
 from deskwire_common.db import UnitOfWork, raw_psycopg
 
@@ -19,7 +19,7 @@ _LOOKUP_CHUNK: Final = 200  # SQLite's limit on expression depth and parameters
 
 _COLUMNS: Final = (
     "conversation_id, seq, message_id, tenant_id, sender_role, sender_id, sender_name, origin, "
-    "client_msg_id, body, created_at, traceparent, partition_id, position"
+    "client_msg_id, body, created_at, traceparent, partition_id, position, kind, target_seq, changed_at"
 )
 _COPY: Final = f"COPY messages ({_COLUMNS}) FROM STDIN"
 
@@ -39,6 +39,9 @@ def _message(row: Any) -> Message:
         body=row.body,
         created_at=row.created_at,
         traceparent=row.traceparent,
+        kind=row.kind,
+        target_seq=row.target_seq,
+        changed_at=row.changed_at,
     )
 
 
@@ -65,6 +68,9 @@ async def append(uow: UnitOfWork, items: Sequence[Message]) -> None:
                 "traceparent": item.traceparent,
                 "partition_id": partition_of(item.conversation_id),
                 "position": item.position,
+                "kind": int(item.kind),
+                "target_seq": item.target_seq,
+                "changed_at": item.changed_at,
             }
             for item in items
         ],
@@ -83,7 +89,7 @@ async def _copy(uow: UnitOfWork, items: Sequence[Message]) -> None:
         f"{m.conversation_id}\t{m.seq}\t{m.message_id}\t{m.tenant}\t{m.role}\t{m.subject}\t"
         f"{m.name.translate(_ESCAPES)}\t{m.origin}\t{m.client_msg_id.translate(_ESCAPES)}\t"
         f"\\\\x{m.body.hex()}\t{m.created_at}\t{m.traceparent}\t{partition_of(m.conversation_id)}\t"
-        f"{m.position}\n"
+        f"{m.position}\t{m.kind:d}\t{m.target_seq}\t{m.changed_at}\n"
         for m in items
     ]
     driver = await raw_psycopg(uow)
@@ -171,3 +177,26 @@ async def log(
         .limit(limit)
     )
     return [_message(row) for row in rows]
+
+
+async def change(uow: UnitOfWork, items: Sequence[Message]) -> None:
+    """Write what an edit or a redaction changes of stored messages."""
+    for item in items:
+        await uow.execute(
+            update(messages)
+            .where(messages.c.conversation_id == item.conversation_id, messages.c.seq == item.seq)
+            .values(body=item.body, kind=int(item.kind), changed_at=item.changed_at)
+        )
+
+
+async def wipe_edits(uow: UnitOfWork, target: Message) -> None:
+    """Wipe the stored edits of a message that was redacted."""
+    await uow.execute(
+        update(messages)
+        .where(
+            messages.c.conversation_id == target.conversation_id,
+            messages.c.target_seq == target.seq,
+            messages.c.kind == int(Kind.EDIT),
+        )
+        .values(body=target.body, kind=int(Kind.REDACTED), changed_at=target.changed_at)
+    )

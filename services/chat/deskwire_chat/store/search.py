@@ -292,4 +292,6 @@ _OF_MESSAGES: Final = (
     messages.c.message_id,
     messages.c.created_at,
     messages.c.body,
+    messages.c.kind,
+    messages.c.target_seq,
 )

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     false,
+    text,
 )
 
 from deskwire_common import db
@@ -83,6 +84,9 @@ messages = Table(
     Column("traceparent", db.ascii_text(64), nullable=False),
     Column("partition_id", SmallInteger, nullable=False),
     Column("position", BigInteger, nullable=False),
+    Column("kind", SmallInteger, nullable=False, server_default=text("1")),
+    Column("target_seq", db.UInt32, nullable=False, server_default=text("0")),
+    Column("changed_at", db.Micros, nullable=False, server_default=text("0")),
     UniqueConstraint(
         "conversation_id", "sender_role", "sender_id", "client_msg_id", name="messages_sent_once"
     ),

@@ -39,8 +39,18 @@ READS = (
 )
 # What a mutating call publishes; a new one without an entry fails the test.
 PUBLISHES = {
-    "ConversationService.SendMessage": {"message_sent", "message_edited", "message_redacted", "note_added"},
-    "ConversationService.StreamMessages": {"message_sent", "message_edited", "message_redacted", "note_added"},
+    "ConversationService.SendMessage": {
+        "message_sent",
+        "message_edited",
+        "message_redacted",
+        "note_added",
+    },
+    "ConversationService.StreamMessages": {
+        "message_sent",
+        "message_edited",
+        "message_redacted",
+        "note_added",
+    },
     "ConversationService.CloseConversation": {"conversation_closed"},
     "ConversationService.TransferConversation": {"conversation_transferred"},
     "CustomerService.UpdateCustomer": {"customer_updated"},

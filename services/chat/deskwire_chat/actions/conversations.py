@@ -145,7 +145,9 @@ class ConversationActions:
         return conversations_pb.SearchMessagesResponse(
             hits=[
                 conversations_pb.SearchHit(
-                    message=views.message(found[each.conversation_id, each.seq], Writer.of(current_principal()))
+                    message=views.message(
+                        found[each.conversation_id, each.seq], Writer.of(current_principal())
+                    )
                 )
                 for each in hits[:size]
                 if (each.conversation_id, each.seq) in found

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import phonenumbers
@@ -297,6 +298,7 @@ class Changed:
         return bool(self.fields)
 
 
+@lru_cache(65_536)  # asked several times per message
 def partition_of(conversation_id: str) -> int:
     """Return the partition, 0 to PARTITIONS-1, of a conversation."""
     return zlib.crc32(conversation_id.encode()) % PARTITIONS

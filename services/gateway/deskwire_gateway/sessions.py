@@ -33,6 +33,7 @@ from deskwire_common.errors import (
 )
 from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
+from deskwire_common.protobytes import varint
 from deskwire_common.validation import Validator
 from deskwire_gateway.limits import TenantRates
 from deskwire_gateway.ring import Budget, Ring
@@ -45,7 +46,6 @@ _SILENT_AFTER: Final = 3
 """Ping intervals without a sign of life."""
 _OTHER_COST: Final = 0.25
 """What a frame costs of the rate that isn't a Send."""
-_ONE_BYTE: Final = [bytes((number,)) for number in range(128)]
 _MAY_CONNECT: Final = frozenset({Role.VISITOR, Role.AGENT, Role.BOT})
 
 
@@ -416,7 +416,7 @@ class Sessions:
     def push(self, session: Session, data: bytes) -> None:
         """Send encoded batches to a client, as one numbered message that a Resume repeats."""
         number = session.sent = session.sent + 1
-        data += b"\x10" + _varint(number)  # Batch.number = 2
+        data += b"\x10" + varint(number)  # Batch.number = 2
         if self.limits.resume_window:
             ring = session.ring
             if ring is None:
@@ -707,17 +707,6 @@ def _same_user(one: Principal | None, other: Principal) -> bool:
         other.role,
         other.subject,
     )
-
-
-def _varint(number: int) -> bytes:
-    if number < 128:
-        return _ONE_BYTE[number]
-    parts = bytearray()
-    while number > 127:
-        parts.append(number & 127 | 128)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
 
 
 def too_large(limit: int) -> ResourceExhausted:

@@ -146,6 +146,7 @@ class Connections:
         self._users: dict[UserKey, dict[int, Connection]] = {}
         self._devices: dict[tuple[UserKey, str], Connection] = {}
         self._numbers = itertools.count(1)
+        self._deliveries = METRICS.deliveries.labels()
         self.agents: dict[str, dict[UserKey, None]] = {}
         """Tenant → its connected agents and bots."""
         self.left: Callable[[UserKey], None] = lambda _user: None
@@ -279,5 +280,5 @@ class Connections:
                 if connection is not without:
                     ids.setdefault(connection.stream, []).append(connection.id)
         for stream, numbers in ids.items():
-            METRICS.deliveries.inc(len(numbers))
+            self._deliveries.inc(len(numbers))
             stream.put(codec.down_item(numbers, batch, ephemeral=ephemeral))

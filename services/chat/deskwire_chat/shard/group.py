@@ -8,7 +8,6 @@ from functools import cache
 from typing import Protocol
 
 from opentelemetry.trace import Span
-from prometheus_client import Counter
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import domain, events, views
@@ -34,11 +33,11 @@ from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import AlreadyExists, Unavailable
 from deskwire_common.events import DomainEvent
 from deskwire_common.ids import Ids
-from deskwire_common.metrics import METRICS
+from deskwire_common.metrics import METRICS, Tally
 
 
 @cache
-def _stored_by(role: ActorRole) -> Counter:
+def _stored_by(role: ActorRole) -> Tally:
     return METRICS.messages_stored.labels(role.name.lower())
 
 

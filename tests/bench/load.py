@@ -1,8 +1,8 @@
 """The load generator: pairs of visitors and agents, as lean as Python can be, so that the servers have the machine.
 
-Run by a bench as its own process: `python load.py '{"url": …, "pairs": …, "rates": [...], …}'`; it prints one JSON line
-per step, when all parts have said so (a line on stdin each). Latency runs from the moment a message was due, so a
-generator that falls behind shows as latency.
+Run by a bench as its own process: `python load.py '{"url": …, "pairs": …, "seconds": …, …}'`. It prints a JSON line
+when all are connected. Every line on stdin is a rate: it prints one when that begins and one when it is over, and ends
+with stdin. Latency runs from the moment a message was due, so a generator that falls behind shows as latency.
 
 Frames are written and read as bytes: every client_msg_id has the same length, so a Send is a template with a number in
 it, and a pattern finds the numbers and seqs in what comes. tests/bench is checked by its own totals: each message
@@ -180,17 +180,16 @@ class Load:
         return peer
 
     async def run(self) -> None:
-        """Set up, then one step per rate."""
+        """Set up, then one step per rate that is asked for."""
         visitors, agents = await self.set_up()
         gc.collect()
         gc.freeze()
         self.started = True
         pinging = asyncio.create_task(self.ping([*agents, *visitors]))
         loop = asyncio.get_running_loop()
-        for rate in self.plan["rates"]:
-            print("{}", flush=True)
-            await loop.run_in_executor(None, sys.stdin.readline)
-            print(json.dumps(await self.step(visitors, rate)), flush=True)
+        print(json.dumps({"pairs": len(visitors)}), flush=True)
+        while rate := await loop.run_in_executor(None, sys.stdin.readline):
+            print(json.dumps(await self.step(visitors, float(rate))), flush=True)
         pinging.cancel()
 
     async def set_up(self) -> tuple[list[Peer], list[Peer]]:

@@ -24,6 +24,7 @@ from deskwire_common import telemetry
 from deskwire_common.auth import Principal, Role, TokenVerifier
 from deskwire_common.clock import Clock
 from deskwire_common.errors import (
+    DeadlineExceeded,
     DeskwireError,
     FailedPrecondition,
     InvalidArgument,
@@ -45,6 +46,8 @@ _SILENT_AFTER: Final = 3
 """Ping intervals without a sign of life."""
 _OTHER_COST: Final = 0.25
 """What a frame costs of the rate that isn't a Send."""
+_CALL_COST: Final = 4.0
+"""What an Rpc costs of the rate: a unary call is some ten times a Send's work."""
 _ONE_BYTE: Final = [bytes((number,)) for number in range(128)]
 _MAY_CONNECT: Final = frozenset({Role.VISITOR, Role.AGENT, Role.BOT})
 
@@ -125,6 +128,14 @@ class Chat(Protocol):
     def typing(self, session: Session, typing: frame_pb2.Typing) -> None: ...
 
 
+class Calls(Protocol):
+    """The way for unary calls (calls.Calls)."""
+
+    def call(self, session: Session, said: frame_pb2.Rpc) -> None: ...
+
+    def end(self, session: Session) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one connection may do; seconds, bytes, per second."""
@@ -133,6 +144,7 @@ class Limits:
     hello_timeout: float
     max_message_bytes: int
     max_unacked_sends: int
+    max_calls: int
     max_pending_sends: int
     send_rate: float
     send_burst: int
@@ -148,6 +160,7 @@ class Session:
     """One client's stay: made when a connection opens, `principal` is set by Hello.
 
     `sent` is the number of the last numbered message; `parked` is when its connection broke, 0 while it has one.
+    `token` is what an agent's or bot's calls are made with; a visitor's isn't kept.
     """
 
     __slots__ = (
@@ -167,6 +180,7 @@ class Session:
         "seen",
         "sent",
         "session_id",
+        "token",
         "transport",
         "unacked",
     )
@@ -176,6 +190,7 @@ class Session:
         self.session_id = session_id
         self.transport = transport
         self.principal: Principal | None = None
+        self.token = ""
         self.client = ""
         self.device_id = ""
         self.sent = 0
@@ -210,16 +225,26 @@ def error_batch(
     error: DeskwireError, *, client_msg_id: str = "", conversation_id: str = ""
 ) -> bytes:
     """Return an encoded Batch that refuses a frame."""
+    frame = error_frame(error)
+    frame.client_msg_id, frame.conversation_id = client_msg_id, conversation_id
+    return _batch(error=frame)
+
+
+def error_frame(error: DeskwireError) -> frame_pb2.Error:
+    """Return an error in its form on the wire."""
     frame = frame_pb2.Error(
         reason=error.reason,
         message=error.message,
-        temporary=error.temporary,
-        client_msg_id=client_msg_id,
-        conversation_id=conversation_id,
+        temporary=error.temporary or isinstance(error, DeadlineExceeded),
+        metadata=error.metadata,
+        violations=[
+            frame_pb2.FieldViolation(field=field, description=rule)
+            for field, rule in error.violations
+        ],
     )
     if error.retry_after is not None:
         frame.retry_after.FromMilliseconds(int(error.retry_after * 1000))
-    return _batch(error=frame)
+    return frame
 
 
 class Sessions:
@@ -250,6 +275,7 @@ class Sessions:
         self._opened = opened
         self._ended = ended
         self._chat: Chat | None = None
+        self._calls: Calls | None = None
         self._next = 0
         self._bytes_in = METRICS.gateway_bytes.labels("in")
         self._frames_in = METRICS.gateway_frames.labels("in")
@@ -268,12 +294,14 @@ class Sessions:
             "read": self._read,
             "typing": self._typing,
             "refresh": self._refresh,
+            "rpc": self._rpc,
             "goodbye": self._leave,
         }
 
-    def bind(self, chat: Chat) -> None:
-        """Give it the way to chat."""
+    def bind(self, chat: Chat, calls: Calls) -> None:
+        """Give it the ways to chat."""
         self._chat = chat
+        self._calls = calls
 
     # -------------------------------------------------------------------------------- life
 
@@ -318,6 +346,8 @@ class Sessions:
         if self.by_number.pop(session.number, None) is not None:
             if self._chat is not None:
                 self._chat.detach(session)
+            if self._calls is not None:
+                self._calls.end(session)
             self._ended(session)
 
     def goodbye(
@@ -491,10 +521,10 @@ class Sessions:
         if hello.HasField("resume"):
             known = self._known(hello.resume, principal)
             if known is not None:
-                self._resume(known, session, hello.resume.last_number, (principal, expires))
+                self._take(known, hello.token, principal, expires)
+                self._resume(known, session, hello.resume.last_number)
                 return
-        session.principal = principal
-        session.expires = expires
+        self._take(session, hello.token, principal, expires)
         session.client = hello.client
         session.device_id = hello.device_id
         session.connected_at = self._clock.now().timestamp()
@@ -507,12 +537,19 @@ class Sessions:
             self._chat.attach(session)
         self._opened(session)
 
+    def _take(self, session: Session, token: str, principal: Principal, expires: float) -> None:
+        """A session lives with this token from now on."""
+        session.principal = principal
+        session.expires = expires
+        session.token = token if principal.role is not Role.VISITOR else ""
+
     def _welcome(self, session: Session) -> None:
         limits = self.limits
         welcome = frame_pb2.Welcome(
             session_id=session.session_id,
             max_message_bytes=limits.max_message_bytes,
             max_unacked_sends=limits.max_unacked_sends,
+            max_calls=limits.max_calls,
         )
         welcome.ping_interval.FromMilliseconds(int(limits.ping_interval * 1000))
         welcome.token_expire_time.FromSeconds(int(session.expires))
@@ -531,18 +568,15 @@ class Sessions:
             return None
         return (
             session
-            if _same_user(session.principal, principal) and resume.last_number <= session.sent
+            if same_user(session.principal, principal) and resume.last_number <= session.sent
             else None
         )
 
-    def _resume(
-        self, session: Session, fresh: Session, last: int, token: tuple[Principal, float]
-    ) -> None:
+    def _resume(self, session: Session, fresh: Session, last: int) -> None:
         """Give an older session the connection on which its client has come back."""
         fresh.closed = True
         before, session.transport = session.transport, fresh.transport
         session.transport.session = session
-        session.principal, session.expires = token
         session.seen = fresh.seen
         # What was sent on the broken connection is sent again by the client, whatever was pending.
         session.unacked = 0
@@ -569,13 +603,13 @@ class Sessions:
         self._validator.check(frame.refresh)
         try:
             principal, expires = self._verifier.verify_with_expiry(frame.refresh.token)
-            if not _same_user(session.principal, principal):
+            if not same_user(session.principal, principal):
                 raise PermissionDenied("the new token is another user's; connect with it instead")
         except DeskwireError as error:
             METRICS.gateway_refused.labels(error.reason_name).inc()
             session.transport.send(error_batch(error))
             return
-        session.principal, session.expires = principal, expires
+        self._take(session, frame.refresh.token, principal, expires)
         refreshed = frame_pb2.Refreshed()
         refreshed.token_expire_time.FromSeconds(int(expires))
         session.transport.send(_batch(refreshed=refreshed))
@@ -608,6 +642,20 @@ class Sessions:
     def _sync(self, session: Session, frame: frame_pb2.Frame) -> None:
         if self._may_go_on(session, frame.sync.conversation_id) and self._chat is not None:
             self._chat.sync(session, frame.sync)
+
+    def _rpc(self, session: Session, frame: frame_pb2.Frame) -> None:
+        said = frame.rpc
+        try:
+            wait = self._wait_of(session, min(_CALL_COST, self.limits.send_burst))
+            if wait:
+                raise self._too_fast(wait)
+            if self._calls is None:
+                raise Unavailable("the gateway is not ready", retry_after=1.0)
+            self._calls.call(session, said)
+        except DeskwireError as error:
+            METRICS.gateway_refused.labels(error.reason_name).inc()
+            result = frame_pb2.RpcResult(id=said.id, error=error_frame(error))
+            session.transport.send(_batch(rpc_result=result))
 
     def _may_go_on(self, session: Session, conversation_id: str) -> bool:
         """Whether the rate allows a frame that isn't a Send; otherwise it is refused for now."""
@@ -701,7 +749,8 @@ class Sessions:
         )
 
 
-def _same_user(one: Principal | None, other: Principal) -> bool:
+def same_user(one: Principal | None, other: Principal) -> bool:
+    """Whether two tokens are of the same user."""
     return one is not None and (one.tenant, one.role, one.subject) == (
         other.tenant,
         other.role,

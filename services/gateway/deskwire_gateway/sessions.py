@@ -758,6 +758,17 @@ def same_user(one: Principal | None, other: Principal) -> bool:
     )
 
 
+def slow_reader() -> bytes:
+    """The Goodbye for a transport whose client reads too slowly. Its session stays, to be resumed."""
+    goodbye = frame_pb2.Goodbye(
+        code=Close.SLOW_READER,
+        reason=reasons.ERROR_REASON_SLOW_READER,
+        message="you read slower than is sent to you; come back and Sync",
+        reconnect=True,
+    )
+    return _batch(goodbye=goodbye)
+
+
 def _varint(number: int) -> bytes:
     if number < 128:
         return _ONE_BYTE[number]

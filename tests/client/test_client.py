@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
 from deskwire.chat.v1 import agent_service_pb2, conversation_pb2
 from deskwire.common.v1 import error_reason_pb2 as reasons
@@ -48,8 +50,9 @@ class Peer:
         """Hello and Welcome."""
         hello: frame_pb2.Hello = await self.next("hello")
         window = limits.pop("window", 64)
+        ping_interval = limits.pop("ping_interval", 25)
         welcome = frame_pb2.Welcome(session_id="s", max_unacked_sends=window, **limits)
-        welcome.ping_interval.FromSeconds(25)
+        welcome.ping_interval.FromMilliseconds(int(ping_interval * 1000))
         await self.say(frame_pb2.Frame(welcome=welcome))
         return hello
 
@@ -294,6 +297,27 @@ async def test_a_goodbye_for_good_ends_the_client() -> None:
         with pytest.raises(Closed):
             await client.send(TALK, "two")
         assert client.reconnects == 0
+
+
+async def test_a_server_that_says_nothing_any_more_is_left() -> None:
+    async def dead(peer: Peer) -> None:
+        await peer.greet(ping_interval=0.2)
+        said.append(await peer.next("send"))
+        with contextlib.suppress(ConnectionClosed):  # its Pings come, and no Pong is said
+            while True:
+                await peer.socket.recv()
+
+    async def alive(peer: Peer) -> None:
+        await peer.greet()
+        send = await peer.next("send")
+        assert send == said[0]
+        await peer.ack(send, 1)
+        await until_closed(peer)
+
+    said: list[frame_pb2.Send] = []
+    async with server(dead, alive) as url, Client(url, "token") as client:
+        assert (await asyncio.wait_for(client.send(TALK, "one"), 10)).seq == 1
+        assert client.reconnects == 1
 
 
 async def test_every_connect_asks_for_a_token() -> None:

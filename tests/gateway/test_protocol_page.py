@@ -12,7 +12,8 @@ from deskwire_common.auth import KeySet, TokenVerifier
 from deskwire_common.clock import SystemClock
 from deskwire_common.ids import RandomIds
 from deskwire_common.validation import Validator
-from deskwire_gateway.sessions import Close, Limits, Sessions
+from deskwire_gateway.session import Close, Limits
+from deskwire_gateway.sessions import Sessions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 TALK = "0199a000-0000-4000-8000-000000000001"

@@ -14,7 +14,9 @@ from deskwire.gateway.v1 import gateway_service_pb2 as pb
 from deskwire_common.auth import Role
 from deskwire_common.metrics import METRICS
 from deskwire_gateway.actions import GatewayActions
-from deskwire_gateway.sessions import Session, Sessions, slow_reader
+from deskwire_gateway.frames import slow_reader
+from deskwire_gateway.session import Session
+from deskwire_gateway.sessions import Sessions
 
 SERVICE: Final = "deskwire.gateway.v1.GatewayService"
 CONNECT: Final = f"/{SERVICE}/Connect"

@@ -21,7 +21,8 @@ from deskwire_gateway.api import AUTHORIZATION, CONNECT, SERVICE, GatewayApi
 from deskwire_gateway.calls import Calls
 from deskwire_gateway.config import Settings
 from deskwire_gateway.directory import Directory
-from deskwire_gateway.sessions import Limits, Sessions
+from deskwire_gateway.session import Limits
+from deskwire_gateway.sessions import Sessions
 from deskwire_gateway.shards import Shards
 
 _OTHER_DESCRIPTORS: Final = 500

@@ -35,7 +35,9 @@ from deskwire_common.errors import (
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
-from deskwire_gateway.sessions import Session, Sessions, error_frame, same_user
+from deskwire_gateway.frames import error_frame
+from deskwire_gateway.session import Session, same_user
+from deskwire_gateway.sessions import Sessions
 
 METHODS: Final = frozenset(
     f"/{service.full_name}/{method.name}"
@@ -55,7 +57,7 @@ _AWAY: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
 
 
 class Calls:
-    """The calls that are under way on this worker's connections (sessions.Calls)."""
+    """The calls that are under way on this worker's connections (session.Calls)."""
 
     def __init__(
         self,

@@ -10,21 +10,17 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Final, Protocol
+from typing import Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.trace import SpanKind
 
-from deskwire.common.v1 import actor_pb2
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common import telemetry
 from deskwire_common.auth import Principal, Role, TokenVerifier
 from deskwire_common.clock import Clock
 from deskwire_common.errors import (
-    DeadlineExceeded,
     DeskwireError,
     FailedPrecondition,
     InvalidArgument,
@@ -35,8 +31,19 @@ from deskwire_common.errors import (
 from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
+from deskwire_gateway.frames import encoded, error_batch, error_frame, too_large
 from deskwire_gateway.limits import TenantRates
 from deskwire_gateway.ring import Budget, Ring
+from deskwire_gateway.session import (
+    PARKED,
+    Calls,
+    Chat,
+    Close,
+    Limits,
+    Session,
+    Transport,
+    same_user,
+)
 
 MAX_FRAMES: Final = 256
 """Frames per message of a client (frame.proto)."""
@@ -50,201 +57,6 @@ _CALL_COST: Final = 4.0
 """What an Rpc costs of the rate: a unary call is some ten times a Send's work."""
 _ONE_BYTE: Final = [bytes((number,)) for number in range(128)]
 _MAY_CONNECT: Final = frozenset({Role.VISITOR, Role.AGENT, Role.BOT})
-
-
-class Close(IntEnum):
-    """WebSocket close codes: from 3000 come back, from 3500 don't."""
-
-    GOING_AWAY = 3000
-    TOKEN_EXPIRED = 3001
-    SLOW_READER = 3002
-    SILENT = 3003
-    HELLO_REQUIRED = 3500
-    TOKEN_REFUSED = 3501
-    TOO_MANY_FAULTS = 3502
-    SHUT_OUT = 3503
-    REPLACED = 3504
-
-    @property
-    def reconnect(self) -> bool:
-        """Whether the client should come back."""
-        return self < Close.HELLO_REQUIRED
-
-
-class Transport(Protocol):
-    """What carries a connection."""
-
-    name: str
-    session: Session | None
-    """Whose it is; a Resume gives it to an older session."""
-
-    def send(self, data: bytes) -> None:
-        """Send one encoded Batch; never waits."""
-        ...
-
-    def close(self, code: int, text: str) -> None:
-        """Close after what was sent."""
-        ...
-
-
-class _Parked:
-    """The Transport of a session whose connection broke: what is sent stays in the ring."""
-
-    name = "parked"
-    session: Session | None = None
-
-    def send(self, data: bytes) -> None:
-        """Keep nothing here."""
-
-    def close(self, code: int, text: str) -> None:
-        """It is closed."""
-
-
-_PARKED: Final = _Parked()
-
-
-class Chat(Protocol):
-    """The way to chat (shards.Shards)."""
-
-    @property
-    def pending_count(self) -> int: ...
-
-    def attach(self, session: Session) -> None: ...
-
-    def detach(self, session: Session) -> None: ...
-
-    def send(self, session: Session, send: frame_pb2.Send) -> None: ...
-
-    def sync(self, session: Session, sync: frame_pb2.Sync) -> None: ...
-
-    def park(self, session: Session) -> None: ...
-
-    def unpark(self, session: Session) -> None: ...
-
-    def receipt(
-        self, session: Session, conversation_id: str, *, delivered: int, read: int
-    ) -> None: ...
-
-    def typing(self, session: Session, typing: frame_pb2.Typing) -> None: ...
-
-
-class Calls(Protocol):
-    """The way for unary calls (calls.Calls)."""
-
-    def call(self, session: Session, said: frame_pb2.Rpc) -> None: ...
-
-    def end(self, session: Session) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one connection may do; seconds, bytes, per second."""
-
-    ping_interval: float
-    hello_timeout: float
-    max_message_bytes: int
-    max_unacked_sends: int
-    max_calls: int
-    max_pending_sends: int
-    send_rate: float
-    send_burst: int
-    tenant_send_rate: float
-    backoff_initial: float
-    backoff_max: float
-    resume_window: float
-    ring_bytes: int
-    ring_total_bytes: int
-
-
-class Session:
-    """One client's stay: made when a connection opens, `principal` is set by Hello.
-
-    `sent` is the number of the last numbered message; `parked` is when its connection broke, 0 while it has one.
-    `token` is what an agent's or bot's calls are made with; a visitor's isn't kept.
-    """
-
-    __slots__ = (
-        "budget",
-        "budget_at",
-        "client",
-        "closed",
-        "connected_at",
-        "device_id",
-        "expires",
-        "faults",
-        "held",
-        "number",
-        "parked",
-        "principal",
-        "ring",
-        "seen",
-        "sent",
-        "session_id",
-        "token",
-        "transport",
-        "unacked",
-    )
-
-    def __init__(self, number: int, session_id: str, transport: Transport, now: float) -> None:
-        self.number = number
-        self.session_id = session_id
-        self.transport = transport
-        self.principal: Principal | None = None
-        self.token = ""
-        self.client = ""
-        self.device_id = ""
-        self.sent = 0
-        self.ring: Ring | None = None
-        self.parked = 0.0
-        self.seen = now
-        self.connected_at = 0.0
-        self.expires = 0.0
-        self.unacked = 0
-        self.faults = 0
-        self.budget = -1.0
-        self.budget_at = now
-        self.held: dict[str, str] | None = None
-        self.closed = False
-
-    def actor(self) -> actor_pb2.Actor:
-        """Who is connected, for chat and the directory."""
-        assert self.principal is not None  # noqa: S101 - callers have said Hello
-        return actor_pb2.Actor(
-            role=actor_pb2.Role.Value(f"ROLE_{self.principal.role.name}"),
-            subject=self.principal.subject,
-            display_name=self.principal.name,
-        )
-
-
-def _batch(**kind: object) -> bytes:
-    frame = frame_pb2.Frame(**kind)  # type: ignore[arg-type] # one member of the oneof
-    return frame_pb2.Batch(frames=[frame]).SerializeToString()
-
-
-def error_batch(
-    error: DeskwireError, *, client_msg_id: str = "", conversation_id: str = ""
-) -> bytes:
-    """Return an encoded Batch that refuses a frame."""
-    frame = error_frame(error)
-    frame.client_msg_id, frame.conversation_id = client_msg_id, conversation_id
-    return _batch(error=frame)
-
-
-def error_frame(error: DeskwireError) -> frame_pb2.Error:
-    """Return an error in its form on the wire."""
-    frame = frame_pb2.Error(
-        reason=error.reason,
-        message=error.message,
-        temporary=error.temporary or isinstance(error, DeadlineExceeded),
-        metadata=error.metadata,
-        violations=[
-            frame_pb2.FieldViolation(field=field, description=rule)
-            for field, rule in error.violations
-        ],
-    )
-    if error.retry_after is not None:
-        frame.retry_after.FromMilliseconds(int(error.retry_after * 1000))
-    return frame
 
 
 class Sessions:
@@ -329,7 +141,7 @@ class Sessions:
         if session.principal is None or not self.limits.resume_window:
             self.lost(session)
             return
-        session.transport = _PARKED
+        session.transport = PARKED
         session.parked = self._clock.monotonic()
         self._waiting.append((session.parked, session))
         if self._chat is not None:
@@ -366,7 +178,7 @@ class Sessions:
             frame.after.FromMilliseconds(100)
             frame.spread.FromMilliseconds(int(spread * 1000))
         METRICS.gateway_closed.labels(code.name.lower()).inc()
-        session.transport.send(_batch(goodbye=frame))
+        session.transport.send(encoded(goodbye=frame))
         session.transport.close(code, text)
         self.lost(session)
 
@@ -532,7 +344,7 @@ class Sessions:
         self._wheel[session.number % len(self._wheel)].add(session)
         self._welcome(session)
         if hello.HasField("resume"):
-            session.transport.send(_batch(resumed=frame_pb2.Resumed(reset=True)))
+            session.transport.send(encoded(resumed=frame_pb2.Resumed(reset=True)))
         if self._chat is not None:
             self._chat.attach(session)
         self._opened(session)
@@ -556,7 +368,7 @@ class Sessions:
         welcome.backoff.initial.FromMilliseconds(int(limits.backoff_initial * 1000))
         welcome.backoff.max.FromMilliseconds(int(limits.backoff_max * 1000))
         welcome.resume_window.FromMilliseconds(int(limits.resume_window * 1000))
-        session.transport.send(_batch(welcome=welcome))
+        session.transport.send(encoded(welcome=welcome))
 
     def _known(self, resume: frame_pb2.Resume, principal: Principal) -> Session | None:
         """The session that a client may resume: its own, and not older than what it has of it."""
@@ -588,7 +400,7 @@ class Sessions:
         if session.ring is None and last != session.sent:
             missed = None
         self._welcome(session)
-        session.transport.send(_batch(resumed=frame_pb2.Resumed(lossless=missed is not None)))
+        session.transport.send(encoded(resumed=frame_pb2.Resumed(lossless=missed is not None)))
         METRICS.gateway_resumes.labels("lossless" if missed is not None else "lossy").inc()
         if self._chat is not None and missed is None:
             # Attached anew it is told the Heads.
@@ -612,10 +424,10 @@ class Sessions:
         self._take(session, frame.refresh.token, principal, expires)
         refreshed = frame_pb2.Refreshed()
         refreshed.token_expire_time.FromSeconds(int(expires))
-        session.transport.send(_batch(refreshed=refreshed))
+        session.transport.send(encoded(refreshed=refreshed))
 
     def _ping(self, session: Session, frame: frame_pb2.Frame) -> None:
-        session.transport.send(_batch(pong=frame_pb2.Pong(id=frame.ping.id)))
+        session.transport.send(encoded(pong=frame_pb2.Pong(id=frame.ping.id)))
 
     def _delivered(self, session: Session, frame: frame_pb2.Frame) -> None:
         self._validator.check(frame.delivered)
@@ -655,7 +467,7 @@ class Sessions:
         except DeskwireError as error:
             METRICS.gateway_refused.labels(error.reason_name).inc()
             result = frame_pb2.RpcResult(id=said.id, error=error_frame(error))
-            session.transport.send(_batch(rpc_result=result))
+            session.transport.send(encoded(rpc_result=result))
 
     def _may_go_on(self, session: Session, conversation_id: str) -> bool:
         """Whether the rate allows a frame that isn't a Send; otherwise it is refused for now."""
@@ -749,26 +561,6 @@ class Sessions:
         )
 
 
-def same_user(one: Principal | None, other: Principal) -> bool:
-    """Whether two tokens are of the same user."""
-    return one is not None and (one.tenant, one.role, one.subject) == (
-        other.tenant,
-        other.role,
-        other.subject,
-    )
-
-
-def slow_reader() -> bytes:
-    """The Goodbye for a transport whose client reads too slowly. Its session stays, to be resumed."""
-    goodbye = frame_pb2.Goodbye(
-        code=Close.SLOW_READER,
-        reason=reasons.ERROR_REASON_SLOW_READER,
-        message="you read slower than is sent to you; come back and Sync",
-        reconnect=True,
-    )
-    return _batch(goodbye=goodbye)
-
-
 def _varint(number: int) -> bytes:
     if number < 128:
         return _ONE_BYTE[number]
@@ -778,10 +570,3 @@ def _varint(number: int) -> bytes:
         number >>= 7
     parts.append(number)
     return bytes(parts)
-
-
-def too_large(limit: int) -> ResourceExhausted:
-    """The error for a message over the limit."""
-    return ResourceExhausted(
-        f"the message is larger than {limit} bytes", reason=reasons.ERROR_REASON_TOO_LARGE
-    )

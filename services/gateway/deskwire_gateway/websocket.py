@@ -19,8 +19,10 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_gateway.frames import slow_reader, too_large
 from deskwire_gateway.limits import Bucket
-from deskwire_gateway.sessions import Close, Session, Sessions, slow_reader, too_large
+from deskwire_gateway.session import Close, Session
+from deskwire_gateway.sessions import Sessions
 
 SUBPROTOCOL: Final = "deskwire.v1"
 PATH: Final = "/ws"

@@ -31,6 +31,7 @@ from deskwire_common.errors import from_rpc_error
 from deskwire_common.lifecycle import running
 from deskwire_gateway.calls import METHODS
 from support import eventually
+from support.otlp import receiver
 from support.relay import Relay, relay
 from support.suite import Desk, Start, gateway_settings, new_id
 from support.wire import Wire, reason, wire
@@ -478,3 +479,21 @@ async def test_the_client_calls(start: Start, valkey: str, keys_file: Path) -> N
             conversation_service_pb2.ListMessagesResponse,
         )
         assert seen.messages[0].content.text == "hello"
+
+
+async def test_a_call_is_part_of_its_clients_trace(start: Start) -> None:
+    trace, unsampled = "0af7651916cd43dd8448eb211c80319c", "1af7651916cd43dd8448eb211c80319c"
+    async with receiver() as spans:
+        async with (
+            start(otlp_endpoint=spans.target) as d,
+            wire(d, d.token(Role.AGENT, "alice")) as desk,
+        ):
+            for number, (of, flags) in enumerate(((trace, "01"), (unsampled, "00")), 1):
+                traceparent = f"00-{of}-b7ad6b7169203331-{flags}"
+                await desk.call(number, SET_STATUS, available(), traceparent=traceparent)
+                assert (await desk.result(number)).HasField("response")
+        found = {each.name: each for each in spans.spans if each.trace_id == trace}
+        passed_on, served = found["gateway.rpc"], found[f"deskwire.chat.v1.{SET_STATUS}"]
+        assert passed_on.parent_id == "b7ad6b7169203331"
+        assert served.parent_id == passed_on.span_id
+        assert not [each for each in spans.spans if each.trace_id == unsampled]

@@ -25,8 +25,10 @@ from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.protobytes import nested, varint
+from deskwire_gateway.frames import error_batch
 from deskwire_gateway.link import Link, up_item
-from deskwire_gateway.sessions import Session, Sessions, error_batch
+from deskwire_gateway.session import Session
+from deskwire_gateway.sessions import Sessions
 
 _LOOK_SECONDS: Final = 1.0
 _PATIENCE: Final = 10.0
@@ -68,7 +70,7 @@ class _Pending:
 
 
 class Shards:
-    """The way to chat (sessions.Chat) of this worker."""
+    """The way to chat (session.Chat) of this worker."""
 
     def __init__(
         self,

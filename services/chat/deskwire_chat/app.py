@@ -47,7 +47,7 @@ from deskwire_chat.shard.receipts import Receipts
 from deskwire_chat.shard.streams import MessageStreams, Slots
 from deskwire_chat.shard.watchers import TappedLog, Watchers
 from deskwire_chat.shard.writer import ShardWriter
-from deskwire_chat.worker import AgentReader, GateKeeper
+from deskwire_chat.worker import AgentReader, BotKeeper, GateKeeper
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
 from deskwire_common.clock import to_micros
@@ -125,6 +125,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     conversation_actions = ConversationActions(tools, writer)
     keeper = GateKeeper(db, gate, connections, conversation_actions, ownership)
     await keeper.load()
+    bots = BotKeeper(
+        db, router, conversation_actions, ownership, away_seconds=settings.bot_away_seconds
+    )
 
     relay = OutboxRelay(
         db, outbox, await runtime.producer("chat-outbox"), keep=settings.outbox_keep_seconds
@@ -139,6 +142,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     runtime.spawn("agents", partial(reader.run_agents, router, ownership))
     runtime.spawn("queue", partial(reader.run_partitions, router, ownership))
     runtime.spawn("gate-keeper", keeper.run)
+    runtime.spawn("bot-keeper", bots.run)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("search", SearchIndexer(db, runtime.clock).run)
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))

@@ -1,5 +1,7 @@
 """Which agent gets which conversation: the one who waited longest, of those connected and available with room.
 
+A bot with room comes before any person, but for conversations that were handed off: those are for people.
+
 An index in memory over what the tables say. It proposes; the shard's transaction decides (the agent's row is
 guarded by status and capacity), and tells the outcome back. Everything here runs on the event loop and never
 waits.
@@ -9,9 +11,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from typing import Protocol
 
-from deskwire_chat.domain import Agent, Status, partition_of
+from deskwire_chat.domain import Agent, Status, Waiting, partition_of
 
 AgentKey = tuple[str, str]
 """Tenant and agent_id."""
@@ -20,23 +23,40 @@ AgentKey = tuple[str, str]
 class Assign(Protocol):
     """Proposes a conversation for an agent to the shard."""
 
-    def __call__(
-        self, *, tenant: str, conversation_id: str, agent_id: str, agent_name: str
-    ) -> None: ...
+    def __call__(self, waiting: Waiting, agent: Agent) -> None: ...
 
 
 class _Slot:
-    """An agent as routing sees them. `pending` are proposals that the shard hasn't decided."""
+    """An agent or bot as routing sees them. `pending` are proposals that the shard hasn't decided.
 
-    __slots__ = ("agent", "changes", "connections", "idle_since", "pending", "suspect")
+    People's and bots' connections are counted apart: a token's role may not be that of the agent with its subject.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "agent",
+        "changes",
+        "gone_since",
+        "idle_since",
+        "pending",
+        "people",
+        "programs",
+        "suspect",
+    )
+
+    def __init__(self, now: int) -> None:
         self.agent: Agent | None = None
-        self.connections = 0
+        self.people = 0
+        self.programs = 0
+        self.gone_since = now
         self.pending = 0
         self.idle_since = 0
         self.changes = 0
         self.suspect = False
+
+    @property
+    def connections(self) -> int:
+        """How many connections of the agent are open here."""
+        return self.programs if self.agent is not None and self.agent.bot else self.people
 
     def has_room(self) -> bool:
         agent = self.agent
@@ -51,14 +71,45 @@ class _Slot:
 
 
 class _Desk:
-    """One tenant: its agents with room, and who waits for them."""
+    """One tenant: its people and bots with room, and who waits for them."""
 
-    __slots__ = ("free", "waiting", "waiting_ids")
+    __slots__ = ("bots", "for_all", "for_people", "free", "waiting")
 
     def __init__(self) -> None:
         self.free: dict[str, _Slot] = {}
-        self.waiting: list[tuple[int, str]] = []
-        self.waiting_ids: set[str] = set()
+        self.bots: dict[str, _Slot] = {}
+        self.waiting: dict[str, Waiting] = {}
+        self.for_all: list[tuple[int, str]] = []
+        self.for_people: list[tuple[int, str]] = []
+
+    def put(self, waiting: Waiting) -> None:
+        """Have a conversation wait, once."""
+        if waiting.conversation_id not in self.waiting:
+            self.waiting[waiting.conversation_id] = waiting
+            heap = self.for_people if waiting.human_wanted else self.for_all
+            heapq.heappush(heap, (waiting.created_at, waiting.conversation_id))
+
+    def take_for_bot(self) -> Waiting | None:
+        """Take out the one that waits longest, of those that a bot may have."""
+        return self._take(self.for_all) if self._first(self.for_all) else None
+
+    def take_for_person(self) -> Waiting | None:
+        """Take out the one that waits longest."""
+        heaps = [heap for heap in (self.for_all, self.for_people) if self._first(heap)]
+        return self._take(min(heaps, key=lambda heap: heap[0])) if heaps else None
+
+    def _first(self, heap: list[tuple[int, str]]) -> bool:
+        """Whether one waits; those that were closed or moved while they waited are dropped."""
+        wants_human = heap is self.for_people
+        while heap:
+            found = self.waiting.get(heap[0][1])
+            if found is not None and found.human_wanted == wants_human:
+                return True
+            heapq.heappop(heap)
+        return False
+
+    def _take(self, heap: list[tuple[int, str]]) -> Waiting:
+        return self.waiting.pop(heapq.heappop(heap)[1])
 
 
 class Router:
@@ -72,43 +123,41 @@ class Router:
         self._slots: dict[AgentKey, _Slot] = {}
         self._desks: dict[str, _Desk] = {}
 
-    def start(
-        self, agents: Iterable[Agent], waiting: Iterable[tuple[str, str, int]], assign: Assign
-    ) -> None:
-        """Take over what the tables say, and begin to propose through `assign`."""
+    def start(self, agents: Iterable[Agent], assign: Assign) -> None:
+        """Take over what the table says, and begin to propose through `assign`."""
         self._assign = assign
         for agent in agents:
             self._slot(agent.tenant, agent.agent_id).agent = agent
             self._slot(agent.tenant, agent.agent_id).idle_since = agent.idle_since
-        for tenant, conversation_id, created_at in waiting:
-            self._wait(tenant, conversation_id, created_at)
         for key in self._slots:
             self._judge(key)
         for tenant in list(self._desks):
             self._dispatch(tenant)
 
-    def wait_for(self, waiting: Iterable[tuple[str, str, int]]) -> None:
-        """Take conversations over that wait: tenant, id, created_at."""
+    def wait_for(self, waiting: Iterable[Waiting]) -> None:
+        """Take conversations over that wait."""
         tenants: dict[str, None] = {}
-        for tenant, conversation_id, created_at in waiting:
-            self._wait(tenant, conversation_id, created_at)
-            tenants[tenant] = None
+        for each in waiting:
+            self._desk(each.tenant).put(each)
+            tenants[each.tenant] = None
         for tenant in tenants:
             self._dispatch(tenant)
 
     def drop(self, partitions: Collection[int]) -> None:
         """Conversations of these are routed by another process from now on."""
         for desk in self._desks.values():
-            desk.waiting_ids = {
-                each for each in desk.waiting_ids if partition_of(each) not in partitions
+            desk.waiting = {
+                name: each
+                for name, each in desk.waiting.items()
+                if partition_of(name) not in partitions
             }
 
     # ------------------------------------------------------------------------------- what happened
 
-    def opened(self, tenant: str, conversation_id: str, created_at: int) -> None:
+    def opened(self, waiting: Waiting) -> None:
         """A conversation waits for an agent."""
-        self._wait(tenant, conversation_id, created_at)
-        self._dispatch(tenant)
+        self._desk(waiting.tenant).put(waiting)
+        self._dispatch(waiting.tenant)
 
     def closed(self, tenant: str, conversation_id: str, agent_id: str) -> None:
         """A conversation ended: its agent, if it had one, has room for another."""
@@ -118,24 +167,25 @@ class Router:
                 self._count(slot, -1)
             self._changed((tenant, agent_id))
         else:
-            self._desk(tenant).waiting_ids.discard(conversation_id)
+            self._desk(tenant).waiting.pop(conversation_id, None)
 
     def gained(self, tenant: str, conversation_id: str, agent_id: str) -> None:
         """A conversation was given to an agent by somebody else than routing."""
-        self._desk(tenant).waiting_ids.discard(conversation_id)
+        self._desk(tenant).waiting.pop(conversation_id, None)
         self._count(self._slot(tenant, agent_id), +1)
         self._changed((tenant, agent_id))
 
-    def connected(self, tenant: str, agent_id: str) -> None:
-        """A connection of an agent opened."""
-        self._slot(tenant, agent_id).connections += 1
+    def connected(self, tenant: str, agent_id: str, bot: bool) -> None:
+        """A connection of an agent, or of a bot, opened."""
+        self._moved(self._slot(tenant, agent_id), bot, +1)
         self._changed((tenant, agent_id))
 
-    def disconnected(self, tenant: str, agent_id: str) -> None:
-        """A connection of an agent closed."""
+    def disconnected(self, tenant: str, agent_id: str, bot: bool) -> None:
+        """A connection of an agent, or of a bot, closed."""
         slot = self._slot(tenant, agent_id)
-        slot.connections -= 1
-        if slot.connections == 0 and slot.agent is None:
+        self._moved(slot, bot, -1)
+        slot.gone_since = self._now()
+        if not slot.people and not slot.programs and slot.agent is None:
             del self._slots[tenant, agent_id]
             return
         self._changed((tenant, agent_id))
@@ -147,7 +197,7 @@ class Router:
             slot.agent = agent
             slot.idle_since = agent.idle_since
         elif slot.agent.version < agent.version:
-            slot.agent = _with_active(agent, slot.agent.active)
+            slot.agent = replace(agent, active=slot.agent.active)
         self._changed((agent.tenant, agent.agent_id))
 
     def assigned(self, tenant: str, agent_id: str) -> None:
@@ -156,19 +206,11 @@ class Router:
         slot.pending -= 1
         self._count(slot, +1)
 
-    def refused(
-        self,
-        tenant: str,
-        conversation_id: str,
-        agent_id: str,
-        *,
-        waits: int | None,
-        doubtful: bool,
-    ) -> None:
+    def refused(self, tenant: str, agent_id: str, *, waits: Waiting | None, doubtful: bool) -> None:
         """The shard didn't take a proposal.
 
-        `waits` is created_at of a conversation that still waits. `doubtful`: what is known of the agent was wrong; it
-        is read again before it gets another proposal.
+        `waits`: the conversation, if it still waits. `doubtful`: what is known of the agent was wrong; it is read
+        again before it gets another proposal.
         """
         slot = self._slot(tenant, agent_id)
         slot.pending -= 1
@@ -177,7 +219,7 @@ class Router:
         slot.changes += 1
         self._judge((tenant, agent_id))
         if waits is not None:
-            self._wait(tenant, conversation_id, waits)
+            self._desk(tenant).put(waits)
         if doubtful:
             self._refresh((tenant, agent_id))
         self._dispatch(tenant)
@@ -215,14 +257,26 @@ class Router:
 
     def waiting_count(self) -> int:
         """How many conversations wait."""
-        return sum(len(desk.waiting_ids) for desk in self._desks.values())
+        return sum(len(desk.waiting) for desk in self._desks.values())
+
+    def bots_gone(self, seconds: float) -> list[AgentKey]:
+        """Return the bots that have had no connection for so long."""
+        since = self._now() - int(seconds * 1_000_000)
+        return [
+            key
+            for key, slot in self._slots.items()
+            if slot.agent is not None
+            and slot.agent.bot
+            and not slot.programs
+            and slot.gone_since <= since
+        ]
 
     # ------------------------------------------------------------------------------------- inner
 
     def _slot(self, tenant: str, agent_id: str) -> _Slot:
         slot = self._slots.get((tenant, agent_id))
         if slot is None:
-            slot = self._slots[tenant, agent_id] = _Slot()
+            slot = self._slots[tenant, agent_id] = _Slot(self._now())
         return slot
 
     def _desk(self, tenant: str) -> _Desk:
@@ -234,13 +288,14 @@ class Router:
     def _count(self, slot: _Slot, step: int) -> None:
         slot.changes += 1
         if slot.agent is not None:
-            slot.agent = _with_active(slot.agent, max(0, slot.agent.active + step))
+            slot.agent = replace(slot.agent, active=max(0, slot.agent.active + step))
 
-    def _wait(self, tenant: str, conversation_id: str, created_at: int) -> None:
-        desk = self._desk(tenant)
-        if conversation_id not in desk.waiting_ids:
-            desk.waiting_ids.add(conversation_id)
-            heapq.heappush(desk.waiting, (created_at, conversation_id))
+    @staticmethod
+    def _moved(slot: _Slot, bot: bool, step: int) -> None:
+        if bot:
+            slot.programs += step
+        else:
+            slot.people += step
 
     def _changed(self, key: AgentKey) -> None:
         self._slot(*key).changes += 1
@@ -251,7 +306,8 @@ class Router:
         """Put the agent among the free ones, or take them away."""
         tenant, agent_id = key
         slot = self._slot(tenant, agent_id)
-        free = self._desk(tenant).free
+        desk = self._desk(tenant)
+        free = desk.bots if slot.agent is not None and slot.agent.bot else desk.free
         if slot.has_room():
             free[agent_id] = slot
             return True
@@ -259,37 +315,22 @@ class Router:
         return False
 
     def _dispatch(self, tenant: str) -> None:
+        """Propose until nobody has room, or nobody waits whom they may have."""
         desk = self._desk(tenant)
-        while self._assign is not None and desk.waiting and desk.free:
-            _, conversation_id = heapq.heappop(desk.waiting)
-            if conversation_id not in desk.waiting_ids:
-                continue  # closed while it waited
-            desk.waiting_ids.discard(conversation_id)
-            agent_id = min(desk.free, key=lambda one: (desk.free[one].idle_since, one))
-            slot = desk.free[agent_id]
+        while self._assign is not None:
+            free = desk.bots
+            waiting = desk.take_for_bot() if free else None
+            if waiting is None:
+                free = desk.free
+                waiting = desk.take_for_person() if free else None
+            if waiting is None:
+                return
+            agent_id = min(free, key=lambda one: (free[one].idle_since, one))
+            slot = free[agent_id]
             slot.pending += 1
             slot.changes += 1
             slot.idle_since = self._now()
             if not slot.has_room():
-                del desk.free[agent_id]
-            name = slot.agent.display_name if slot.agent is not None else ""
-            self._assign(
-                tenant=tenant,
-                conversation_id=conversation_id,
-                agent_id=agent_id,
-                agent_name=name or agent_id,
-            )
-
-
-def _with_active(agent: Agent, active: int) -> Agent:
-    return Agent(
-        tenant=agent.tenant,
-        agent_id=agent.agent_id,
-        display_name=agent.display_name,
-        status=agent.status,
-        capacity=agent.capacity,
-        active=active,
-        idle_since=agent.idle_since,
-        version=agent.version,
-        disabled=agent.disabled,
-    )
+                del free[agent_id]
+            assert slot.agent is not None  # noqa: S101 - who has room is known
+            self._assign(waiting, slot.agent)

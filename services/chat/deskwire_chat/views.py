@@ -60,6 +60,8 @@ def conversation(item: Conversation) -> conversation_pb2.Conversation:
         create_time=timestamp(item.created_at),
         assign_time=timestamp(item.assigned_at) if item.assigned_at else None,
         close_time=timestamp(item.closed_at) if item.closed_at else None,
+        agent_role=actor_pb2.Role.ValueType(int(item.agent_role) if item.agent_id else 0),
+        human_wanted=item.human_wanted,
     )
 
 
@@ -109,6 +111,7 @@ def agent(item: Agent, *, connected: bool) -> agent_pb2.Agent:
         idle_since=timestamp(item.idle_since),
         version=item.version,
         disabled=item.disabled,
+        bot=item.bot,
     )
 
 
@@ -153,7 +156,7 @@ def customer_push(item: Customer) -> bytes:
 
 
 def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
-    """Return the Frames that tell where a conversation stands; to agents also whose it is."""
+    """Return the Frames that tell where a conversation stands; to agents and bots also whose it is."""
     frames = [
         frame_pb2.Frame(
             head=frame_pb2.Head(

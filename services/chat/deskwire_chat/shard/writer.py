@@ -25,7 +25,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import views
-from deskwire_chat.domain import ActorRole, Conversation, Message, State, Writer, partition_of
+from deskwire_chat.domain import (
+    ActorRole,
+    Agent,
+    Conversation,
+    Message,
+    State,
+    Waiting,
+    Writer,
+    partition_of,
+)
 from deskwire_chat.routing import Router
 from deskwire_chat.shard.commands import (
     Alter,
@@ -37,6 +46,7 @@ from deskwire_chat.shard.commands import (
     NotOwner,
     Store,
     participants,
+    waiting_of,
 )
 from deskwire_chat.shard.group import Group
 from deskwire_chat.shard.memory import Memory
@@ -128,11 +138,11 @@ class ShardWriter:
         self._lanes[number].append(command)
         self._wakes[number].set()
 
-    def propose(self, *, tenant: str, conversation_id: str, agent_id: str, agent_name: str) -> None:
+    def propose(self, waiting: Waiting, agent: Agent) -> None:
         """Queue routing's proposal (routing.Assign)."""
         if self._closing:
             return
-        command = Assign(tenant, conversation_id, agent_id, agent_name)
+        command = Assign(waiting, agent)
         try:
             self.submit(command)
         except NotOwner:
@@ -262,11 +272,7 @@ class ShardWriter:
     def _not_ours(self, command: Store | Assign) -> None:
         if isinstance(command, Assign):
             self.router.refused(
-                command.tenant,
-                command.conversation_id,
-                command.agent_id,
-                waits=None,
-                doubtful=False,
+                command.waiting.tenant, command.agent.agent_id, waits=None, doubtful=False
             )
         else:
             self._answer_refused(command, NotOwner())
@@ -275,10 +281,9 @@ class ShardWriter:
         for command in commands:
             if isinstance(command, Assign):
                 self.router.refused(
-                    command.tenant,
-                    command.conversation_id,
-                    command.agent_id,
-                    waits=self._now(),
+                    command.waiting.tenant,
+                    command.agent.agent_id,
+                    waits=command.waiting,
                     doubtful=True,
                 )
                 continue
@@ -375,8 +380,7 @@ class ShardWriter:
         for span in group.spans:
             span.end()
         for customer, told in group.visitors.updated:
-            agents_told = [(customer.tenant, int(ActorRole.AGENT), each) for each in told]
-            self.deliver(agents_told, views.customer_push(customer))
+            self.deliver(told, views.customer_push(customer))
         self._log.committed(list(group.stored.values()))
 
     # -------------------------------------------------------------------------------------- alter
@@ -421,7 +425,7 @@ class ShardWriter:
             self.router.gained(tenant, conversation_id, after.agent_id)
             self.introduce(after.copy())
         if after.state == State.QUEUED:
-            self.router.opened(tenant, conversation_id, after.created_at)
+            self.router.opened(waiting_of(after))
 
     def _now(self) -> int:
         return to_micros(self._clock.now())

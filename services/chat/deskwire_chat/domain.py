@@ -78,6 +78,15 @@ class Status(IntEnum):
     AWAY = 2
 
 
+class OfferEnd(IntEnum):
+    """How an offer ended; the numbers are the contract's."""
+
+    ACCEPTED = 1
+    EXPIRED = 2
+    DECLINED = 3
+    WITHDRAWN = 4
+
+
 class ActorRole(IntEnum):
     """Who writes messages; the numbers are the contract's and the database's."""
 
@@ -636,6 +645,14 @@ def agent_has_no_room(agent_id: str) -> FailedPrecondition:
     return FailedPrecondition(
         f"agent {agent_id} is away, disabled or has no room",
         reason=reasons.ERROR_REASON_AGENT_UNAVAILABLE,
+    )
+
+
+def offer_not_found(conversation_id: str) -> NotFound:
+    """Return the error for an offer that is over, or was never made to the caller."""
+    return NotFound(
+        f"conversation {conversation_id} isn't offered to you now",
+        reason=reasons.ERROR_REASON_OFFER_NOT_FOUND,
     )
 
 

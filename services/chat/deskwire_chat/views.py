@@ -24,6 +24,7 @@ from deskwire_chat.domain import (
     IntegrationKey,
     Kind,
     Message,
+    OfferEnd,
     Receipt,
     Tenant,
     Writer,
@@ -153,6 +154,25 @@ def conversation_push(item: Conversation) -> bytes:
 def customer_push(item: Customer) -> bytes:
     """Return an encoded Batch that pushes a customer."""
     return batch(push=frame_pb2.Push(customer=customer(item)))
+
+
+def offer_push(item: Conversation, of: Customer | None, expires_at: int) -> frame_pb2.Push:
+    """Return what an agent is told of an offer."""
+    return frame_pb2.Push(
+        offer=frame_pb2.Offer(
+            conversation=conversation(item),
+            customer=customer(of) if of is not None else None,
+            expire_time=timestamp(expires_at),
+        )
+    )
+
+
+def offer_ended(conversation_id: str, end: OfferEnd) -> bytes:
+    """Return an encoded Batch that ends an offer."""
+    ended = frame_pb2.OfferEnded(
+        conversation_id=conversation_id, reason=frame_pb2.OfferEndReason.ValueType(int(end))
+    )
+    return batch(push=frame_pb2.Push(offer_ended=ended))
 
 
 def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:

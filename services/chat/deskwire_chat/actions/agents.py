@@ -197,6 +197,8 @@ class AgentActions:
         response = await self.tools.db.run(work)
         for agent in changed:
             self.router.said(agent)
+        if Status(request.status) is Status.AVAILABLE:
+            self.router.spoke(who.tenant, agent_id)
         return response
 
     async def get(self, request: agents_pb.GetAgentRequest) -> agents_pb.GetAgentResponse:

@@ -11,6 +11,7 @@ from deskwire.chat.v1 import conversation_service_pb2 as conversations_pb
 from deskwire_chat import domain, events, views, words
 from deskwire_chat.actions.tools import PAGE, ResponseT, Tools
 from deskwire_chat.domain import (
+    ActorRole,
     Change,
     Conversation,
     State,
@@ -186,6 +187,8 @@ class ConversationActions:
             )
         )
         stored = await future
+        if who.role == ActorRole.AGENT:
+            self.writer.router.spoke(who.tenant, who.subject)
         return conversations_pb.SendMessageResponse(
             message=views.message(stored.message, who),
             epoch=stored.epoch,

@@ -87,6 +87,23 @@ class Assign:
         return self.waiting.conversation_id
 
 
+Give = Callable[[], Awaitable[Conversation]]
+"""Gives the conversation to the agent, in a transaction, and returns it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Accept(Assign):
+    """An agent's yes to an offer, in a transaction of its own.
+
+    `once` gets the transaction and what gives them the conversation, and does that once per request; its result goes to
+    `future` after the commit.
+    """
+
+    once: Callable[[UnitOfWork, Give], Awaitable[Any]]
+    future: asyncio.Future[Any]
+    result: Any = None
+
+
 @dataclass(slots=True)
 class Alter:
     """A change of one conversation in a transaction of its own: close, transfer.

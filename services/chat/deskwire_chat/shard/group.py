@@ -14,6 +14,7 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import domain, events, views
 from deskwire_chat.domain import (
     ActorRole,
+    Agent,
     Conversation,
     Customer,
     Kind,
@@ -25,6 +26,7 @@ from deskwire_chat.domain import (
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import codec
 from deskwire_chat.shard.commands import (
+    Accept,
     Assign,
     Deliver,
     Store,
@@ -277,10 +279,29 @@ class Group:
             again = waiting_of(conversation) if conversation is not None and waits else None
             self.after.append(
                 lambda: self._tools.router.refused(
-                    tenant, agent.agent_id, waits=again, doubtful=waits
+                    tenant, command.conversation_id, agent.agent_id, waits=again, doubtful=waits
                 )
             )
             return
+        self._give(conversation, agent)
+
+    async def accept(self, uow: UnitOfWork, command: Accept) -> Conversation:
+        """Give a conversation to the agent who accepted its offer.
+
+        Raises NotFound (OFFER_NOT_FOUND) when it doesn't wait any more, FailedPrecondition (AGENT_UNAVAILABLE).
+        """
+        agent = command.agent
+        conversation = self._conversation(command.conversation_id)
+        if conversation is None or conversation.state != State.QUEUED:
+            raise domain.offer_not_found(command.conversation_id)
+        if not await agents.take(uow.connection, agent.tenant, agent.agent_id, now=self.now):
+            raise domain.agent_has_no_room(agent.agent_id)
+        self._give(conversation, agent)
+        return conversation
+
+    def _give(self, conversation: Conversation, agent: Agent) -> None:
+        """The agent's row has counted it."""
+        tenant = agent.tenant
         self._altered.append((conversation, conversation.version))
         changes = domain.assign(conversation, agent_id=agent.agent_id, bot=agent.bot, now=self.now)
         by = Writer.system(tenant)
@@ -290,7 +311,10 @@ class Group:
             )
         )
         METRICS.conversations_assigned.inc()
-        self.after.append(lambda: self._tools.router.assigned(tenant, agent.agent_id))
+        conversation_id = conversation.conversation_id
+        self.after.append(
+            lambda: self._tools.router.assigned(tenant, conversation_id, agent.agent_id)
+        )
         assigned = conversation.copy()
         batch = views.conversation_push(assigned)
         users = participants(conversation)

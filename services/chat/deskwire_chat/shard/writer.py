@@ -19,6 +19,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -37,10 +38,12 @@ from deskwire_chat.domain import (
 )
 from deskwire_chat.routing import Router
 from deskwire_chat.shard.commands import (
+    Accept,
     Alter,
     Assign,
     Command,
     Deliver,
+    Give,
     Log,
     Mark,
     NotOwner,
@@ -159,6 +162,18 @@ class ShardWriter:
         self.submit(Alter(conversation_id, work, future))
         return await future
 
+    async def accept(
+        self, waiting: Waiting, agent: Agent, once: Callable[[UnitOfWork, Give], Awaitable[Any]]
+    ) -> Any:
+        """Give an agent the conversation whose offer they have claimed, in its turn; see Accept."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        command = Accept(waiting, agent, once=once, future=future)
+        try:
+            self.submit(command)
+        except DeskwireError as error:
+            self._not_accepted(command, error)
+        return await future
+
     def forget_line(self, line: Hashable, conversation_ids: Iterable[str]) -> None:
         """A connection is gone: what it held is free."""
         for conversation_id in conversation_ids:
@@ -203,7 +218,7 @@ class ShardWriter:
                 group: list[Store | Assign] = []
                 while lane and len(group) < GROUP:
                     command = lane[0]
-                    if isinstance(command, Alter | Mark):
+                    if isinstance(command, Alter | Accept | Mark):
                         break
                     lane.popleft()
                     group.append(command)
@@ -211,6 +226,8 @@ class ShardWriter:
                     await self._write(group)
                 elif isinstance(alone := lane.popleft(), Alter):
                     await self._alter(alone)
+                elif isinstance(alone, Accept):
+                    await self._accept(alone)
                 elif isinstance(alone, Mark) and not alone.future.done():
                     alone.future.set_result(None)
 
@@ -270,9 +287,15 @@ class ShardWriter:
             raise Unavailable("a partition was lost meanwhile")
 
     def _not_ours(self, command: Store | Assign) -> None:
-        if isinstance(command, Assign):
+        if isinstance(command, Accept):
+            self._not_accepted(command, NotOwner())
+        elif isinstance(command, Assign):
             self.router.refused(
-                command.waiting.tenant, command.agent.agent_id, waits=None, doubtful=False
+                command.waiting.tenant,
+                command.conversation_id,
+                command.agent.agent_id,
+                waits=None,
+                doubtful=False,
             )
         else:
             self._answer_refused(command, NotOwner())
@@ -282,6 +305,7 @@ class ShardWriter:
             if isinstance(command, Assign):
                 self.router.refused(
                     command.waiting.tenant,
+                    command.conversation_id,
                     command.agent.agent_id,
                     waits=command.waiting,
                     doubtful=True,
@@ -323,7 +347,11 @@ class ShardWriter:
             await group.load_targets(uow, commands)
             for command in commands:
                 if isinstance(command, Assign):
-                    await group.assign(uow, command)
+                    if isinstance(command, Accept):
+                        give = partial(group.accept, uow, command)
+                        command.result = await command.once(uow, give)
+                    else:
+                        await group.assign(uow, command)
                 else:
                     self._store(group, command, found)
             self._check_held(began_with)
@@ -382,6 +410,45 @@ class ShardWriter:
         for customer, told in group.visitors.updated:
             self.deliver(told, views.customer_push(customer))
         self._log.committed(list(group.stored.values()))
+
+    # ------------------------------------------------------------------------------------- accept
+
+    async def _accept(self, command: Accept) -> None:
+        try:
+            await self._ownership.settle()
+            ours, began_with = self._ours([command])
+            if not ours:
+                return
+            group = await self._transact(ours, began_with)
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            if not isinstance(error, DeskwireError) or error.temporary:
+                self._forget([command])
+            self._not_accepted(command, error)
+            return
+        for after in group.after:
+            after()
+        if not group.heads:
+            # A repeated call: what it says was done before, and this offer is another one.
+            self._offer_again(command, waits=command.waiting)
+        if not command.future.done():
+            command.future.set_result(command.result)
+
+    def _not_accepted(self, command: Accept, error: Exception) -> None:
+        over = isinstance(error, NotOwner) or (
+            isinstance(error, DeskwireError)
+            and error.reason == reasons.ERROR_REASON_OFFER_NOT_FOUND
+        )
+        self._offer_again(command, waits=None if over else command.waiting)
+        _fail(command.future, error)
+
+    def _offer_again(self, command: Accept, *, waits: Waiting | None) -> None:
+        self.router.refused(
+            command.waiting.tenant,
+            command.conversation_id,
+            command.agent.agent_id,
+            waits=waits,
+            doubtful=waits is not None,
+        )
 
     # -------------------------------------------------------------------------------------- alter
 

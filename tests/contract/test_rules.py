@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,10 +278,13 @@ class Suite:
             "events.v1.AdapterRegistryService/RegisterAdapter",
             "cdc.v1.SourceService/CreateSource",
         ):
-            role, body = self.done[path]  # what was removed is there again
-            assert (await self.call(path, role, {**body, "request_id": "again"}, tenant=tenant))[
-                0
-            ] == "OK"
+            # What was removed is there again; its consumer may still be leaving, which is worth another try.
+            await eventually(partial(self._again, path, tenant), timeout=30)
+
+    async def _again(self, path: str, tenant: str) -> bool:
+        role, body = self.done[path]
+        again = {**body, "request_id": "again"}
+        return (await self.call(path, role, again, tenant=tenant))[0] == "OK"
 
 
 @pytest.fixture

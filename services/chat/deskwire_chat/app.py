@@ -93,7 +93,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         runtime.ids.uuid7(),
         lease_seconds=settings.lease_seconds,
     )
-    presence = Presence(db, connections, is_ours=lambda item: ownership.term_of(item.partition) > 0)
+
+    def is_ours(item: domain.Conversation) -> bool:
+        return ownership.term_of(item.partition) > 0
+
+    presence = Presence(db, connections, is_ours=is_ours)
     writer = ShardWriter(
         db,
         outbox,
@@ -113,7 +117,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         runtime.clock,
         is_ours=lambda tenant: ownership.term_of(domain.partition_of(tenant)) > 0,
     )
-    offers = Offers(db, connections, router, seconds=settings.offer_seconds)
+    offers = Offers(db, connections, router, seconds=settings.offer_seconds, is_ours=is_ours)
     links = Links(
         db, connections, presence, receipts, feeds, offers, runtime.verifier, runtime.validator
     )

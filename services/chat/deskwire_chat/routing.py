@@ -215,13 +215,18 @@ class Router:
                 self._count(slot, -1)
             self._changed((tenant, agent_id))
         else:
-            self._leaves_queue(tenant, conversation_id)
+            self.leaves_queue(tenant, conversation_id)
 
     def gained(self, tenant: str, conversation_id: str, agent_id: str) -> None:
         """A conversation was given to an agent by somebody else than routing."""
-        self._leaves_queue(tenant, conversation_id)
+        self.leaves_queue(tenant, conversation_id)
         self._count(self._slot(tenant, agent_id), +1)
         self._changed((tenant, agent_id))
+
+    def leaves_queue(self, tenant: str, conversation_id: str) -> None:
+        """A conversation doesn't wait here: not any more, or it turns out not to."""
+        self._desk(tenant).waiting.pop(conversation_id, None)
+        self._withdraw(conversation_id)
 
     def connected(self, tenant: str, agent_id: str, bot: bool) -> None:
         """A connection of an agent, or of a bot, opened."""
@@ -447,10 +452,6 @@ class Router:
     def _wait(self, waiting: Waiting) -> None:
         if waiting.conversation_id not in self._offers:
             self._desk(waiting.tenant).put(waiting)
-
-    def _leaves_queue(self, tenant: str, conversation_id: str) -> None:
-        self._desk(tenant).waiting.pop(conversation_id, None)
-        self._withdraw(conversation_id)
 
     @staticmethod
     def _moved(slot: _Slot, bot: bool, step: int) -> None:

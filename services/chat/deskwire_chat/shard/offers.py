@@ -6,6 +6,7 @@ They are in memory only, as the queue is: a conversation whose owner dies still 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -13,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat import views
-from deskwire_chat.domain import ActorRole, Conversation, Customer, OfferEnd
+from deskwire_chat.domain import ActorRole, Conversation, Customer, OfferEnd, State
 from deskwire_chat.routing import Offer, Router
 from deskwire_chat.shard.commands import UserKey
 from deskwire_chat.shard.connections import Connection, Connections
@@ -31,13 +32,20 @@ class Offers:
     """Tells agents of their offers."""
 
     def __init__(
-        self, db: Database, connections: Connections, router: Router, *, seconds: float
+        self,
+        db: Database,
+        connections: Connections,
+        router: Router,
+        *,
+        seconds: float,
+        is_ours: Callable[[Conversation], bool],
     ) -> None:
-        """`seconds`: how long an offer stands; 0: there are none."""
+        """`seconds`: how long an offer stands; 0: there are none. `is_ours`: whether this process may make it."""
         self._db = db
         self._connections = connections
         self._router = router
         self._seconds = seconds
+        self._is_ours = is_ours
         self._untold: dict[str, Offer] = {}
         self._told: dict[str, tuple[UserKey, frame_pb2.Push]] = {}
         self._wake = asyncio.Event()
@@ -100,7 +108,13 @@ class Offers:
                 continue  # over meanwhile
             del self._untold[conversation_id]
             conversation = found.get(conversation_id)
-            if conversation is None:
+            if (
+                conversation is None
+                or conversation.state != State.QUEUED
+                or not self._is_ours(conversation)
+            ):
+                # A commit in doubt went through after all, or the next owner asks.
+                self._router.leaves_queue(offer.waiting.tenant, conversation_id)
                 continue
             user = (offer.waiting.tenant, int(ActorRole.AGENT), offer.agent_id)
             push = views.offer_push(

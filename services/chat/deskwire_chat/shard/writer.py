@@ -74,6 +74,8 @@ _SPACING: Final = 0.010
 _MANY: Final = 4
 """Transactions of so many commands are so many seconds apart: fewer, and each carries more."""
 _ATTEMPTS: Final = 3
+_ALONE: Final = (Alter, Accept, Mark)
+"""These aren't joined to groups."""
 _RETRY_AFTER: Final = 1.0
 
 
@@ -218,7 +220,7 @@ class ShardWriter:
                 group: list[Store | Assign] = []
                 while lane and len(group) < GROUP:
                     command = lane[0]
-                    if isinstance(command, Alter | Accept | Mark):
+                    if isinstance(command, _ALONE):
                         break
                     lane.popleft()
                     group.append(command)

@@ -339,7 +339,10 @@ class Client:
                 self._flush_calls()
 
     async def updates(self) -> AsyncIterator[frame_pb2.Push]:
-        """What happens, until the client is closed: messages in order (one's own too), conversations, customers."""
+        """What happens, until the client is closed: messages in order (one's own too), conversations, customers.
+
+        Receipts, the queue and, to agents, offers and their ends come as they are pushed; an offer may come twice.
+        """
         while True:
             push = await self._updates.get()
             if push is None:

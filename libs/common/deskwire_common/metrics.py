@@ -87,7 +87,7 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -
 class Metrics:
     """All of them. Labels have few values by construction: never an id, a tenant or a text."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # noqa: PLR0915 - one line each
         # gRPC
         self.rpc_seconds = _histogram(
             "rpc_seconds",
@@ -133,6 +133,9 @@ class Metrics:
         )
         self.conversations_assigned = _counter(
             "conversations_assigned_total", "Conversations given to an agent."
+        )
+        self.offers = _counter(
+            "offers_total", "Offers to agents: how many were made, and how they ended.", "outcome"
         )
         # tickets
         self.ticket_transitions = _counter(

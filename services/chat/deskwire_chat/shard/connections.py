@@ -251,11 +251,11 @@ class Connections:
 
     def _came(self, connection: Connection) -> None:
         if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
-            self._router.connected(connection.who.tenant, connection.who.subject)
+            self._router.connected(*_as_agent(connection.user))
 
     def _went(self, connection: Connection) -> None:
         if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
-            self._router.disconnected(connection.who.tenant, connection.who.subject)
+            self._router.disconnected(*_as_agent(connection.user))
         if not self.is_present(connection.user):
             self.left(connection.user)
 
@@ -282,3 +282,8 @@ class Connections:
         for stream, numbers in ids.items():
             self._deliveries.inc(len(numbers))
             stream.put(codec.down_item(numbers, batch, ephemeral=ephemeral))
+
+
+def _as_agent(user: UserKey) -> tuple[str, str, bool]:
+    """Tenant, agent_id, and whether it is a bot."""
+    return user[0], user[2], user[1] == ActorRole.BOT

@@ -45,7 +45,8 @@ def load(running: Running, options: argparse.Namespace) -> Iterator[list[subproc
                 "chat": running.suite.chat,
                 "keys_file": str(running.suite.keys_file),
                 "address": f"127.0.0.{part + 20}",
-                "tenant": tenant,
+                # Of its own: routing gives a visitor any agent of the tenant.
+                "tenant": f"{tenant}-{part}",
                 "part": part,
                 "pairs": len(range(part, options.pairs, options.generators)),
                 "seconds": options.seconds,

@@ -21,6 +21,7 @@ from deskwire.adapters.v1 import system_adapter_service_pb2, system_adapter_serv
 from deskwire_cli.launch import Launch
 from deskwire_common.auth import ANY_TENANT, KeySet, Role, TokenSigner
 from deskwire_common.errors import from_rpc_error
+from support.files import PICTURE, http
 from support.suite import new_id
 
 Body = dict[str, Any]
@@ -29,7 +30,10 @@ Body = dict[str, Any]
 TENANTS = "chat.v1.TenantService"
 #: Fields that name one thing which a tenant has.
 IDS = frozenset(
-    {"conversation_id", "customer_id", "ticket_id", "adapter_id", "source_id", "key_id", "agent_id"}
+    {
+        *("conversation_id", "customer_id", "ticket_id", "adapter_id", "source_id", "key_id"),
+        *("agent_id", "attachment_id"),
+    }
 )
 
 
@@ -72,6 +76,8 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
     }
     row: Body = {"identities": [{"namespace": "crm:main", "value": "4711"}], "display_name": "Li"}
     event = {"event_type": "order_paid", "subject": "o-1", "data": {"amount": 1}}
+    picture = {"file_name": "a.png", "content_type": "image/png", "size_bytes": len(PICTURE)}
+    attachment = {"attachment_id": "$attachment"}
     written: Body = {"customer_id": "$customer", "display_name": "Li Na"}
     return {
         f"{TENANTS}/CreateTenant": (operator, {"tenant_id": tenant}),
@@ -100,6 +106,9 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
         "chat.v1.ConversationService/ListConversations": (operator, {}),
         "chat.v1.ConversationService/ListMessages": (operator, conversation),
         "chat.v1.ConversationService/SearchMessages": (operator, {"query": "hello"}),
+        "chat.v1.AttachmentService/CreateAttachment": (visitor, {**conversation, **picture}),
+        "chat.v1.AttachmentService/CompleteAttachment": (visitor, attachment),
+        "chat.v1.AttachmentService/GetAttachment": (visitor, attachment),
         "chat.v1.CustomerService/GetCustomer": (operator, {"customer_id": "$customer"}),
         "chat.v1.CustomerService/ListCustomers": (operator, {}),
         "chat.v1.CustomerService/LookupCustomer": (
@@ -146,6 +155,8 @@ OTHER: Mapping[str, Body] = {
     "CreateAgent": {"display_name": "another"},
     "SetAgentStatus": {"capacity": 9},
     "CreateIntegrationKey": {"display_name": "another"},
+    "CreateAttachment": {"file_name": "another.png"},
+    "CompleteAttachment": {"attachment_id": new_id()},
     "UpdateCustomer": {"update_mask": "email"},
     "UpsertCustomer": {"update_mask": "email"},
     "CreateTicket": {"subject": "another"},
@@ -225,7 +236,7 @@ class Suite:
             return [self._with_ids(each) for each in body]
         return self.ids[body[1:]] if isinstance(body, str) and body.startswith("$") else body
 
-    def learn(self, path: str, answer: Body) -> None:
+    async def learn(self, path: str, answer: Body) -> None:
         """Take the ids of what was made."""
         method = path.rpartition("/")[2]
         if method == "SendMessage":
@@ -234,6 +245,10 @@ class Suite:
             self.ids["customer"] = answer["conversation"]["customer_id"]
         elif method == "CreateTicket":
             self.ids["ticket"] = answer["ticket"]["ticket_id"]
+        elif method == "CreateAttachment":
+            self.ids["attachment"] = answer["attachment"]["attachment_id"]
+            headers = {each["name"]: each["value"] for each in answer["upload"]["headers"]}
+            assert (await http("PUT", answer["upload"]["url"], PICTURE, headers)).status == 200
         elif method == "CreateIntegrationKey":
             self.ids["key"] = answer["key"]["key_id"]
             self.ids["secret"] = answer["secret"]
@@ -244,7 +259,7 @@ class Suite:
             named = {"request_id": f"r-{path}"} if path in having("request_id") else {}
             code, reason, answer = await self.call(path, role, {**body, **named}, tenant=tenant)
             assert (code, reason) == ("OK", ""), path
-            self.learn(path, answer)
+            await self.learn(path, answer)
             self.done[path] = (role, {**body, **named})
         for path in (
             "events.v1.AdapterRegistryService/RegisterAdapter",
@@ -322,7 +337,8 @@ async def what_another_tenant_has_does_not_exist(suite: Suite) -> None:
     for path, (role, body) in suite.done.items():
         named = IDS.intersection({*body, *body.get("customer", {})})
         method = path.rpartition("/")[2]
-        makes = method.startswith(("Create", "Register")) and method != "CreateTicket"
+        makes = method.startswith(("Create", "Register"))
+        makes = makes and method not in {"CreateTicket", "CreateAttachment"}
         if makes or not named:
             continue
         caller = Role.AGENT if method == "SendMessage" else role

@@ -45,7 +45,7 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -
 class Metrics:
     """All of them. Labels have few values by construction: never an id, a tenant or a text."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # noqa: PLR0915 - a line for each
         # gRPC
         self.rpc_seconds = _histogram(
             "rpc_seconds",
@@ -84,6 +84,12 @@ class Metrics:
         self.search_behind = _gauge("search_behind", "Messages that the search index lacks.")
         self.search_lag_seconds = _gauge(
             "search_lag_seconds", "Age of the oldest message that the search index lacks."
+        )
+        self.attachment_bytes = _counter(
+            "attachment_bytes_total", "Bytes of attachments that went through this process.", "way"
+        )
+        self.attachments_removed = _counter(
+            "attachments_removed_total", "Attachments removed: redacted, or never sent."
         )
         self.chat_streams = _gauge("chat_streams", "Open streams of callers.")
         self.conversations_queued = _gauge(

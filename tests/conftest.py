@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,21 @@ from deskwire_cli.machine.home import Home
 from deskwire_common.auth import KeySet, TokenSigner
 from support import s3, servers
 from support.command import free_base
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[Any],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that hangs says where: the stack of its thread is only the event loop's."""
+    report = yield
+    if call.excinfo is not None and "pytest-timeout" in str(call.excinfo.value):
+        stacks = io.StringIO()
+        for task in list(asyncio.tasks._all_tasks):
+            if not task.done():
+                task.print_stack(file=stacks)
+        report.sections.append(("asyncio tasks", stacks.getvalue()))
+    return report
 
 
 @pytest.fixture(scope="session")

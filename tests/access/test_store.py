@@ -123,7 +123,7 @@ async def test_agents_of_the_schema_before_are_let_in(database_url: str) -> None
     async with db.transaction() as uow:
         await uow.connection.execute(sa.text(insert), {"name": "before"})
         await uow.commit()
-    assert await migrations.migrate(database_url, "deskwire_chat") == ["0002", "0003"]
+    assert (await migrations.migrate(database_url, "deskwire_chat"))[0] == "0002"
     # A process of the version before may still be running.
     async with db.transaction() as uow:
         await uow.connection.execute(sa.text(insert), {"name": "beside"})

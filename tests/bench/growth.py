@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--rates", type=int, nargs=1, default=[2_000])
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--generators", type=int, default=2, help="processes that make the load")
     parser.add_argument("--profile", action="store_true", help="show where the time goes")
+    parser.set_defaults(further=0)
     options = parser.parse_args()
     rows = [measure(number, options) for number in options.connections]
     path = harness.ROOT / "build" / "bench" / "growth.svg"

@@ -17,8 +17,10 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=100_000)
     parser.add_argument("--pairs", type=int, default=500)
     parser.add_argument("--rates", type=int, nargs="+", default=[3_000])
+    parser.add_argument("--generators", type=int, default=2, help="processes that make the load")
     parser.add_argument("--profile", action="store_true", help="show where the time goes")
     parser.add_argument("--seconds", type=float, default=300.0)
+    parser.set_defaults(further=0)
     options = parser.parse_args()
     workers = -(-options.connections // connections.PER_WORKER)
     with harness.a_suite(workers=workers) as running:

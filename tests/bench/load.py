@@ -1,7 +1,12 @@
-"""The load generator: pairs of visitors and agents on raw frames, as lean as Python can be.
+"""The load generator: pairs of visitors and agents, as lean as Python can be, so that the servers have the machine.
 
-Run by a bench as its own process: `python load.py '{"url": …, "pairs": …, "rates": [...], …}'`; it prints one JSON line
-per step. Latency runs from the moment a message was due, so a generator that falls behind shows as latency.
+Run by a bench as its own process: `python load.py '{"url": …, "pairs": …, "seconds": …, …}'`. It prints a JSON line
+when all are connected. Every line on stdin is a rate: it prints one when that begins and one when it is over, and ends
+with stdin. Latency runs from the moment a message was due, so a generator that falls behind shows as latency.
+
+Frames are written and read as bytes: every client_msg_id has the same length, so a Send is a template with a number in
+it, and a pattern finds the numbers and seqs in what comes. tests/bench is checked by its own totals: each message
+must come exactly once, and the seqs of a conversation without a hole.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import sys
 import time
 import uuid
@@ -24,7 +30,24 @@ from deskwire_common.rpc import make_channel
 
 _TICK: Final = 0.005
 _GRACE: Final = 10.0
-_PING: Final = 15.0
+_PING: Final = 5.0
+_DIGITS: Final = 10
+_TEXT: Final = "Is there a table for two at half past eleven in the morning, please?"
+
+# Of a SendAck: client_msg_id (2). Of a Message: seq (3), sender (4), client_msg_id (5).
+_SEND_ACK: Final = re.compile(rb"\x12\x0b[k](\d{10})\x1a")
+_MESSAGE: Final = re.compile(
+    rb"\x18([\x80-\xff]*[\x00-\x7f])\x22.[^\x00]{0,120}?\x2a\x0b[k](\d{10})2", re.DOTALL
+)
+_NUMBER: Final = re.compile(rb"\x10([\x80-\xff]*[\x00-\x7f])\Z")
+
+
+def varint(data: bytes) -> int:
+    """Return the number that a base-128 varint is."""
+    number = 0
+    for place, byte in enumerate(data):
+        number |= (byte & 127) << 7 * place
+    return number
 
 
 class Peer(picows.WSListener):
@@ -34,33 +57,65 @@ class Peer(picows.WSListener):
         super().__init__()
         self.load = load
         self.transport: Any = None
-        self.conversation_id = ""
         self.assigned: asyncio.Event | None = None
+        self.tail = b""
+        """The last numbered message that came, for the cumulative ack."""
+        self.before = b""
+        self.after = b""
+        self.last_seq = 0
 
     def on_ws_connected(self, transport: Any) -> None:
         self.transport = transport
 
-    def on_ws_frame(self, transport: Any, frame: Any) -> None:
+    def on_ws_disconnected(self, _transport: Any) -> None:
+        self.load.closed += 1
+
+    def on_ws_frame(self, _transport: Any, frame: Any) -> None:
         if frame.msg_type != picows.WSMsgType.BINARY:
             return
         now = time.perf_counter()
-        for each in frame_pb2.Batch.FromString(frame.get_payload_as_bytes()).frames:
-            kind = each.WhichOneof("kind")
-            if kind == "push":
-                if each.push.HasField("message"):
-                    self.load.delivered(self, each.push.message, now)
-            elif kind == "send_ack":
-                self.load.acked(each.send_ack.client_msg_id, now)
-            elif kind == "head" and self.load.due:
-                self.load.heads += 1
-            elif kind == "error":
-                self.load.errors += 1
-                self.load.last_error = each.error.message
+        data = frame.get_payload_as_bytes()
+        load = self.load
+        if not load.started:
+            self.setting_up(data)
+            return
+        self.tail = data[-11:]
+        if self.assigned is not None:
+            found = _SEND_ACK.findall(data)
+            for number in found:
+                load.acked(int(number), now)
+        else:
+            found = _MESSAGE.findall(data)
+            for seq, number in found:
+                load.delivered(self, varint(seq), int(number), now)
+        if not found:
+            load.note(data)
+
+    def setting_up(self, data: bytes) -> None:
+        """Read what comes before the load: the greeting says that an agent is there."""
+        for each in frame_pb2.Batch.FromString(data).frames:
+            if each.WhichOneof("kind") != "push" or not each.push.HasField("message"):
+                continue
+            message = each.push.message
+            self.last_seq = max(self.last_seq, message.seq)
+            if self.assigned is not None and message.client_msg_id.startswith("greeting"):
+                self.assigned.set()
 
     def send(self, **kind: Any) -> None:
         """Send one frame."""
-        batch = frame_pb2.Batch(frames=[frame_pb2.Frame(**kind)])
-        self.transport.send(picows.WSMsgType.BINARY, batch.SerializeToString())
+        self.write(frame_pb2.Batch(frames=[frame_pb2.Frame(**kind)]).SerializeToString())
+
+    def write(self, data: bytes) -> None:
+        """Send an encoded Batch."""
+        self.transport.send(picows.WSMsgType.BINARY, data)
+
+    def ping(self) -> None:
+        """A sign of life, with the cumulative ack: what the server needn't keep any more."""
+        batch = frame_pb2.Batch(frames=[frame_pb2.Frame(ping=frame_pb2.Ping(id=1))])
+        found = _NUMBER.search(self.tail)
+        if found is not None:
+            batch.ack = varint(found[1])
+        self.write(batch.SerializeToString())
 
 
 class Load:
@@ -68,40 +123,46 @@ class Load:
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
-        self.due: dict[str, float] = {}
+        self.started = False
+        self.number = 0
+        self.first = 0
+        self.due: list[float] = []
+        self.came = bytearray()
         self.ack: list[float] = []
         self.delivery: list[float] = []
-        self.received: dict[str, int] = {}
+        self.duplicates = 0
+        self.out_of_order = 0
         self.errors = 0
         self.heads = 0  # the server says: something may have been missed, Sync
         self.last_error = ""
-        self.number = 0
-        self.last_seq: dict[str, int] = {}
-        self.out_of_order = 0
+        self.closed = 0
 
-    def acked(self, client_msg_id: str, now: float) -> None:
+    def acked(self, number: int, now: float) -> None:
         """A SendAck came."""
-        due = self.due.get(client_msg_id)
-        if due is not None:
-            self.ack.append(now - due)
+        if number >= self.first:
+            self.ack.append(now - self.due[number - self.first])
 
-    def delivered(self, peer: Peer, message: Any, now: float) -> None:
-        """A push came to an agent (or the greeting to a visitor)."""
-        if peer.assigned is not None:
-            if message.client_msg_id.startswith("greeting"):
-                peer.assigned.set()
+    def delivered(self, peer: Peer, seq: int, number: int, now: float) -> None:
+        """A message came to an agent."""
+        place = number - self.first
+        if seq <= peer.last_seq:
+            self.duplicates += 1
             return
-        key = message.client_msg_id
-        due = self.due.get(key)
-        if due is None:
-            return
-        count = self.received.get(key, 0)
-        self.received[key] = count + 1
-        if not count:
-            self.delivery.append(now - due)
-            if message.seq <= self.last_seq.get(message.conversation_id, 0):
-                self.out_of_order += 1
-            self.last_seq[message.conversation_id] = message.seq
+        if seq != peer.last_seq + 1:
+            self.out_of_order += 1
+        peer.last_seq = seq
+        if place >= 0 and not self.came[place]:
+            self.came[place] = 1
+            self.delivery.append(now - self.due[place])
+
+    def note(self, data: bytes) -> None:
+        """Count what shouldn't come: refusals, and Heads, which say that something may be missing."""
+        for each in frame_pb2.Batch.FromString(data).frames:
+            if each.HasField("error"):
+                self.errors += 1
+                self.last_error = each.error.message
+            elif each.HasField("head"):
+                self.heads += 1
 
     async def connect(self, token: str) -> Peer:
         """Open one connection and say Hello."""
@@ -111,76 +172,84 @@ class Load:
             extra_headers={"Sec-WebSocket-Protocol": "deskwire.v1"},
             read_buffer_init_size=2048,
             use_aiofastnet=False,
+            proxy=None,
+            local_addr=(self.plan["address"], 0),
         )
         assert isinstance(peer, Peer)
         peer.send(hello=frame_pb2.Hello(token=token, client="bench"))
         return peer
 
     async def run(self) -> None:
-        """Set up, then one step per rate."""
+        """Set up, then one step per rate that is asked for."""
+        visitors, agents = await self.set_up()
+        gc.collect()
+        gc.freeze()
+        self.started = True
+        pinging = asyncio.create_task(self.ping([*agents, *visitors]))
+        loop = asyncio.get_running_loop()
+        print(json.dumps({"pairs": len(visitors)}), flush=True)
+        while rate := await loop.run_in_executor(None, sys.stdin.readline):
+            print(json.dumps(await self.step(visitors, float(rate))), flush=True)
+        pinging.cancel()
+
+    async def set_up(self) -> tuple[list[Peer], list[Peer]]:
+        """Connect all pairs, and give each visitor an agent."""
         plan = self.plan
         signer = TokenSigner(KeySet.load(plan["keys_file"]))
         tenant = plan["tenant"]
         operator = signer.mint(tenant=tenant, role=Role.OPERATOR, subject="bench")
         channel = make_channel(plan["chat"], token=lambda: operator)
         stub = agent_service_pb2_grpc.AgentServiceStub(channel)
-        agents, visitors = [], []
+        visitors, agents = [], []
         for number in range(plan["pairs"]):
-            subject = f"agent-{plan['part']}-{number}"
+            name = f"{plan['part']}-{number}"
             agents.append(
-                await self.connect(signer.mint(tenant=tenant, role=Role.AGENT, subject=subject))
+                await self.connect(
+                    signer.mint(tenant=tenant, role=Role.AGENT, subject=f"agent-{name}")
+                )
             )
             await stub.SetAgentStatus(
                 agent_service_pb2.SetAgentStatusRequest(
-                    request_id=subject,
-                    agent_id=subject,
+                    request_id=name,
+                    agent_id=f"agent-{name}",
                     status=agent_pb2.AGENT_STATUS_AVAILABLE,
                     capacity=1,
                 )
             )
-            token = signer.mint(
-                tenant=tenant, role=Role.VISITOR, subject=f"visitor-{plan['part']}-{number}"
+            visitor = await self.connect(
+                signer.mint(tenant=tenant, role=Role.VISITOR, subject=f"visitor-{name}")
             )
-            visitor = await self.connect(token)
-            visitor.conversation_id = str(uuid.uuid4())
             visitor.assigned = asyncio.Event()
+            first = frame_pb2.Send(conversation_id=str(uuid.uuid4()), client_msg_id="k" * 11)
+            first.content.text = _TEXT
+            visitor.send(send=first)
+            encoded = frame_pb2.Batch(frames=[frame_pb2.Frame(send=first)]).SerializeToString()
+            visitor.before, _, visitor.after = encoded.partition(b"k" * _DIGITS)
+            visitor.before += b"k"
+            visitor.after = visitor.after[1:]
             visitors.append(visitor)
-            self.send(visitor, time.perf_counter())
         for visitor in visitors:
             assert visitor.assigned is not None
             await asyncio.wait_for(visitor.assigned.wait(), 60)
         await channel.close()
-        gc.collect()
-        gc.freeze()
-        pinging = asyncio.create_task(self.ping(agents))
-        for rate in plan["rates"]:
-            print(json.dumps(await self.step(visitors, rate)), flush=True)
-        pinging.cancel()
+        return visitors, agents
 
-    async def ping(self, agents: list[Peer]) -> None:
-        """Who says nothing for long is taken for gone."""
+    async def ping(self, peers: list[Peer]) -> None:
+        """Who says nothing for long is taken for gone; and the rings are to be emptied. Evenly, all in some seconds."""
+        portions = int(_PING / _TICK / 4)
         while True:
-            for agent in agents:
-                agent.send(ping=frame_pb2.Ping(id=1))
-            await asyncio.sleep(_PING)
-
-    def send(self, visitor: Peer, due: float) -> None:
-        """Send the next message of a visitor."""
-        self.number += 1
-        key = f"{self.plan['part']}.{self.number}"
-        self.due[key] = due
-        send = frame_pb2.Send(conversation_id=visitor.conversation_id, client_msg_id=key)
-        send.content.text = "Is there a table for two at half past eleven in the morning, please?"
-        visitor.send(send=send)
+            for portion in range(portions):
+                for peer in peers[portion::portions]:
+                    peer.ping()
+                await asyncio.sleep(_TICK * 4)
 
     async def step(self, visitors: list[Peer], rate: float) -> dict[str, Any]:
         """Send at `rate` for the plan's seconds, after two seconds that don't count."""
         await self.pump(visitors, rate, 2.0)
         await self.settle()
-        for store in (self.due, self.received):
-            store.clear()
+        self.first, self.due, self.came = self.number, [], bytearray()
         self.ack, self.delivery, self.errors = [], [], 0
-        print("{}", flush=True)  # the bench reads CPU times now
+        print(json.dumps({"begins": rate}), flush=True)  # the bench reads CPU times now
         cpu = time.process_time()
         started = time.perf_counter()
         await self.pump(visitors, rate, self.plan["seconds"])
@@ -189,13 +258,14 @@ class Load:
         return {
             "rate": rate,
             "sent": len(self.due),
-            "received": len(self.received),
-            "duplicates": sum(self.received.values()) - len(self.received),
+            "received": len(self.delivery),
+            "duplicates": self.duplicates,
             "out_of_order": self.out_of_order,
             "acked": len(self.ack),
             "heads": self.heads,
             "errors": self.errors,
             "last_error": self.last_error,
+            "closed": self.closed,
             "seconds": sending,
             "generator_cpu_cores": (time.process_time() - cpu) / (time.perf_counter() - started),
             "ack": self.ack,
@@ -205,20 +275,27 @@ class Load:
     async def pump(self, visitors: list[Peer], rate: float, seconds: float) -> None:
         """Messages at an even rate, round robin."""
         started = time.perf_counter()
-        sent = 0
+        sent, count = 0, len(visitors)
+        binary = picows.WSMsgType.BINARY
         while True:
             now = time.perf_counter() - started
             if now >= seconds:
                 return
             while sent < now * rate:
-                self.send(visitors[sent % len(visitors)], started + sent / rate)
+                visitor = visitors[sent % count]
+                self.due.append(started + sent / rate)
+                self.came.append(0)
+                visitor.transport.send(
+                    binary, visitor.before + b"%010d" % self.number + visitor.after
+                )
+                self.number += 1
                 sent += 1
             await asyncio.sleep(_TICK)
 
     async def settle(self) -> None:
         """Wait for what is on its way."""
         deadline = time.perf_counter() + _GRACE
-        while len(self.received) < len(self.due) and time.perf_counter() < deadline:
+        while len(self.delivery) < len(self.due) and time.perf_counter() < deadline:
             await asyncio.sleep(0.02)
 
 

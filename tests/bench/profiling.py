@@ -105,7 +105,7 @@ def _entry(name: str, threads: Mapping[str, float], raw: Path) -> dict[str, Any]
             if used >= 0.005
         },
         "main_thread": {each: round(n / samples, 3) for each, n in packages.most_common()},
-        "functions": {each: round(n / samples, 3) for each, n in functions.most_common(12)},
+        "functions": {each: round(n / samples, 3) for each, n in functions.most_common(20)},
     }
 
 

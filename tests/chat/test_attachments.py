@@ -16,6 +16,7 @@ from deskwire.chat.v1 import (
     conversation_service_pb2,
     conversation_service_pb2_grpc,
 )
+from deskwire.chat.v1 import attachment_service_pb2 as pb
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.attachments import rules
 from deskwire_chat.attachments.directory import DirectoryStore
@@ -382,7 +383,13 @@ async def test_who_may_upload_and_see(d: Desk) -> None:
 async def test_the_reference_client_sends_a_file(one: Desk) -> None:
     visitor, conversation, mine = await one.client(VISITOR, "1"), new_id(), Files(one, VISITOR, "1")
     said = await mine.ready(conversation, b"123")
-    ack = await visitor.attach(conversation, (await mine.get(said.attachment_id)).attachment)
+    # As a browser does it: over its connection.
+    found = await visitor.call(
+        "/deskwire.chat.v1.AttachmentService/GetAttachment",
+        pb.GetAttachmentRequest(attachment_id=said.attachment_id),
+        pb.GetAttachmentResponse,
+    )
+    ack = await visitor.attach(conversation, found.attachment)
     assert ack.seq == 1
     files = Files(one, AGENT, "ann")
     assert (await signed((await files.get(said.attachment_id)).download)).body == b"123"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
-from deskwire.chat.v1 import conversation_pb2
+from deskwire.chat.v1 import agent_service_pb2, conversation_pb2
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_client import Client, Closed, Refused
@@ -48,8 +50,9 @@ class Peer:
         """Hello and Welcome."""
         hello: frame_pb2.Hello = await self.next("hello")
         window = limits.pop("window", 64)
+        ping_interval = limits.pop("ping_interval", 25)
         welcome = frame_pb2.Welcome(session_id="s", max_unacked_sends=window, **limits)
-        welcome.ping_interval.FromSeconds(25)
+        welcome.ping_interval.FromMilliseconds(int(ping_interval * 1000))
         await self.say(frame_pb2.Frame(welcome=welcome))
         return hello
 
@@ -296,6 +299,27 @@ async def test_a_goodbye_for_good_ends_the_client() -> None:
         assert client.reconnects == 0
 
 
+async def test_a_server_that_says_nothing_any_more_is_left() -> None:
+    async def dead(peer: Peer) -> None:
+        await peer.greet(ping_interval=0.2)
+        said.append(await peer.next("send"))
+        with contextlib.suppress(ConnectionClosed):  # its Pings come, and no Pong is said
+            while True:
+                await peer.socket.recv()
+
+    async def alive(peer: Peer) -> None:
+        await peer.greet()
+        send = await peer.next("send")
+        assert send == said[0]
+        await peer.ack(send, 1)
+        await until_closed(peer)
+
+    said: list[frame_pb2.Send] = []
+    async with server(dead, alive) as url, Client(url, "token") as client:
+        assert (await asyncio.wait_for(client.send(TALK, "one"), 10)).seq == 1
+        assert client.reconnects == 1
+
+
 async def test_every_connect_asks_for_a_token() -> None:
     async def once(peer: Peer) -> None:
         hellos.append((await peer.greet()).token)
@@ -336,3 +360,132 @@ async def test_closing_leaves_no_send_waiting() -> None:
         with pytest.raises(Closed):
             await sent
         assert [each async for each in client.updates()] == []
+
+
+GET_AGENT = "/deskwire.chat.v1.AgentService/GetAgent"
+
+
+def get(agent: str) -> agent_service_pb2.GetAgentRequest:
+    return agent_service_pb2.GetAgentRequest(agent_id=agent)
+
+
+def agent(rpc: frame_pb2.Rpc) -> frame_pb2.Frame:
+    """The result of a GetAgent: the agent it asks for."""
+    found = agent_service_pb2.GetAgentResponse()
+    found.agent.agent_id = agent_service_pb2.GetAgentRequest.FromString(rpc.request).agent_id
+    result = frame_pb2.RpcResult(id=rpc.id, response=found.SerializeToString())
+    return frame_pb2.Frame(rpc_result=result)
+
+
+def failure(rpc: frame_pb2.Rpc, **error: Any) -> frame_pb2.Frame:
+    result = frame_pb2.RpcResult(id=rpc.id, error=frame_pb2.Error(message="no", **error))
+    return frame_pb2.Frame(rpc_result=result)
+
+
+async def ask(client: Client, name: str, **more: Any) -> str:
+    found = await client.call(GET_AGENT, get(name), agent_service_pb2.GetAgentResponse, **more)
+    return found.agent.agent_id
+
+
+async def test_calls_are_answered_in_any_order_and_no_more_than_fit() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(max_calls=2)
+        first, second = await peer.next("rpc"), await peer.next("rpc")
+        assert (first.method, first.timeout.seconds, first.token) == (GET_AGENT, 10, "")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(peer.socket.recv(), 0.2)
+        await peer.say(agent(second), agent(second))
+        third = await peer.next("rpc")
+        await peer.say(agent(third), agent(first))
+        await until_closed(peer)
+
+    async with server(script) as url, Client(url, "token") as client:
+        names = ["ann", "bob", "cem"]
+        assert await asyncio.gather(*(ask(client, name) for name in names)) == names
+
+
+async def test_a_call_is_made_again_after_a_break() -> None:
+    async def breaks(peer: Peer) -> None:
+        await peer.greet(max_calls=8)
+        first, second = await peer.next("rpc"), await peer.next("rpc")
+        said.extend([first, second])
+        await peer.say(agent(second))
+
+    async def stays(peer: Peer) -> None:
+        await peer.greet(max_calls=8)
+        again = await peer.next("rpc")
+        assert again == said[0]
+        await peer.say(agent(again))
+        await until_closed(peer)
+
+    said: list[frame_pb2.Rpc] = []
+    async with server(breaks, stays) as url, Client(url, "token") as client:
+        assert await asyncio.gather(ask(client, "ann"), ask(client, "bob")) == ["ann", "bob"]
+        assert client.reconnects == 1
+
+
+async def test_a_call_that_fails_says_why() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(max_calls=8)
+        refused = {"reason": reasons.ERROR_REASON_VERSION_MISMATCH}
+        metadata = {"current_version": "7"}
+        await peer.say(failure(await peer.next("rpc"), metadata=metadata, **refused))
+        violations = [frame_pb2.FieldViolation(field="agent_id", description="too long")]
+        refused = {"reason": reasons.ERROR_REASON_INVALID_FIELD}
+        await peer.say(failure(await peer.next("rpc"), violations=violations, **refused))
+        rpc = await peer.next("rpc")
+        await peer.say(failure(rpc, reason=999, temporary=True, retry_after={"seconds": 2}))
+        await peer.next("rpc")  # and no answer
+        await peer.say(agent(await peer.next("rpc")))
+        await until_closed(peer)
+
+    async with server(script) as url, Client(url, "token") as client:
+        with pytest.raises(Refused, match="VERSION_MISMATCH: no") as raised:
+            await ask(client, "ann")
+        assert (raised.value.metadata, raised.value.temporary) == ({"current_version": "7"}, False)
+        with pytest.raises(Refused, match="INVALID_FIELD: no") as raised:
+            await ask(client, "ann")
+        assert raised.value.violations == (("agent_id", "too long"),)
+        with pytest.raises(Refused, match="999: no") as raised:
+            await ask(client, "ann")
+        assert (raised.value.temporary, raised.value.retry_after) == (True, 2.0)
+        with pytest.raises(TimeoutError):
+            await ask(client, "ann", timeout=0.2)
+        with pytest.raises(Refused, match="TOO_LARGE"):
+            await ask(client, "x" * 20_000)
+        assert await ask(client, "bob") == "bob"
+    with pytest.raises(Closed):
+        await ask(client, "ann")
+
+
+async def test_a_token_is_brought_where_the_server_keeps_none() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(max_calls=8)
+        rpc = await peer.next("rpc")
+        assert not rpc.token
+        await peer.say(failure(rpc, reason=reasons.ERROR_REASON_TOKEN_MISSING))
+        for _ in range(2):
+            rpc = await peer.next("rpc")
+            assert rpc.token == "token"
+            await peer.say(agent(rpc))
+        await peer.say(failure(await peer.next("rpc"), reason=reasons.ERROR_REASON_TOKEN_MISSING))
+        await until_closed(peer)
+
+    async with server(script) as url, Client(url, "token") as client:
+        assert [await ask(client, name) for name in ("ann", "bob")] == ["ann", "bob"]
+        with pytest.raises(Refused, match="TOKEN_MISSING"):
+            await ask(client, "cem")
+
+
+async def test_closing_leaves_no_call_waiting() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(max_calls=8)
+        await peer.next("rpc")
+        await until_closed(peer)
+
+    async with server(script) as url:
+        async with Client(url, "token") as client:
+            asked = asyncio.create_task(ask(client, "ann"))
+            await asyncio.sleep(0.1)
+        with pytest.raises(Closed):
+            await asked

@@ -18,7 +18,9 @@ GOOD = {
 }
 
 
-def check(service: str, keys_file: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+def check(
+    service: str, keys_file: Path, *arguments: str, **settings: str
+) -> subprocess.CompletedProcess[str]:
     """`check-config` with good settings but for some; "-" takes one out."""
     given = {**GOOD, "DESKWIRE_KEYS_FILE": str(keys_file)}
     given |= {f"DESKWIRE_{name}": value for name, value in settings.items()}
@@ -26,7 +28,7 @@ def check(service: str, keys_file: Path, **settings: str) -> subprocess.Complete
         name: value for name, value in os.environ.items() if not name.startswith("DESKWIRE_")
     }
     return subprocess.run(
-        [sys.executable, "-m", f"deskwire_{service}", "check-config"],
+        [sys.executable, "-m", f"deskwire_{service}", "check-config", *arguments],
         env=outside | {name: value for name, value in given.items() if value != "-"},
         capture_output=True,
         text=True,
@@ -85,3 +87,13 @@ def test_every_wrong_setting_is_named_at_once(keys_file: Path) -> None:
         "DESKWIRE_KAFKA",
     ]
     assert "s3cret" not in done.stderr
+
+
+def test_workers_may_be_said_on_the_command_line(keys_file: Path) -> None:
+    assert json.loads(check("gateway", keys_file).stdout)["workers"] == 1
+    assert json.loads(check("gateway", keys_file, WORKERS="2").stdout)["workers"] == 2
+    said = check("gateway", keys_file, "--workers", "3", WORKERS="2")
+    assert json.loads(said.stdout)["workers"] == 3
+    wrong = check("gateway", keys_file, "--workers", "many")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("DESKWIRE_WORKERS: ")

@@ -187,6 +187,17 @@ async def test_a_broken_rule_names_its_field(served: Served) -> None:
     assert fields == {"request_id", "agent_id", "status", "capacity"}
 
 
+async def test_bytes_that_are_no_message_are_the_callers_fault(served: Served) -> None:
+    token = TokenSigner(KEYS).mint(tenant="acme", role=Role.AGENT, subject="ann")
+    call: Any = served.channel(token).unary_unary(GET)
+    for data in (b"\xff\xff", b"\x0a\x02\xff\xfe"):  # cut off, and text that is no UTF-8
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(data)
+        error = from_rpc_error(caught.value)
+        assert (error.code.name, error.reason_name) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert served.agents.served == []
+
+
 async def test_a_domain_error_is_told_and_a_fault_is_not(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,8 @@ PUBLISHES = {
     "CustomerService.UpdateCustomer": {"customer_updated"},
     "CustomerService.UpsertCustomer": {"customer_created", "customer_updated"},
     "AgentService.SetAgentStatus": {"agent_status_changed"},
+    "AgentService.AcceptOffer": {"conversation_assigned"},
+    "AgentService.DeclineOffer": set(),  # of no business to anybody: the next is asked
     "AgentService.CreateAgent": {"agent_created"},
     "AgentService.DisableAgent": {"agent_disabled"},
     "AgentService.EnableAgent": {"agent_enabled"},

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from google.protobuf.message_factory import GetMessageClass
 
 from deskwire.adapters.v1 import system_adapter_service_pb2, system_adapter_service_pb2_grpc
 from deskwire_cli.launch import Launch
+from deskwire_client import Client
 from deskwire_common.auth import ANY_TENANT, KeySet, Role, TokenSigner
 from deskwire_common.errors import from_rpc_error
+from support import eventually
 from support.files import PICTURE, http
 from support.suite import new_id
 
@@ -102,6 +105,7 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
             visitor,
             {"conversation_id": new_id(), "client_msg_id": "1", "content": {"text": "hello"}},
         ),
+        "chat.v1.AgentService/AcceptOffer": (Role.AGENT, conversation),
         "chat.v1.ConversationService/GetConversation": (operator, conversation),
         "chat.v1.ConversationService/ListConversations": (operator, {}),
         "chat.v1.ConversationService/ListMessages": (operator, conversation),
@@ -131,8 +135,9 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
         "tickets.v1.TicketService/ListTicketAudit": (operator, ticket),
         "chat.v1.ConversationService/TransferConversation": (
             operator,
-            {**conversation, "agent_id": "me"},
+            {**conversation, "agent_id": ""},
         ),
+        "chat.v1.AgentService/DeclineOffer": (Role.AGENT, conversation),
         "chat.v1.ConversationService/CloseConversation": (operator, conversation),
         "gateway.v1.GatewayService/ListSessions": (operator, {}),
         "events.v1.EventHubService/Publish": (crm, {"events": [event]}),
@@ -164,6 +169,8 @@ OTHER: Mapping[str, Body] = {
     "ReopenTicket": {"reason": "another"},
     "Publish": {"events": [{"event_type": "order_paid", "subject": "o-2"}]},
     "TransferConversation": {"agent_id": "bob"},
+    "AcceptOffer": {"conversation_id": new_id()},
+    "DeclineOffer": {"conversation_id": new_id()},
     "RegisterAdapter": {
         "adapter": {"adapter_id": "a-2", "system_id": "crm:main", "target": "127.0.0.1:1"}
     },
@@ -200,6 +207,7 @@ class Suite:
     signer: TokenSigner
     channels: dict[str, grpc.aio.Channel]
     ids: dict[str, str]
+    stack: AsyncExitStack
     done: dict[str, tuple[Role, Body]] = field(default_factory=dict)
 
     async def call(
@@ -253,9 +261,29 @@ class Suite:
             self.ids["key"] = answer["key"]["key_id"]
             self.ids["secret"] = answer["secret"]
 
+    async def be_there(self, tenant: str) -> None:
+        """Have an agent connect, so that conversations are offered to them."""
+        url = f"ws://{self.launch.plan.ports.address('websocket')}/ws"
+        token = self.signer.mint(tenant=tenant, role=Role.AGENT, subject="me")
+        await self.stack.enter_async_context(Client(url, token))
+        agents = "chat.v1.AgentService"
+        status = {"status": "AGENT_STATUS_AVAILABLE", "request_id": "there"}
+        assert (await self.call(f"{agents}/SetAgentStatus", Role.AGENT, status, tenant=tenant))[
+            0
+        ] == "OK"
+
+        async def is_seen() -> bool:
+            me = {"agent_id": "me"}
+            answer = await self.call(f"{agents}/GetAgent", Role.OPERATOR, me, tenant=tenant)
+            return bool(answer[2]["agent"].get("connected"))
+
+        await eventually(is_seen)
+
     async def everything(self, tenant: str) -> None:
         """Make every call once, each with a request id where the request has one."""
         for path, (role, body) in calls_of(tenant).items():
+            if path.endswith("/SendMessage"):
+                await self.be_there(tenant)
             named = {"request_id": f"r-{path}"} if path in having("request_id") else {}
             code, reason, answer = await self.call(path, role, {**body, **named}, tenant=tenant)
             assert (code, reason) == ("OK", ""), path
@@ -265,14 +293,23 @@ class Suite:
             "events.v1.AdapterRegistryService/RegisterAdapter",
             "cdc.v1.SourceService/CreateSource",
         ):
-            role, body = self.done[path]  # what was removed is there again
-            assert (await self.call(path, role, {**body, "request_id": "again"}, tenant=tenant))[
-                0
-            ] == "OK"
+            # What was removed is there again; its consumer may still be leaving, which is worth another try.
+            await eventually(partial(self._again, path, tenant), timeout=30)
+
+    async def _again(self, path: str, tenant: str) -> bool:
+        role, body = self.done[path]
+        again = {**body, "request_id": "again"}
+        return (await self.call(path, role, again, tenant=tenant))[0] == "OK"
 
 
 @pytest.fixture
-async def suite(launch: Launch, tmp_path: Path) -> AsyncIterator[Suite]:
+def offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chat offers conversations: they stand for as long as this takes."""
+    monkeypatch.setenv("DESKWIRE_OFFER_SECONDS", "600")
+
+
+@pytest.fixture
+async def suite(offers: None, launch: Launch, tmp_path: Path) -> AsyncIterator[Suite]:
     """All services, with every call made once for tenant `mine`."""
     with sqlite3.connect(tmp_path / "orders.db") as orders:
         orders.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, state TEXT)")
@@ -293,6 +330,7 @@ async def suite(launch: Launch, tmp_path: Path) -> AsyncIterator[Suite]:
             TokenSigner(KeySet.load(launch.plan.home.keys_file)),
             channels,
             {"adapter": f"127.0.0.1:{port}", "database": f"sqlite:///{tmp_path / 'orders.db'}"},
+            stack,
         )
         await found.everything("mine")
         yield found

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.auth import Role
+from deskwire_gateway.calls import METHODS as METHODS_OF_CHAT
 from support.history import Crowd
 from support.suite import new_id
 from support.world import World, a_world
@@ -32,7 +33,15 @@ CODES = {1000, 1002, 1006, 1007, 1009, *range(3000, 3004), *range(3500, 3505)}
 CONNECTIONS = 16
 _LAST = 4_711
 _PING = frame_pb2.Batch(frames=[frame_pb2.Frame(ping=frame_pb2.Ping(id=_LAST))]).SerializeToString()
-SAID_BY_CLIENTS = ("send", "sync", "delivered", "read", "typing", "refresh", "ping", "pong")
+SAID_BY_CLIENTS = ("send", "sync", "delivered", "read", "typing", "refresh", "ping", "pong", "rpc")
+METHODS = (
+    *sorted(METHODS_OF_CHAT),
+    "/deskwire.chat.v1.ConversationService/WatchConversation",
+    "/deskwire.chat.v1.TenantService/ListTenants",
+    "/deskwire.shard.v1.ShardService/Link",
+    "/grpc.health.v1.Health/Check",
+    "",
+)
 GROWTH = 150_000_000
 
 
@@ -81,6 +90,22 @@ class Frames:
                 said.typing = pick([True, False])
             else:
                 said.seq = seq
+        elif kind == "rpc":
+            said.id = pick([0, 1, 2, 3, 2**64 - 1])
+            said.method = pick([*METHODS * 3, self._text(40), "x" * 300])
+            # Many requests have an id of something first, or a request_id and then that.
+            first = pick([conversation, self._text(8), "same"]).encode()
+            said.request = pick(
+                [
+                    b"",
+                    b"\x0a" + bytes((len(first),)) + first,
+                    b"\x0a\x01r\x12" + bytes((len(first),)) + first,
+                    self.random.randbytes(pick([1, 20, 300])),
+                ]
+            )
+            said.timeout.seconds, said.timeout.nanos = pick([(0, 0), (1, 0), (-1, 5), (2**50, -1)])
+            said.token = pick(["", "", self._text(60)])
+            said.traceparent = pick(["", self._text(50), "00-" + "a" * 32 + "-" + "b" * 16 + "-00"])
         elif kind in {"hello", "refresh"}:
             said.token = self._text(pick([1, 200]))
         elif kind in {"ping", "pong"}:
@@ -194,6 +219,7 @@ async def fuzz(world: World, frames: int, seed: int) -> Counter[str]:
         assert growth < GROWTH, f"{name} grew by {growth / 1e6:.0f} MB"
     assert work.answers["error"] > frames / 50
     assert work.answers["send_ack"] > 0
+    assert work.answers["rpc_result"] > 0
     return work.answers
 
 

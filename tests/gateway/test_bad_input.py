@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -153,13 +154,39 @@ async def test_other_protocols(d: Desk) -> None:
         await w.works()
 
 
+async def test_what_is_no_websocket_of_ours(d: Desk) -> None:
+    # Another subprotocol, and none.
+    for offered in (["deskwire.v2", "graphql-ws"], None):
+        with pytest.raises(InvalidStatus) as refused:
+            async with connect(d.url, subprotocols=offered):  # type: ignore[arg-type]
+                pass
+        assert refused.value.response.status_code == 400
+        assert b"deskwire.v1" in refused.value.response.body
+    # One of several is ours: that is the one that is spoken.
+    both = ["soap", "deskwire.v1"]
+    async with connect(d.url, subprotocols=both) as socket:  # type: ignore[arg-type]
+        assert socket.subprotocol == "deskwire.v1"
+    # Plain HTTP.
+    port = d.gateway.extra_ports["ws"]
+    for request in ("GET /ws", "GET /", "POST /ws", "PRI *"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"{request} HTTP/1.1\r\nHost: desk\r\nContent-Length: 0\r\n\r\n".encode())
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer == b"" or 400 <= int(answer.split()[1]) < 500, request
+        writer.close()
+    async with wire(d, d.token(Role.VISITOR, "v")) as w:
+        await w.works()
+
+
 async def test_a_huge_message_ends_one_connection_only(d: Desk) -> None:
     async with wire(d, d.token(Role.VISITOR, "v")) as calm:
         async with wire(d, d.token(Role.VISITOR, "w")) as w:
-            with pytest.raises(ConnectionClosed):
+            with pytest.raises(ConnectionClosed) as closed:
                 await w.raw(b"\0" * 2_000_000)
                 while True:
                     await w.socket.recv()
+            # Larger than the server reads on: it may not see the close frame.
+            assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
         await calm.works()
 
 

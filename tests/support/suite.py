@@ -97,7 +97,7 @@ def gateway_settings(chat_port: int, valkey: str, keys_file: Path, **more: Any) 
     """Settings of a gateway on free ports."""
     return deskwire_gateway.config.Settings(
         grpc_listen="127.0.0.1:0",
-        ws_listen="127.0.0.1:0",
+        ws_listen=more.pop("ws_listen", "127.0.0.1:0"),
         keys_file=keys_file,
         chat_target=f"127.0.0.1:{chat_port}",
         redis_url=valkey,

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import pytest
+from google.protobuf.message import Message
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -85,6 +86,22 @@ class Wire:
         )
         send.content.text = text
         await self.say(send=send)
+
+    async def call(self, number: int, method: str, request: Message, **more: Any) -> None:
+        """Say an Rpc: a method of chat by `Service/Method`."""
+        rpc = frame_pb2.Rpc(
+            id=number,
+            method=f"/deskwire.chat.v1.{method}",
+            request=request.SerializeToString(),
+            **more,
+        )
+        await self.say(rpc=rpc)
+
+    async def result(self, number: int) -> frame_pb2.RpcResult:
+        """The next RpcResult, which has to be this call's."""
+        found: frame_pb2.RpcResult = await self.hear("rpc_result")
+        assert found.id == number, found
+        return found
 
     async def works(self) -> None:
         """The connection still stores what is sent."""

@@ -223,10 +223,11 @@ def create_agent(
     tenant: TenantOption = TENANT,
     name: NameOption = "",
     capacity: Annotated[int, typer.Option(min=1, max=10_000, help="Conversations at once.")] = 5,
+    bot: Annotated[bool, typer.Option("--bot", help="It is a program.")] = False,
 ) -> None:
-    """Make an agent known before they come."""
+    """Make an agent or a bot known before they come."""
     request = agent_service_pb2.CreateAgentRequest(
-        request_id=new_request(), agent_id=agent, display_name=name, capacity=capacity
+        request_id=new_request(), agent_id=agent, display_name=name, capacity=capacity, bot=bot
     )
     show_agents([agents(tenant).call("CreateAgent", request).agent])
 

@@ -31,7 +31,9 @@ from deskwire_common.auth import Role
 from deskwire_common.errors import from_rpc_error
 from deskwire_common.rpc import make_channel
 
-HELP = "a line is a message; agents: /list, /open N, /close; /quit or Ctrl-D leaves"
+HELP = (
+    "a line is a message; agents: /list, /open N, /close, /accept, /decline; /quit or Ctrl-D leaves"
+)
 
 
 class Side(StrEnum):
@@ -53,6 +55,8 @@ class Terminal:
         # The open conversations, in the order they came, and the one that lines go to.
         self._open: dict[str, conversation_pb2.Conversation] = {}
         self._current = ""
+        # What is offered to the agent, in the order it came: they answer the first one.
+        self._offers: list[str] = []
 
     async def set_available(self, available: bool) -> None:
         """Agents only take conversations while they are there."""
@@ -68,7 +72,11 @@ class Terminal:
             self._see_message(push.message)
         elif push.HasField("conversation"):
             self._see_conversation(push.conversation)
-        else:
+        elif push.HasField("offer"):
+            self._see_offer(push.offer)
+        elif push.HasField("offer_ended"):
+            self._see_end(push.offer_ended)
+        elif push.HasField("customer"):
             customer = push.customer
             print(f"* customer {customer.display_name}: {customer.mobile} {customer.email}")
 
@@ -101,6 +109,20 @@ class Terminal:
                 f"* {self._label(place)}with {conversation.agent_id or 'nobody yet: please wait'}"
             )
 
+    def _see_offer(self, offer: frame_pb2.Offer) -> None:
+        place = offer.conversation.conversation_id
+        if place not in self._offers:
+            self._offers.append(place)
+        who = offer.customer.display_name or offer.conversation.visitor_id
+        print(f"* {who} waits: /accept or /decline")
+
+    def _see_end(self, ended: frame_pb2.OfferEnded) -> None:
+        if ended.conversation_id in self._offers:
+            self._offers.remove(ended.conversation_id)
+        if ended.reason != frame_pb2.OFFER_END_REASON_ACCEPTED:
+            reason = frame_pb2.OfferEndReason.Name(ended.reason)
+            print(f"* the offer is {reason.removeprefix('OFFER_END_REASON_').lower()}")
+
     def _label(self, conversation_id: str) -> str:
         if self._side is Side.VISITOR or conversation_id not in self._open:
             return ""
@@ -120,6 +142,8 @@ class Terminal:
             self._choose(rest)
         elif word == "/close":
             await self._close()
+        elif word in {"/accept", "/decline"}:
+            await self._answer(accept=word == "/accept")
         elif line.strip():
             await self._send(line)
         return True
@@ -138,6 +162,30 @@ class Terminal:
         self._current = self._current or str(uuid.uuid4())
         if self.client is not None:
             await self.client.send(self._current, text)
+
+    async def _answer(self, *, accept: bool) -> None:
+        if not self._offers:
+            print("nothing is offered to you")
+            return
+        place, request_id = self._offers[0], str(uuid.uuid4())
+        try:
+            if accept:
+                await self._agents.AcceptOffer(
+                    agent_service_pb2.AcceptOfferRequest(
+                        request_id=request_id, conversation_id=place
+                    )
+                )
+            else:
+                await self._agents.DeclineOffer(
+                    agent_service_pb2.DeclineOfferRequest(
+                        request_id=request_id, conversation_id=place
+                    )
+                )
+        except grpc.aio.AioRpcError as error:
+            # Somebody was quicker: the agent goes on.
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            print(f"* {from_rpc_error(error)}")
 
     async def _close(self) -> None:
         if not self._current:

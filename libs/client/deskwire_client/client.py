@@ -13,11 +13,12 @@ import random
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import picows
+from google.protobuf.message import Message
 
 from deskwire.chat.v1 import attachment_pb2, conversation_pb2
 from deskwire.common.v1 import actor_pb2, error_reason_pb2
@@ -50,13 +51,35 @@ Signal = frame_pb2.Typing | frame_pb2.Presence
 """What is worth knowing now, and nothing later."""
 
 
-class Refused(Exception):
-    """The server refused something for good; `reason` is the contract's name: `CONVERSATION_CLOSED`."""
+ResponseT = TypeVar("ResponseT", bound=Message)
 
-    def __init__(self, reason: int, message: str) -> None:
-        self.reason = error_reason_pb2.ErrorReason.Name(
-            error_reason_pb2.ErrorReason.ValueType(reason)
-        ).removeprefix("ERROR_REASON_")
+
+class Refused(Exception):
+    """The server refused something; `reason` is the contract's name: `CONVERSATION_CLOSED`.
+
+    A Send is refused for good. Of a call, `temporary` says whether it may succeed later (`retry_after` seconds, if the
+    server says), `metadata` is what a program needs to go on (`current_version`), `violations` pairs of field and rule.
+    """
+
+    def __init__(
+        self,
+        reason: int,
+        message: str,
+        *,
+        temporary: bool = False,
+        retry_after: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        violations: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        number = error_reason_pb2.ErrorReason.ValueType(reason)
+        # A newer server may have reasons that aren't known here.
+        known = number in error_reason_pb2.ErrorReason.values()
+        name = error_reason_pb2.ErrorReason.Name(number) if known else str(number)
+        self.reason = name.removeprefix("ERROR_REASON_")
+        self.temporary = temporary
+        self.retry_after = retry_after
+        self.metadata = dict(metadata or {})
+        self.violations = violations
         super().__init__(f"{self.reason}: {message}")
 
 
@@ -70,6 +93,15 @@ class _Waiting:
 
     send: frame_pb2.Send
     future: asyncio.Future[frame_pb2.SendAck]
+    in_flight: bool = False
+
+
+@dataclass(slots=True)
+class _Call:
+    """An Rpc without its RpcResult."""
+
+    rpc: frame_pb2.Rpc
+    future: asyncio.Future[bytes]
     in_flight: bool = False
 
 
@@ -151,6 +183,11 @@ class Client:
         self._updates: asyncio.Queue[frame_pb2.Push | None] = asyncio.Queue()
         self._on_push = on_push or self._updates.put_nowait
         self._outbox: OrderedDict[tuple[str, str], _Waiting] = OrderedDict()
+        self._calls: OrderedDict[int, _Call] = OrderedDict()
+        self._last_call = 0
+        self._max_calls = 1
+        self._brings_token = False
+        self._used_token = ""
         self._threads: dict[str, _Thread] = {}
         self._held: dict[str, asyncio.TimerHandle] = {}
         self._socket: _Socket | None = None
@@ -279,8 +316,46 @@ class Client:
         self._flush()
         return future
 
+    async def call(
+        self,
+        method: str,
+        request: Message,
+        response: type[ResponseT],
+        *,
+        timeout: float = 10.0,
+        traceparent: str = "",
+    ) -> ResponseT:
+        """Make a unary call to chat, for example of `/deskwire.chat.v1.AgentService/SetAgentStatus`.
+
+        It is made again when the connection breaks meanwhile: calls read, or have a request_id. Raises Refused,
+        TimeoutError when no answer came within `timeout` seconds (30 at the most), Closed.
+        """
+        if self._task is None or self._task.done():
+            raise Closed("the client is not connected")
+        self._last_call += 1
+        number = self._last_call
+        rpc = frame_pb2.Rpc(
+            id=number,
+            method=method,
+            request=request.SerializeToString(),
+            traceparent=traceparent,
+        )
+        rpc.timeout.FromMilliseconds(int(timeout * 1000))
+        call = _Call(rpc, asyncio.get_running_loop().create_future())
+        self._calls[number] = call
+        self._flush_calls()
+        try:
+            async with asyncio.timeout(timeout):
+                return response.FromString(await call.future)
+        finally:
+            if self._calls.pop(number, None) is not None:
+                self._flush_calls()
+
     async def updates(self) -> AsyncIterator[frame_pb2.Push]:
-        """What happens, until the client is closed: messages in order (one's own too), conversations, customers."""
+        """What happens, until the client is closed: messages in order (one's own too), conversations, customers.
+
+        Receipts, the queue and, to agents, offers and their ends come as they are pushed; an offer may come twice.
+        """
         while True:
             push = await self._updates.get()
             if push is None:
@@ -341,7 +416,8 @@ class Client:
 
     async def _new_token(self) -> str:
         token = self._token() if callable(self._token) else self._token
-        return await token if inspect.isawaitable(token) else token
+        self._used_token = await token if inspect.isawaitable(token) else token
+        return self._used_token
 
     async def _connect_once(self) -> None:
         token = await self._new_token()
@@ -371,6 +447,7 @@ class Client:
                 return
             welcome = self._welcome.result()
             self._window = welcome.max_unacked_sends or 1
+            self._max_calls = welcome.max_calls or 1
             self._max_message = welcome.max_message_bytes or _MAX_MESSAGE
             self._ping_interval = _seconds(welcome.ping_interval) or 25.0
             self._backoff = (
@@ -384,6 +461,8 @@ class Client:
             lossless, self._lossless = self._lossless, False
             for waiting in self._outbox.values():
                 waiting.in_flight = False
+            for call in self._calls.values():
+                call.in_flight = False
             for conversation_id, thread in self._threads.items():
                 thread.syncing = False
                 # Also what came with Welcome in one read, before there was a socket to ask on. An open conversation
@@ -394,6 +473,7 @@ class Client:
                 thread.delivered_said = thread.read_said = 0
                 self._say(conversation_id)
             self._flush()
+            self._flush_calls()
             if self._first is not None and not self._first.done():
                 self._first.set_result(None)
             await self._beat(socket)
@@ -448,6 +528,9 @@ class Client:
             if not waiting.future.done():
                 waiting.future.set_exception(error)
         self._outbox.clear()
+        for call in self._calls.values():
+            if not call.future.done():
+                call.future.set_exception(error)
         self._updates.put_nowait(None)
 
     def _write(self, frames: list[frame_pb2.Frame]) -> None:
@@ -547,6 +630,51 @@ class Client:
         del self._held[conversation_id]
         self._flush()
 
+    # ---------------------------------------------------------------------------------------- calls
+
+    def _flush_calls(self) -> None:
+        """Say what waits, as far as the server allows; each in a message of its own, since requests may be large."""
+        if self._socket is None:
+            return
+        in_flight = sum(each.in_flight for each in self._calls.values())
+        for call in list(self._calls.values()):
+            if in_flight >= self._max_calls:
+                return
+            if call.in_flight or call.future.done():
+                continue
+            if self._brings_token:
+                call.rpc.token = self._used_token
+            frame = frame_pb2.Frame(rpc=call.rpc)
+            if _BATCH_OVERHEAD + frame.ByteSize() + _FRAME_OVERHEAD > self._max_message:
+                text = (
+                    f"the request has more than the {self._max_message} bytes that the server takes"
+                )
+                reason = error_reason_pb2.ERROR_REASON_TOO_LARGE
+                call.future.set_exception(Refused(reason, text))
+                continue
+            call.in_flight = True
+            in_flight += 1
+            self._write([frame])
+
+    def _called(self, result: frame_pb2.RpcResult) -> None:
+        # A second answer to a call that was made again after a break finds nobody.
+        call = self._calls.get(result.id)
+        if call is None:
+            return
+        missing = error_reason_pb2.ERROR_REASON_TOKEN_MISSING
+        if result.error.reason == missing and not call.rpc.token:
+            # The server keeps no visitor's token.
+            self._brings_token, call.in_flight = True, False
+            self._flush_calls()
+            return
+        del self._calls[result.id]
+        if not call.future.done():
+            if result.HasField("error"):
+                call.future.set_exception(_refusal(result.error))
+            else:
+                call.future.set_result(result.response)
+        self._flush_calls()
+
     # --------------------------------------------------------------------------------------- frames
 
     def _receive(self, batch: frame_pb2.Batch) -> None:
@@ -568,6 +696,8 @@ class Client:
             self._synced(frame.synced)
         elif kind == "head":
             self._head(frame.head.conversation_id, frame.head.epoch, frame.head.seq)
+        elif kind == "rpc_result":
+            self._called(frame.rpc_result)
         elif kind == "error":
             self._refused(frame.error)
         elif kind == "typing":
@@ -684,6 +814,17 @@ class Client:
             self._altered(synced.conversation)
         if thread.early or thread.seq < thread.target:
             self._sync(synced.conversation_id, thread)
+
+
+def _refusal(error: frame_pb2.Error) -> Refused:
+    return Refused(
+        error.reason,
+        error.message,
+        temporary=error.temporary,
+        retry_after=_seconds(error.retry_after) if error.HasField("retry_after") else None,
+        metadata=error.metadata,
+        violations=tuple((each.field, each.description) for each in error.violations),
+    )
 
 
 def _seconds(duration: Any) -> float:

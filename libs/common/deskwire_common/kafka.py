@@ -30,7 +30,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from deskwire_common import topics as registry
-from deskwire_common.errors import ResourceExhausted, Unavailable
+from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.topics import Topic
@@ -66,6 +66,10 @@ _OUT_OF_RANGE: Final = frozenset(
         KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001 - its public name has the underscore
     }
 )
+
+
+_Report = Callable[[KafkaError | None, int], None]
+"""Is told of a delivery, or its failure, on the event loop."""
 
 
 class Rejected(Exception):
@@ -117,9 +121,7 @@ class Producer:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._reports: list[
-            tuple[Callable[[KafkaError | None, int], None], KafkaError | None, int]
-        ] = []
+        self._reports: list[tuple[_Report, KafkaError | None, int]] = []
 
     async def start(self) -> None:
         """Begin; the broker need not be there yet."""
@@ -147,19 +149,20 @@ class Producer:
         with contextlib.suppress(RuntimeError):  # the loop is closing
             self._loop.call_soon_threadsafe(_settle, reports)
 
-    def _produce(self, record: Outgoing, report: Callable[[KafkaError | None, int], None]) -> None:
+    def _report(self, report: _Report, error: KafkaError | None, offset: int) -> None:
+        """Hand a report over to the event loop: on the thread that polls."""
+        with self._lock:
+            self._reports.append((report, error, offset))
+
+    def _produce(
+        self, record: Outgoing, done: Callable[[KafkaError | None, RdMessage], None]
+    ) -> None:
         if self._rd is None:
             raise Unavailable("the Kafka producer is not running")
         topic, key, value, headers = record
-
-        def done(error: KafkaError | None, message: RdMessage) -> None:
-            if error is not None:
-                METRICS.kafka_produce_failures.labels(topic).inc()
-            with self._lock:
-                self._reports.append((report, error, -1 if error else message.offset() or 0))
-
+        given: Any = headers
         try:
-            self._rd.produce(topic, value=value, key=key, headers=list(headers), on_delivery=done)
+            self._rd.produce(topic, value=value, key=key, headers=given, on_delivery=done)
         except BufferError:
             raise ResourceExhausted(
                 "the Kafka producer's queue is full; try again", retry_after=0.5
@@ -179,7 +182,12 @@ class Producer:
             else:
                 future.set_exception(_unavailable(error))
 
-        self._produce((topic, key, value, headers), report)
+        def done(error: KafkaError | None, message: RdMessage) -> None:
+            if error is not None:
+                METRICS.kafka_produce_failures.labels(topic).inc()
+            self._report(report, error, -1 if error else message.offset() or 0)
+
+        self._produce((topic, key, value, headers), done)
         return future
 
     def send_batch(self, records: Sequence[Outgoing]) -> asyncio.Future[None]:
@@ -187,28 +195,13 @@ class Producer:
 
         When it fails, some of the later ones may be on the broker: `purge_and_rebuild` and start again.
         """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        left = len(records)
-
-        def report(error: KafkaError | None, _offset: int) -> None:
-            nonlocal left
-            left -= 1
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(_unavailable(error))
-            elif left == 0:
-                future.set_result(None)
-
+        batch = _Batch(len(records), self._report)
         try:
             for record in records:
-                self._produce(record, report)
+                self._produce(record, batch.done)
         except (Unavailable, ResourceExhausted) as error:
-            if not future.done():
-                future.set_exception(error)
-        if not records:
-            future.set_result(None)
-        return future
+            batch.fail(error)
+        return batch.future
 
     async def purge_and_rebuild(self) -> None:
         """Forget what is queued or in flight, and begin with a new producer."""
@@ -237,9 +230,41 @@ class Producer:
         await asyncio.to_thread(end)
 
 
-def _settle(
-    reports: list[tuple[Callable[[KafkaError | None, int], None], KafkaError | None, int]],
-) -> None:
+class _Batch:
+    """Records whose deliveries are awaited together: one report for all, or one per failure."""
+
+    __slots__ = ("_left", "_report", "future")
+
+    def __init__(
+        self, size: int, report: Callable[[_Report, KafkaError | None, int], None]
+    ) -> None:
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._left = size
+        self._report = report
+        if not size:
+            self.future.set_result(None)
+
+    def done(self, error: KafkaError | None, message: RdMessage) -> None:
+        """A record was delivered, or not: on the thread that polls."""
+        self._left -= 1
+        if error is not None:
+            METRICS.kafka_produce_failures.labels(message.topic()).inc()
+        if error is not None or self._left == 0:
+            self._report(self._settle, error, 0)
+
+    def fail(self, error: DeskwireError) -> None:
+        """Not all could be queued."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def _settle(self, error: KafkaError | None, _offset: int) -> None:
+        if error is not None:
+            self.fail(_unavailable(error))
+        elif not self.future.done():
+            self.future.set_result(None)
+
+
+def _settle(reports: list[tuple[_Report, KafkaError | None, int]]) -> None:
     for report, error, offset in reports:
         report(error, offset)
 

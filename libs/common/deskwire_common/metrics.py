@@ -21,6 +21,7 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 REGISTRY: Final = CollectorRegistry()
@@ -34,6 +35,47 @@ def _counter(name: str, text: str, *labels: str) -> Counter:
     return Counter(f"deskwire_{name}", text, labels, registry=REGISTRY)
 
 
+class Tally:
+    """A plain number that one thread adds to."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def inc(self, amount: int = 1) -> None:
+        """Add to it."""
+        self.value += amount
+
+
+class Tallies:
+    """A counter for what happens many thousand times a second, on the event loop only.
+
+    prometheus_client's own takes a lock and some 0.7 µs each time.
+    """
+
+    def __init__(self, name: str, text: str, *labels: str) -> None:
+        self._name = f"deskwire_{name}"
+        self._text = text
+        self._labels = labels
+        self._tallies: dict[tuple[str, ...], Tally] = {}
+        REGISTRY.register(self)
+
+    def labels(self, *values: str) -> Tally:
+        """Return the tally of some label values, or of none: ask once, and keep it."""
+        found = self._tallies.get(values)
+        if found is None:
+            found = self._tallies[values] = Tally()
+        return found
+
+    def collect(self) -> Iterator[Metric]:
+        """Tell prometheus_client."""
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for values, tally in list(self._tallies.items()):
+            family.add_metric(values, tally.value)
+        yield family
+
+
 def _gauge(name: str, text: str, *labels: str) -> Gauge:
     return Gauge(f"deskwire_{name}", text, labels, registry=REGISTRY)
 
@@ -45,7 +87,7 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -
 class Metrics:
     """All of them. Labels have few values by construction: never an id, a tenant or a text."""
 
-    def __init__(self) -> None:  # noqa: PLR0915 - a line for each
+    def __init__(self) -> None:  # noqa: PLR0915 - one line each
         # gRPC
         self.rpc_seconds = _histogram(
             "rpc_seconds",
@@ -59,12 +101,12 @@ class Metrics:
             "rpc_client_seconds", "Time of an outgoing unary call.", _FAST, "method", "code"
         )
         # chat
-        self.messages_stored = _counter("messages_stored_total", "Messages committed.", "origin")
+        self.messages_stored = Tallies("messages_stored_total", "Messages committed.", "origin")
         self.messages_duplicate = _counter(
             "messages_duplicate_total", "Sends that were answered from the first one."
         )
         self.messages_refused = _counter("messages_refused_total", "Sends refused.", "reason")
-        self.deliveries = _counter("deliveries_total", "Messages handed to connections.")
+        self.deliveries = Tallies("deliveries_total", "Messages handed to connections.")
         self.commit_group_size = _histogram(
             "commit_group_size", "Messages per committed group.", _SIZES
         )
@@ -97,6 +139,9 @@ class Metrics:
         )
         self.conversations_assigned = _counter(
             "conversations_assigned_total", "Conversations given to an agent."
+        )
+        self.offers = _counter(
+            "offers_total", "Offers to agents: how many were made, and how they ended.", "outcome"
         )
         # tickets
         self.ticket_transitions = _counter(
@@ -147,8 +192,8 @@ class Metrics:
             "gateway_accepted_total", "Connections accepted.", "transport"
         )
         self.gateway_closed = _counter("gateway_closed_total", "Connections closed.", "reason")
-        self.gateway_frames = _counter("gateway_frames_total", "Frames.", "direction")
-        self.gateway_bytes = _counter("gateway_bytes_total", "Bytes of frames.", "direction")
+        self.gateway_frames = Tallies("gateway_frames_total", "Frames.", "direction")
+        self.gateway_bytes = Tallies("gateway_bytes_total", "Bytes of frames.", "direction")
         self.gateway_dropped = _counter("gateway_dropped_total", "Frames not delivered.", "reason")
         self.gateway_resumes = _counter(
             "gateway_resumes_total", "Sessions resumed, lossless or lossy.", "outcome"

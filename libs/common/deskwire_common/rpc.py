@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
@@ -48,6 +48,7 @@ from deskwire_common.errors import (
     DeadlineExceeded,
     DeskwireError,
     Internal,
+    InvalidArgument,
     PermissionDenied,
     Unauthenticated,
     to_status,
@@ -216,17 +217,19 @@ class _Stages(grpc.aio.ServerInterceptor):
                 handler.request_deserializer,
                 handler.response_serializer,
             )
+        # Parsed here and not by gRPC, to whom bytes that are no message are a fault of the server's.
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(method, handler.unary_unary),
-            handler.request_deserializer,
+            self._unary(method, handler.unary_unary, handler.request_deserializer or bytes),
+            None,
             handler.response_serializer,
         )
 
-    def _unary(self, method: str, inner: Any) -> Any:
-        async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    def _unary(self, method: str, inner: Any, parse: Callable[[bytes], Any]) -> Any:
+        async def unary(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with _Serving(method, context) as serving:
                 try:
                     self._enter(method, context)
+                    request = _parsed(parse, data)
                     self._validator.check(request)
                     async with asyncio.timeout(context.time_remaining() or DEADLINE):
                         return await inner(request, context)
@@ -270,6 +273,13 @@ class _Stages(grpc.aio.ServerInterceptor):
         self._access.admit(principal)
         set_current_principal(principal)
         return self._verifier.seconds_until(expires)
+
+
+def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError:
+        raise InvalidArgument("the request is not an encoded message of its type") from None
 
 
 class _Serving:

@@ -27,6 +27,7 @@ from deskwire_chat.actions.agents import AGENTS, AgentActions
 from deskwire_chat.actions.attachments import ATTACHMENTS, AttachmentActions
 from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
 from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
+from deskwire_chat.actions.offers import OfferActions
 from deskwire_chat.shard import links
 from deskwire_chat.shard.peers import Peers
 from deskwire_chat.shard.streams import MessageStreams
@@ -38,6 +39,7 @@ _CHANGERS: Final = frozenset({Role.AGENT, Role.INTEGRATION, Role.OPERATOR})
 _LISTERS: Final = _DESK - {Role.BOT}
 _WRITERS: Final = frozenset({Role.VISITOR, Role.AGENT, Role.BOT, Role.INTEGRATION})
 _OPERATOR: Final = frozenset({Role.OPERATOR})
+_AGENT: Final = frozenset({Role.AGENT})
 
 #: Who may call each method.
 AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
@@ -52,8 +54,8 @@ AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
     ),
     f"/{CONVERSATIONS}/WatchConversation": _DESK | {Role.VISITOR},
     f"/{CONVERSATIONS}/SearchMessages": _DESK | {Role.VISITOR},
-    f"/{CONVERSATIONS}/CloseConversation": _CHANGERS,
-    f"/{CONVERSATIONS}/TransferConversation": _CHANGERS,
+    f"/{CONVERSATIONS}/CloseConversation": _CHANGERS | {Role.BOT},
+    f"/{CONVERSATIONS}/TransferConversation": _CHANGERS | {Role.BOT},
     f"/{ATTACHMENTS}/CreateAttachment": _WRITERS,
     f"/{ATTACHMENTS}/CompleteAttachment": _WRITERS,
     f"/{ATTACHMENTS}/GetAttachment": _DESK | {Role.VISITOR},
@@ -62,10 +64,12 @@ AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
     f"/{CUSTOMERS}/ListCustomers": _LISTERS,
     f"/{CUSTOMERS}/UpdateCustomer": _CHANGERS,
     f"/{CUSTOMERS}/UpsertCustomer": frozenset({Role.INTEGRATION, Role.OPERATOR}),
-    f"/{AGENTS}/SetAgentStatus": frozenset({Role.AGENT, Role.OPERATOR}),
+    f"/{AGENTS}/SetAgentStatus": frozenset({Role.AGENT, Role.BOT, Role.OPERATOR}),
     f"/{AGENTS}/CreateAgent": _OPERATOR,
     f"/{AGENTS}/DisableAgent": _OPERATOR,
     f"/{AGENTS}/EnableAgent": _OPERATOR,
+    f"/{AGENTS}/AcceptOffer": _AGENT,
+    f"/{AGENTS}/DeclineOffer": _AGENT,
     f"/{AGENTS}/GetAgent": _DESK,
     f"/{AGENTS}/ListAgents": _LISTERS,
     f"/{TENANTS}/CreateTenant": _OPERATOR,
@@ -263,8 +267,10 @@ class CustomerApi(customer_service_pb2_grpc.CustomerServiceServicer):
 class AgentApi(agent_service_pb2_grpc.AgentServiceServicer):
     """The servicer. Errors are the actions'; the server puts them on the wire."""
 
-    def __init__(self, actions: AgentActions) -> None:
+    def __init__(self, actions: AgentActions, offers: OfferActions, peers: Peers) -> None:
         self._actions = actions
+        self._offers = offers
+        self._peers = peers
 
     async def SetAgentStatus(  # noqa: N802
         self, request: agent_service_pb2.SetAgentStatusRequest, _context: Context
@@ -289,6 +295,32 @@ class AgentApi(agent_service_pb2_grpc.AgentServiceServicer):
     ) -> agent_service_pb2.EnableAgentResponse:
         """See the contract."""
         return await self._actions.enable(request)
+
+    async def AcceptOffer(  # noqa: N802
+        self, request: agent_service_pb2.AcceptOfferRequest, context: Context
+    ) -> agent_service_pb2.AcceptOfferResponse:
+        """See the contract."""
+        return await self._peers.unary(
+            f"/{AGENTS}/AcceptOffer",
+            request.conversation_id,
+            request,
+            context,
+            self._offers.accept,
+            agent_service_pb2.AcceptOfferResponse,
+        )
+
+    async def DeclineOffer(  # noqa: N802
+        self, request: agent_service_pb2.DeclineOfferRequest, context: Context
+    ) -> agent_service_pb2.DeclineOfferResponse:
+        """See the contract."""
+        return await self._peers.unary(
+            f"/{AGENTS}/DeclineOffer",
+            request.conversation_id,
+            request,
+            context,
+            self._offers.decline,
+            agent_service_pb2.DeclineOfferResponse,
+        )
 
     async def GetAgent(  # noqa: N802
         self, request: agent_service_pb2.GetAgentRequest, _context: Context

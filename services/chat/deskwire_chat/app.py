@@ -21,6 +21,7 @@ from deskwire_chat.actions.agents import AGENTS, AgentActions
 from deskwire_chat.actions.attachments import ATTACHMENTS, AttachmentActions, Limits
 from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
 from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
+from deskwire_chat.actions.offers import OfferActions
 from deskwire_chat.actions.tools import Tools
 from deskwire_chat.api import (
     AUTHORIZATION,
@@ -49,6 +50,7 @@ from deskwire_chat.shard.connections import Connections
 from deskwire_chat.shard.feeds import QueueFeed
 from deskwire_chat.shard.holder import PartitionHolder
 from deskwire_chat.shard.links import Links
+from deskwire_chat.shard.offers import Offers
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.peers import Peers
 from deskwire_chat.shard.presence import Presence
@@ -57,7 +59,7 @@ from deskwire_chat.shard.receipts import Receipts
 from deskwire_chat.shard.streams import MessageStreams, Slots
 from deskwire_chat.shard.watchers import TappedLog, Watchers
 from deskwire_chat.shard.writer import ShardWriter
-from deskwire_chat.worker import AgentReader, GateKeeper
+from deskwire_chat.worker import AgentReader, BotKeeper, GateKeeper
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
 from deskwire_common.clock import to_micros
@@ -86,7 +88,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     tools = Tools(db, outbox, idempotency, runtime.clock, runtime.ids)
 
     reader = AgentReader(db)
-    router = Router(now=lambda: to_micros(runtime.clock.now()), refresh=reader.ask)
+    router = Router(
+        now=lambda: to_micros(runtime.clock.now()),
+        refresh=reader.ask,
+        offer_seconds=settings.offer_seconds,
+    )
     gate = Gate()
     connections = Connections(router, gate)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
@@ -99,7 +105,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         runtime.ids.uuid7(),
         lease_seconds=settings.lease_seconds,
     )
-    presence = Presence(db, connections, is_ours=lambda item: ownership.term_of(item.partition) > 0)
+
+    def is_ours(item: domain.Conversation) -> bool:
+        return ownership.term_of(item.partition) > 0
+
+    presence = Presence(db, connections, is_ours=is_ours)
     writer = ShardWriter(
         db,
         outbox,
@@ -119,7 +129,10 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         runtime.clock,
         is_ours=lambda tenant: ownership.term_of(domain.partition_of(tenant)) > 0,
     )
-    links = Links(db, connections, presence, receipts, feeds, runtime.verifier, runtime.validator)
+    offers = Offers(db, connections, router, seconds=settings.offer_seconds, is_ours=is_ours)
+    links = Links(
+        db, connections, presence, receipts, feeds, offers, runtime.verifier, runtime.validator
+    )
     links.bind(writer, ownership)
     ownership.bind(PartitionHolder(writer, publisher, router, reader, links, watchers))
     peers = Peers(
@@ -137,6 +150,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     conversation_actions = ConversationActions(tools, writer)
     keeper = GateKeeper(db, gate, connections, conversation_actions, ownership)
     await keeper.load()
+    bots = BotKeeper(
+        db, router, conversation_actions, ownership, away_seconds=settings.bot_away_seconds
+    )
 
     files = await _open_files(settings, runtime)
     if files is not None:
@@ -153,10 +169,12 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     runtime.spawn("presence", presence.run)
     runtime.spawn("receipts", receipts.run)
     runtime.spawn("queue-feed", feeds.run)
+    runtime.spawn("offers", offers.run)
     runtime.spawn("agent-reader", partial(reader.run, router))
     runtime.spawn("agents", partial(reader.run_agents, router, ownership))
     runtime.spawn("queue", partial(reader.run_partitions, router, ownership))
     runtime.spawn("gate-keeper", keeper.run)
+    runtime.spawn("bot-keeper", bots.run)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("search", SearchIndexer(db, runtime.clock).run)
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
@@ -181,7 +199,12 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
             CustomerApi(CustomerActions(tools, connections, settings.default_region)), server
         )
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(
-            AgentApi(AgentActions(tools, router, keeper.look)), server
+            AgentApi(
+                AgentActions(tools, router, keeper.look),
+                OfferActions(tools, router, writer),
+                peers,
+            ),
+            server,
         )
         tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(
             TenantApi(TenantActions(tools, keeper.look)), server

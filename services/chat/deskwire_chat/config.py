@@ -42,6 +42,10 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     """So long after its last sign of life a process's partitions are another's to take."""
     peer_name: str = ""
     """With TLS: the name in the certificates of other chat processes, where it isn't the host of their address."""
+    bot_away_seconds: float = Field(default=10.0, gt=0, le=3_600)
+    """So long a bot may be without an open connection before its conversations go back to the queue."""
+    offer_seconds: float = Field(default=0.0, ge=0, le=600)
+    """So long a conversation is offered to an agent; 0: it is theirs at once."""
     default_region: str = Field(default="", pattern="^([A-Z]{2})?$")
     """How mobile numbers without a leading + are read: `CN`, `DE` …; empty: they stay as given."""
 

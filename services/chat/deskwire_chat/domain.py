@@ -12,13 +12,15 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, Final, TypeVar
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, TypeVar
 
 import phonenumbers
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_common.auth import Principal, Profile, Role
 from deskwire_common.errors import (
+    AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -75,6 +77,15 @@ class Status(IntEnum):
 
     AVAILABLE = 1
     AWAY = 2
+
+
+class OfferEnd(IntEnum):
+    """How an offer ended; the numbers are the contract's."""
+
+    ACCEPTED = 1
+    EXPIRED = 2
+    DECLINED = 3
+    WITHDRAWN = 4
 
 
 class ActorRole(IntEnum):
@@ -145,11 +156,19 @@ class Conversation:
     assigned_at: int
     closed_at: int
     traceparent: str = ""
+    agent_is_bot: bool = False
+    human_wanted: bool = False
+    """Whether it was handed off: from the queue only people take it."""
 
     @property
     def partition(self) -> int:
         """The partition it is in, for ever."""
         return partition_of(self.conversation_id)
+
+    @property
+    def agent_role(self) -> ActorRole:
+        """What the one who has it is; say it only while somebody has."""
+        return ActorRole.BOT if self.agent_is_bot else ActorRole.AGENT
 
     def copy(self) -> Conversation:
         """Return a copy; dataclasses.replace takes four times as long, and this is on the path of every message."""
@@ -167,7 +186,18 @@ class Conversation:
             self.assigned_at,
             self.closed_at,
             self.traceparent,
+            self.agent_is_bot,
+            self.human_wanted,
         )
+
+
+class Waiting(NamedTuple):
+    """A conversation in the queue, as routing knows it."""
+
+    tenant: str
+    conversation_id: str
+    created_at: int
+    human_wanted: bool = False
 
 
 @dataclass(slots=True)
@@ -238,7 +268,7 @@ class Customer:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """One person at the desk."""
+    """One person at the desk, or a bot: which of them is never changed."""
 
     tenant: str
     agent_id: str
@@ -249,6 +279,7 @@ class Agent:
     idle_since: int
     version: int
     disabled: bool = False
+    bot: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +328,7 @@ class Changed:
         return bool(self.fields)
 
 
+@lru_cache(65_536)  # asked several times per message
 def partition_of(conversation_id: str) -> int:
     """Return the partition, 0 to PARTITIONS-1, of a conversation."""
     return zlib.crc32(conversation_id.encode()) % PARTITIONS
@@ -334,26 +366,32 @@ def takes_part(conversation: Conversation, who: Writer) -> bool:
         return False
     if who.role == ActorRole.VISITOR:
         return conversation.visitor_id == who.subject
-    return (
-        who.role in {ActorRole.AGENT, ActorRole.BOT} and conversation.agent_id == who.subject != ""
-    )
+    return conversation.agent_id == who.subject != "" and who.role == conversation.agent_role
 
 
 def check_may_write(conversation: Conversation, who: Writer) -> None:
     """Raise unless `who` may add a message to the conversation.
 
-    NotFound for what `who` can't see, PermissionDenied (NOT_A_PARTICIPANT) for an agent who isn't the
+    NotFound for what `who` can't see, PermissionDenied (NOT_A_PARTICIPANT) for an agent or bot that isn't the
     conversation's, FailedPrecondition (CONVERSATION_CLOSED) when it is over.
     """
     if not may_see(conversation, who):
         raise conversation_not_found(conversation.conversation_id)
-    if who.role == ActorRole.AGENT and conversation.agent_id != who.subject:
+    if who.role in {ActorRole.AGENT, ActorRole.BOT} and not takes_part(conversation, who):
         raise not_a_participant()
     if conversation.state == State.CLOSED:
         raise FailedPrecondition(
             "the conversation is closed; open another one with a new conversation_id",
             reason=reasons.ERROR_REASON_CONVERSATION_CLOSED,
         )
+
+
+def check_may_alter(conversation: Conversation, who: Writer) -> None:
+    """Raise unless `who` may close or transfer the conversation: a bot only its own (NOT_A_PARTICIPANT)."""
+    if not may_see(conversation, who):
+        raise conversation_not_found(conversation.conversation_id)
+    if who.role == ActorRole.BOT and not takes_part(conversation, who):
+        raise not_a_participant()
 
 
 def check_kind(kind: int, who: Writer) -> None:
@@ -407,23 +445,27 @@ def close(conversation: Conversation, *, expected_version: int, now: int) -> dic
     return {"state": Change(state_name(before), state_name(State.CLOSED))}
 
 
-def assign(conversation: Conversation, *, agent_id: str, now: int) -> dict[str, Change]:
-    """Give a QUEUED conversation to an agent, in place, and return what changed."""
+def assign(conversation: Conversation, *, agent_id: str, bot: bool, now: int) -> dict[str, Change]:
+    """Give a QUEUED conversation to an agent or a bot, in place, and return what changed."""
     before = conversation.state
     conversation.state = State.ACTIVE
     conversation.agent_id = agent_id
+    conversation.agent_is_bot = bot
     conversation.assigned_at = now
     conversation.version += 1
     return {
         "state": Change(state_name(before), state_name(State.ACTIVE)),
         "agent_id": Change(None, agent_id),
+        "agent_role": Change(None, _role_name(conversation)),
     }
 
 
 def transfer(
-    conversation: Conversation, *, agent_id: str, expected_version: int, now: int
+    conversation: Conversation, *, agent_id: str, bot: bool = False, expected_version: int, now: int
 ) -> dict[str, Change]:
-    """Give an open conversation to another agent (empty: back to the queue), in place, and return what changed.
+    """Give an open conversation to another agent or a `bot` (empty: to the queue), in place; return what changed.
+
+    What goes to the queue waits for a person, as somebody wasn't enough; who gives it to a bot doesn't want one now.
 
     Raises VersionMismatch, or FailedPrecondition (INVALID_STATE) when it is closed or there already.
     """
@@ -434,15 +476,26 @@ def transfer(
             reason=reasons.ERROR_REASON_INVALID_STATE,
             metadata={"state": conversation.state.name},
         )
-    before = conversation.state
+    before = conversation.copy()
     changes = {"agent_id": Change(conversation.agent_id or None, agent_id or None)}
     conversation.state = State.ACTIVE if agent_id else State.QUEUED
-    if conversation.state != before:
-        changes["state"] = Change(state_name(before), state_name(conversation.state))
     conversation.agent_id = agent_id
+    conversation.agent_is_bot = bot
+    if bot or not agent_id:
+        conversation.human_wanted = not agent_id
+    if conversation.state != before.state:
+        changes["state"] = Change(state_name(before.state), state_name(conversation.state))
+    if _role_name(conversation) != _role_name(before):
+        changes["agent_role"] = Change(_role_name(before), _role_name(conversation))
+    if conversation.human_wanted != before.human_wanted:
+        changes["human_wanted"] = Change(before.human_wanted, conversation.human_wanted)
     conversation.assigned_at = now if agent_id else 0
     conversation.version += 1
     return changes
+
+
+def _role_name(conversation: Conversation) -> str | None:
+    return f"ROLE_{conversation.agent_role.name}" if conversation.agent_id else None
 
 
 def state_name(state: State) -> str:
@@ -595,6 +648,23 @@ def agent_has_no_room(agent_id: str) -> FailedPrecondition:
         f"agent {agent_id} is away, disabled or has no room",
         reason=reasons.ERROR_REASON_AGENT_UNAVAILABLE,
     )
+
+
+def offer_not_found(conversation_id: str) -> NotFound:
+    """Return the error for an offer that is over, or was never made to the caller."""
+    return NotFound(
+        f"conversation {conversation_id} isn't offered to you now",
+        reason=reasons.ERROR_REASON_OFFER_NOT_FOUND,
+    )
+
+
+def check_is(agent: Agent, who: Writer) -> None:
+    """Raise AlreadyExists for a bot that has the id of a person at the desk, and the other way round."""
+    if who.role in {ActorRole.AGENT, ActorRole.BOT} and agent.bot != (who.role == ActorRole.BOT):
+        what = "a bot" if agent.bot else "a person"
+        raise AlreadyExists(
+            f"{agent.agent_id} is {what} of this desk: agents and bots need ids of their own"
+        )
 
 
 def changed_agent(

@@ -31,7 +31,7 @@ class Gate:
         return shut
 
     def refusal(self, tenant: str, subject: str, *, agent: bool) -> DeskwireError | None:
-        """Return why a user isn't let in, or None for one who is; `agent` says that this is their role."""
+        """Return why a user isn't let in, or None for one who is; `agent`: they are an agent or a bot."""
         if tenant in self._tenants:
             return tenant_disabled(tenant)
         if agent and (tenant, subject) in self._agents:
@@ -41,12 +41,14 @@ class Gate:
     def refusal_of(self, user: tuple[str, int, str]) -> DeskwireError | None:
         """Return why a connected user (tenant, role, subject) isn't let in, or None."""
         tenant, role, subject = user
-        return self.refusal(tenant, subject, agent=role == ActorRole.AGENT)
+        return self.refusal(tenant, subject, agent=role in {ActorRole.AGENT, ActorRole.BOT})
 
     def admit(self, principal: Principal) -> None:
         """Raise PermissionDenied (TENANT_DISABLED, AGENT_DISABLED) for a caller who isn't let in."""
         refusal = self.refusal(
-            principal.tenant, principal.subject, agent=principal.role is Role.AGENT
+            principal.tenant,
+            principal.subject,
+            agent=principal.role in {Role.AGENT, Role.BOT},
         )
         if refusal is not None:
             raise refusal

@@ -57,9 +57,13 @@ class SearchIndexer:
         self._positions = await self._db.run(
             lambda uow: search.followed(uow, range(domain.PARTITIONS))
         )
+        loop = asyncio.get_running_loop()
         while lease.held:
+            began = loop.time()
             more = await self._round()
-            await asyncio.sleep(_PAUSE_SECONDS if more else POLL_SECONDS)
+            # Half of the time at the most: when there is too much to do, messages go first and the index is late.
+            pause = max(_PAUSE_SECONDS, loop.time() - began)
+            await asyncio.sleep(pause if more else POLL_SECONDS)
 
     async def _round(self) -> bool:
         """Put the next messages in; whether there are more."""

@@ -28,6 +28,7 @@ from deskwire_chat.domain import (
     IntegrationKey,
     Kind,
     Message,
+    OfferEnd,
     Receipt,
     Tenant,
     Writer,
@@ -64,6 +65,8 @@ def conversation(item: Conversation) -> conversation_pb2.Conversation:
         create_time=timestamp(item.created_at),
         assign_time=timestamp(item.assigned_at) if item.assigned_at else None,
         close_time=timestamp(item.closed_at) if item.closed_at else None,
+        agent_role=actor_pb2.Role.ValueType(int(item.agent_role) if item.agent_id else 0),
+        human_wanted=item.human_wanted,
     )
 
 
@@ -113,6 +116,7 @@ def agent(item: Agent, *, connected: bool) -> agent_pb2.Agent:
         idle_since=timestamp(item.idle_since),
         version=item.version,
         disabled=item.disabled,
+        bot=item.bot,
     )
 
 
@@ -156,8 +160,27 @@ def customer_push(item: Customer) -> bytes:
     return batch(push=frame_pb2.Push(customer=customer(item)))
 
 
+def offer_push(item: Conversation, of: Customer | None, expires_at: int) -> frame_pb2.Push:
+    """Return what an agent is told of an offer."""
+    return frame_pb2.Push(
+        offer=frame_pb2.Offer(
+            conversation=conversation(item),
+            customer=customer(of) if of is not None else None,
+            expire_time=timestamp(expires_at),
+        )
+    )
+
+
+def offer_ended(conversation_id: str, end: OfferEnd) -> bytes:
+    """Return an encoded Batch that ends an offer."""
+    ended = frame_pb2.OfferEnded(
+        conversation_id=conversation_id, reason=frame_pb2.OfferEndReason.ValueType(int(end))
+    )
+    return batch(push=frame_pb2.Push(offer_ended=ended))
+
+
 def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
-    """Return the Frames that tell where a conversation stands; to agents also whose it is."""
+    """Return the Frames that tell where a conversation stands; to agents and bots also whose it is."""
     frames = [
         frame_pb2.Frame(
             head=frame_pb2.Head(

@@ -45,7 +45,8 @@ class Term:
 def of_text(text: str) -> list[str]:
     """Return the words of a text, in order."""
     if text.isascii():
-        return [_coded(word) for word in _ASCII.findall(text.lower())]
+        # As _coded has it: most texts come here.
+        return ["ww" + word[:_MAX_BYTES] for word in _ASCII.findall(text.lower())]
     found: list[str] = []
     for run, unspaced in _runs(text):
         if unspaced:

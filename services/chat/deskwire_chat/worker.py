@@ -1,12 +1,13 @@
 """What runs beside the calls.
 
-Routing's index follows the agents' rows when it was wrong about one, and the gate follows who was disabled.
+Routing's index follows the agents' rows when it was wrong about one, the gate follows who was disabled, and what a bot
+has that is gone goes back to the queue.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -15,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from deskwire_chat.actions.conversations import ConversationActions
 from deskwire_chat.domain import partition_of
 from deskwire_chat.gate import Gate
-from deskwire_chat.routing import AgentKey, Router
+from deskwire_chat.routing import AgentKey, Assign, Router
 from deskwire_chat.shard.connections import Connections
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.store import agents, conversations, tenants
@@ -25,6 +26,8 @@ from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 
 _RETRY_SECONDS: Final = 0.2
+_BOTS_SECONDS: Final = 1.0
+_BOTS_CHUNK: Final = 500
 _AGENTS_SECONDS: Final = 1.5
 _LOOK_SECONDS: Final = 3.0
 """So long may pass until this process sees what another one has disabled; the contract says five."""
@@ -48,11 +51,11 @@ class AgentReader:
         self._gained.update(partitions)
         self._wake.set()
 
-    async def load(self, router: Router, assign: object) -> None:
+    async def load(self, router: Router, assign: Assign) -> None:
         """Give routing what the table says, and let it begin; conversations come with their partitions."""
         async with self._db.read() as c:
             every = await agents.every(c)
-        router.start(every, (), assign)  # type: ignore[arg-type] # routing.Assign, a protocol of keywords
+        router.start(every, assign)
 
     async def run_partitions(self, router: Router, ownership: Ownership) -> None:
         """Read who waits in partitions that were gained, until cancelled; outlasts a database that is away."""
@@ -69,7 +72,9 @@ class AgentReader:
                 self.gained(numbers)
                 continue
             numbers = {number for number in numbers if ownership.term_of(number)}
-            router.wait_for(each for each in waiting if partition_of(each[1]) in numbers)
+            router.wait_for(
+                each for each in waiting if partition_of(each.conversation_id) in numbers
+            )
 
     async def run_agents(self, router: Router, ownership: Ownership) -> None:
         """While there are other processes, which give agents work too: read the agents again, until cancelled."""
@@ -169,3 +174,43 @@ class GateKeeper:
                 await self._conversations.put_back(conversation_id, agent_id)
         except (DeskwireError, SQLAlchemyError) as error:
             get_logger().warning("conversations_not_put_back", error=type(error).__name__)
+
+
+class BotKeeper:
+    """Puts the conversations of bots that are gone back into the queue, for people: none is left alone."""
+
+    def __init__(
+        self,
+        db: Database,
+        router: Router,
+        conversation_actions: ConversationActions,
+        ownership: Ownership,
+        *,
+        away_seconds: float,
+    ) -> None:
+        """`away_seconds`: so long a bot may be without a connection that is open and not only parked."""
+        self._db = db
+        self._router = router
+        self._conversations = conversation_actions
+        self._ownership = ownership
+        self._seconds = away_seconds
+
+    async def run(self) -> None:
+        """Look every second until cancelled; outlasts a database that is away."""
+        while True:
+            await asyncio.sleep(min(_BOTS_SECONDS, self._seconds / 2))
+            gone = self._router.bots_gone(self._seconds)
+            for start in range(0, len(gone), _BOTS_CHUNK):
+                try:
+                    await self._put_back(gone[start : start + _BOTS_CHUNK])
+                except (DeskwireError, SQLAlchemyError) as error:
+                    get_logger().warning("conversations_not_put_back", error=type(error).__name__)
+
+    async def _put_back(self, gone: Sequence[AgentKey]) -> None:
+        async with self._db.read() as c:
+            found = await conversations.of_bots(c, gone)
+        for conversation_id, tenant, bot in found:
+            # The others are their owners' to put back, and some bot may have come meanwhile.
+            is_ours = self._ownership.term_of(partition_of(conversation_id)) > 0
+            if is_ours and not self._router.is_connected(tenant, bot):
+                await self._conversations.put_back(conversation_id, bot)

@@ -14,7 +14,9 @@ from deskwire.gateway.v1 import gateway_service_pb2 as pb
 from deskwire_common.auth import Role
 from deskwire_common.metrics import METRICS
 from deskwire_gateway.actions import GatewayActions
-from deskwire_gateway.sessions import Session, Sessions
+from deskwire_gateway.frames import slow_reader
+from deskwire_gateway.session import Session
+from deskwire_gateway.sessions import Sessions
 
 SERVICE: Final = "deskwire.gateway.v1.GatewayService"
 CONNECT: Final = f"/{SERVICE}/Connect"
@@ -49,6 +51,7 @@ class _Stream:
         if self._bytes > _MAX_BUFFERED:
             METRICS.gateway_closed.labels("slow_reader").inc()
             self._queue.clear()
+            self._queue.append(slow_reader())
             self._closed = True
         else:
             self._queue.append(data)

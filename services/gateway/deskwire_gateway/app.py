@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 from dataclasses import asdict
 from functools import partial
@@ -17,9 +18,11 @@ from deskwire_common.logging import get_logger
 from deskwire_gateway import supervisor, websocket, worker
 from deskwire_gateway.actions import GatewayActions
 from deskwire_gateway.api import AUTHORIZATION, CONNECT, SERVICE, GatewayApi
+from deskwire_gateway.calls import Calls
 from deskwire_gateway.config import Settings
 from deskwire_gateway.directory import Directory
-from deskwire_gateway.sessions import Limits, Sessions
+from deskwire_gateway.session import Limits
+from deskwire_gateway.sessions import Sessions
 from deskwire_gateway.shards import Shards
 
 _OTHER_DESCRIPTORS: Final = 500
@@ -37,6 +40,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
             hello_timeout=settings.hello_timeout,
             max_message_bytes=settings.max_message_bytes,
             max_unacked_sends=settings.max_unacked_sends,
+            max_calls=settings.max_calls,
             max_pending_sends=settings.max_pending_sends,
             send_rate=settings.send_rate,
             send_burst=settings.send_burst,
@@ -64,7 +68,18 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         return rpc.make_channel(target, tls=runtime.tls, bare=True, server_name=name)
 
     shards = Shards(settings.chat_target, connect, runtime.signer, sessions, worker_id)
-    sessions.bind(shards)
+    channel = rpc.make_channel(settings.chat_target, tls=runtime.tls)
+    runtime.stack.push_async_callback(channel.close)
+    calls = Calls(
+        channel,
+        sessions,
+        runtime.verifier,
+        runtime.validator,
+        max_result_bytes=settings.max_result_bytes,
+        trace=bool(settings.otlp_endpoint),
+    )
+    runtime.stack.push_async_callback(calls.close)
+    sessions.bind(shards, calls)
     runtime.spawn("shards", shards.run)
     runtime.spawn("directory", directory.run)
     runtime.spawn("wheel", partial(worker.turn_wheel, sessions))
@@ -96,7 +111,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
     async def drain() -> None:
         server.close()
-        await shards.drain()
+        await asyncio.gather(shards.drain(), calls.drain())
         sessions.drain()
 
     runtime.on_drain(drain)

@@ -24,6 +24,10 @@ class Settings(ServiceSettings):
     hello_timeout: float = Field(default=10.0, ge=0.1, le=60)
     max_message_bytes: int = Field(default=16_384, ge=1_024, le=1_048_576)
     max_unacked_sends: int = Field(default=64, ge=1, le=1_024)
+    max_calls: int = Field(default=8, ge=1, le=256)
+    """Rpc frames of one connection that are without their result."""
+    max_result_bytes: int = Field(default=262_144, ge=16_384, le=4_194_304)
+    """Of one call; max_buffered_bytes should have room for several."""
     max_pending_sends: int = Field(default=100_000, ge=1)
     send_rate: float = Field(default=200.0, gt=0)
     send_burst: int = Field(default=400, ge=1)

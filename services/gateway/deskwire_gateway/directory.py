@@ -17,7 +17,8 @@ from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import gateway_service_pb2 as pb
 from deskwire_common.errors import Unavailable
 from deskwire_common.logging import get_logger
-from deskwire_gateway.sessions import Session, Sessions
+from deskwire_gateway.session import Session
+from deskwire_gateway.sessions import Sessions
 
 _PREFIX: Final = "deskwire:sessions"
 _EXPIRE: Final = 60

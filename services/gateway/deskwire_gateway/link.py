@@ -21,7 +21,8 @@ from deskwire_common.auth import TokenSigner
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.pacing import link_pace
-from deskwire_gateway.sessions import Close, Session, Sessions
+from deskwire_gateway.session import Close, Session
+from deskwire_gateway.sessions import Sessions
 
 METHOD: Final = "/deskwire.shard.v1.ShardService/Link"
 
@@ -79,6 +80,8 @@ class Link:
         self._owner = owner
         self._up: deque[bytes] | None = None
         self._wake = asyncio.Event()
+        self._frames_out = METRICS.gateway_frames.labels("out")
+        self._bytes_out = METRICS.gateway_bytes.labels("out")
 
     def put(self, item: bytes) -> None:
         """Queue an item of `up_item`. Before the stream is open it is dropped: the snapshot has it."""
@@ -198,13 +201,13 @@ class Link:
                     outgoing[session] = [item.batch]
                 else:
                     parts.append(item.batch)
-        METRICS.gateway_frames.labels("out").inc(frames)
+        self._frames_out.inc(frames)
         size = 0
         for session, parts in outgoing.items():
             data = parts[0] if len(parts) == 1 else b"".join(parts)
             size += len(data)
             self._sessions.push(session, data)
-        METRICS.gateway_bytes.labels("out").inc(size)
+        self._bytes_out.inc(size)
         self._end(refused)
         return True
 

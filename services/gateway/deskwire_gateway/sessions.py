@@ -10,14 +10,11 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Final, Protocol
+from typing import Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.trace import SpanKind
 
-from deskwire.common.v1 import actor_pb2
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common import telemetry
@@ -33,9 +30,21 @@ from deskwire_common.errors import (
 )
 from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
+from deskwire_common.protobytes import varint
 from deskwire_common.validation import Validator
+from deskwire_gateway.frames import encoded, error_batch, error_frame, too_large
 from deskwire_gateway.limits import TenantRates
 from deskwire_gateway.ring import Budget, Ring
+from deskwire_gateway.session import (
+    PARKED,
+    Calls,
+    Chat,
+    Close,
+    Limits,
+    Session,
+    Transport,
+    same_user,
+)
 
 MAX_FRAMES: Final = 256
 """Frames per message of a client (frame.proto)."""
@@ -45,181 +54,9 @@ _SILENT_AFTER: Final = 3
 """Ping intervals without a sign of life."""
 _OTHER_COST: Final = 0.25
 """What a frame costs of the rate that isn't a Send."""
-_ONE_BYTE: Final = [bytes((number,)) for number in range(128)]
+_CALL_COST: Final = 4.0
+"""What an Rpc costs of the rate: a unary call is some ten times a Send's work."""
 _MAY_CONNECT: Final = frozenset({Role.VISITOR, Role.AGENT, Role.BOT})
-
-
-class Close(IntEnum):
-    """WebSocket close codes: from 3000 come back, from 3500 don't."""
-
-    GOING_AWAY = 3000
-    TOKEN_EXPIRED = 3001
-    SLOW_READER = 3002
-    SILENT = 3003
-    HELLO_REQUIRED = 3500
-    TOKEN_REFUSED = 3501
-    TOO_MANY_FAULTS = 3502
-    SHUT_OUT = 3503
-    REPLACED = 3504
-
-    @property
-    def reconnect(self) -> bool:
-        """Whether the client should come back."""
-        return self < Close.HELLO_REQUIRED
-
-
-class Transport(Protocol):
-    """What carries a connection."""
-
-    name: str
-    session: Session | None
-    """Whose it is; a Resume gives it to an older session."""
-
-    def send(self, data: bytes) -> None:
-        """Send one encoded Batch; never waits."""
-        ...
-
-    def close(self, code: int, text: str) -> None:
-        """Close after what was sent."""
-        ...
-
-
-class _Parked:
-    """The Transport of a session whose connection broke: what is sent stays in the ring."""
-
-    name = "parked"
-    session: Session | None = None
-
-    def send(self, data: bytes) -> None:
-        """Keep nothing here."""
-
-    def close(self, code: int, text: str) -> None:
-        """It is closed."""
-
-
-_PARKED: Final = _Parked()
-
-
-class Chat(Protocol):
-    """The way to chat (shards.Shards)."""
-
-    @property
-    def pending_count(self) -> int: ...
-
-    def attach(self, session: Session) -> None: ...
-
-    def detach(self, session: Session) -> None: ...
-
-    def send(self, session: Session, send: frame_pb2.Send) -> None: ...
-
-    def sync(self, session: Session, sync: frame_pb2.Sync) -> None: ...
-
-    def park(self, session: Session) -> None: ...
-
-    def unpark(self, session: Session) -> None: ...
-
-    def receipt(
-        self, session: Session, conversation_id: str, *, delivered: int, read: int
-    ) -> None: ...
-
-    def typing(self, session: Session, typing: frame_pb2.Typing) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one connection may do; seconds, bytes, per second."""
-
-    ping_interval: float
-    hello_timeout: float
-    max_message_bytes: int
-    max_unacked_sends: int
-    max_pending_sends: int
-    send_rate: float
-    send_burst: int
-    tenant_send_rate: float
-    backoff_initial: float
-    backoff_max: float
-    resume_window: float
-    ring_bytes: int
-    ring_total_bytes: int
-
-
-class Session:
-    """One client's stay: made when a connection opens, `principal` is set by Hello.
-
-    `sent` is the number of the last numbered message; `parked` is when its connection broke, 0 while it has one.
-    """
-
-    __slots__ = (
-        "budget",
-        "budget_at",
-        "client",
-        "closed",
-        "connected_at",
-        "device_id",
-        "expires",
-        "faults",
-        "held",
-        "number",
-        "parked",
-        "principal",
-        "ring",
-        "seen",
-        "sent",
-        "session_id",
-        "transport",
-        "unacked",
-    )
-
-    def __init__(self, number: int, session_id: str, transport: Transport, now: float) -> None:
-        self.number = number
-        self.session_id = session_id
-        self.transport = transport
-        self.principal: Principal | None = None
-        self.client = ""
-        self.device_id = ""
-        self.sent = 0
-        self.ring: Ring | None = None
-        self.parked = 0.0
-        self.seen = now
-        self.connected_at = 0.0
-        self.expires = 0.0
-        self.unacked = 0
-        self.faults = 0
-        self.budget = -1.0
-        self.budget_at = now
-        self.held: dict[str, str] | None = None
-        self.closed = False
-
-    def actor(self) -> actor_pb2.Actor:
-        """Who is connected, for chat and the directory."""
-        assert self.principal is not None  # noqa: S101 - callers have said Hello
-        return actor_pb2.Actor(
-            role=actor_pb2.Role.Value(f"ROLE_{self.principal.role.name}"),
-            subject=self.principal.subject,
-            display_name=self.principal.name,
-        )
-
-
-def _batch(**kind: object) -> bytes:
-    frame = frame_pb2.Frame(**kind)  # type: ignore[arg-type] # one member of the oneof
-    return frame_pb2.Batch(frames=[frame]).SerializeToString()
-
-
-def error_batch(
-    error: DeskwireError, *, client_msg_id: str = "", conversation_id: str = ""
-) -> bytes:
-    """Return an encoded Batch that refuses a frame."""
-    frame = frame_pb2.Error(
-        reason=error.reason,
-        message=error.message,
-        temporary=error.temporary,
-        client_msg_id=client_msg_id,
-        conversation_id=conversation_id,
-    )
-    if error.retry_after is not None:
-        frame.retry_after.FromMilliseconds(int(error.retry_after * 1000))
-    return _batch(error=frame)
 
 
 class Sessions:
@@ -250,6 +87,7 @@ class Sessions:
         self._opened = opened
         self._ended = ended
         self._chat: Chat | None = None
+        self._calls: Calls | None = None
         self._next = 0
         self._bytes_in = METRICS.gateway_bytes.labels("in")
         self._frames_in = METRICS.gateway_frames.labels("in")
@@ -268,12 +106,14 @@ class Sessions:
             "read": self._read,
             "typing": self._typing,
             "refresh": self._refresh,
+            "rpc": self._rpc,
             "goodbye": self._leave,
         }
 
-    def bind(self, chat: Chat) -> None:
-        """Give it the way to chat."""
+    def bind(self, chat: Chat, calls: Calls) -> None:
+        """Give it the ways to chat."""
         self._chat = chat
+        self._calls = calls
 
     # -------------------------------------------------------------------------------- life
 
@@ -301,7 +141,7 @@ class Sessions:
         if session.principal is None or not self.limits.resume_window:
             self.lost(session)
             return
-        session.transport = _PARKED
+        session.transport = PARKED
         session.parked = self._clock.monotonic()
         self._waiting.append((session.parked, session))
         if self._chat is not None:
@@ -318,6 +158,8 @@ class Sessions:
         if self.by_number.pop(session.number, None) is not None:
             if self._chat is not None:
                 self._chat.detach(session)
+            if self._calls is not None:
+                self._calls.end(session)
             self._ended(session)
 
     def goodbye(
@@ -336,7 +178,7 @@ class Sessions:
             frame.after.FromMilliseconds(100)
             frame.spread.FromMilliseconds(int(spread * 1000))
         METRICS.gateway_closed.labels(code.name.lower()).inc()
-        session.transport.send(_batch(goodbye=frame))
+        session.transport.send(encoded(goodbye=frame))
         session.transport.close(code, text)
         self.lost(session)
 
@@ -416,7 +258,7 @@ class Sessions:
     def push(self, session: Session, data: bytes) -> None:
         """Send encoded batches to a client, as one numbered message that a Resume repeats."""
         number = session.sent = session.sent + 1
-        data += b"\x10" + _varint(number)  # Batch.number = 2
+        data += b"\x10" + varint(number)  # Batch.number = 2
         if self.limits.resume_window:
             ring = session.ring
             if ring is None:
@@ -491,10 +333,10 @@ class Sessions:
         if hello.HasField("resume"):
             known = self._known(hello.resume, principal)
             if known is not None:
-                self._resume(known, session, hello.resume.last_number, (principal, expires))
+                self._take(known, hello.token, principal, expires)
+                self._resume(known, session, hello.resume.last_number)
                 return
-        session.principal = principal
-        session.expires = expires
+        self._take(session, hello.token, principal, expires)
         session.client = hello.client
         session.device_id = hello.device_id
         session.connected_at = self._clock.now().timestamp()
@@ -502,10 +344,16 @@ class Sessions:
         self._wheel[session.number % len(self._wheel)].add(session)
         self._welcome(session)
         if hello.HasField("resume"):
-            session.transport.send(_batch(resumed=frame_pb2.Resumed(reset=True)))
+            session.transport.send(encoded(resumed=frame_pb2.Resumed(reset=True)))
         if self._chat is not None:
             self._chat.attach(session)
         self._opened(session)
+
+    def _take(self, session: Session, token: str, principal: Principal, expires: float) -> None:
+        """A session lives with this token from now on."""
+        session.principal = principal
+        session.expires = expires
+        session.token = token if principal.role is not Role.VISITOR else ""
 
     def _welcome(self, session: Session) -> None:
         limits = self.limits
@@ -513,13 +361,14 @@ class Sessions:
             session_id=session.session_id,
             max_message_bytes=limits.max_message_bytes,
             max_unacked_sends=limits.max_unacked_sends,
+            max_calls=limits.max_calls,
         )
         welcome.ping_interval.FromMilliseconds(int(limits.ping_interval * 1000))
         welcome.token_expire_time.FromSeconds(int(session.expires))
         welcome.backoff.initial.FromMilliseconds(int(limits.backoff_initial * 1000))
         welcome.backoff.max.FromMilliseconds(int(limits.backoff_max * 1000))
         welcome.resume_window.FromMilliseconds(int(limits.resume_window * 1000))
-        session.transport.send(_batch(welcome=welcome))
+        session.transport.send(encoded(welcome=welcome))
 
     def _known(self, resume: frame_pb2.Resume, principal: Principal) -> Session | None:
         """The session that a client may resume: its own, and not older than what it has of it."""
@@ -531,18 +380,15 @@ class Sessions:
             return None
         return (
             session
-            if _same_user(session.principal, principal) and resume.last_number <= session.sent
+            if same_user(session.principal, principal) and resume.last_number <= session.sent
             else None
         )
 
-    def _resume(
-        self, session: Session, fresh: Session, last: int, token: tuple[Principal, float]
-    ) -> None:
+    def _resume(self, session: Session, fresh: Session, last: int) -> None:
         """Give an older session the connection on which its client has come back."""
         fresh.closed = True
         before, session.transport = session.transport, fresh.transport
         session.transport.session = session
-        session.principal, session.expires = token
         session.seen = fresh.seen
         # What was sent on the broken connection is sent again by the client, whatever was pending.
         session.unacked = 0
@@ -554,7 +400,7 @@ class Sessions:
         if session.ring is None and last != session.sent:
             missed = None
         self._welcome(session)
-        session.transport.send(_batch(resumed=frame_pb2.Resumed(lossless=missed is not None)))
+        session.transport.send(encoded(resumed=frame_pb2.Resumed(lossless=missed is not None)))
         METRICS.gateway_resumes.labels("lossless" if missed is not None else "lossy").inc()
         if self._chat is not None and missed is None:
             # Attached anew it is told the Heads.
@@ -569,19 +415,19 @@ class Sessions:
         self._validator.check(frame.refresh)
         try:
             principal, expires = self._verifier.verify_with_expiry(frame.refresh.token)
-            if not _same_user(session.principal, principal):
+            if not same_user(session.principal, principal):
                 raise PermissionDenied("the new token is another user's; connect with it instead")
         except DeskwireError as error:
             METRICS.gateway_refused.labels(error.reason_name).inc()
             session.transport.send(error_batch(error))
             return
-        session.principal, session.expires = principal, expires
+        self._take(session, frame.refresh.token, principal, expires)
         refreshed = frame_pb2.Refreshed()
         refreshed.token_expire_time.FromSeconds(int(expires))
-        session.transport.send(_batch(refreshed=refreshed))
+        session.transport.send(encoded(refreshed=refreshed))
 
     def _ping(self, session: Session, frame: frame_pb2.Frame) -> None:
-        session.transport.send(_batch(pong=frame_pb2.Pong(id=frame.ping.id)))
+        session.transport.send(encoded(pong=frame_pb2.Pong(id=frame.ping.id)))
 
     def _delivered(self, session: Session, frame: frame_pb2.Frame) -> None:
         self._validator.check(frame.delivered)
@@ -608,6 +454,20 @@ class Sessions:
     def _sync(self, session: Session, frame: frame_pb2.Frame) -> None:
         if self._may_go_on(session, frame.sync.conversation_id) and self._chat is not None:
             self._chat.sync(session, frame.sync)
+
+    def _rpc(self, session: Session, frame: frame_pb2.Frame) -> None:
+        said = frame.rpc
+        try:
+            wait = self._wait_of(session, min(_CALL_COST, self.limits.send_burst))
+            if wait:
+                raise self._too_fast(wait)
+            if self._calls is None:
+                raise Unavailable("the gateway is not ready", retry_after=1.0)
+            self._calls.call(session, said)
+        except DeskwireError as error:
+            METRICS.gateway_refused.labels(error.reason_name).inc()
+            result = frame_pb2.RpcResult(id=said.id, error=error_frame(error))
+            session.transport.send(encoded(rpc_result=result))
 
     def _may_go_on(self, session: Session, conversation_id: str) -> bool:
         """Whether the rate allows a frame that isn't a Send; otherwise it is refused for now."""
@@ -699,29 +559,3 @@ class Sessions:
             reason=reasons.ERROR_REASON_RATE_LIMITED,
             retry_after=wait,
         )
-
-
-def _same_user(one: Principal | None, other: Principal) -> bool:
-    return one is not None and (one.tenant, one.role, one.subject) == (
-        other.tenant,
-        other.role,
-        other.subject,
-    )
-
-
-def _varint(number: int) -> bytes:
-    if number < 128:
-        return _ONE_BYTE[number]
-    parts = bytearray()
-    while number > 127:
-        parts.append(number & 127 | 128)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
-
-
-def too_large(limit: int) -> ResourceExhausted:
-    """The error for a message over the limit."""
-    return ResourceExhausted(
-        f"the message is larger than {limit} bytes", reason=reasons.ERROR_REASON_TOO_LARGE
-    )

@@ -19,14 +19,18 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_gateway.frames import slow_reader, too_large
 from deskwire_gateway.limits import Bucket
-from deskwire_gateway.sessions import Close, Session, Sessions, too_large
+from deskwire_gateway.session import Close, Session
+from deskwire_gateway.sessions import Sessions
 
 SUBPROTOCOL: Final = "deskwire.v1"
 PATH: Final = "/ws"
 _READ_BUFFER: Final = 2_048
 _SLACK: Final = 4
 """Messages up to this many times the limit are answered with TOO_LARGE; larger ones end the connection."""
+_LAST_WORDS: Final = 10.0
+"""Seconds for which a connection that ends waits for its client to read what was sent."""
 
 
 class _Connection(picows.WSListener):
@@ -105,9 +109,9 @@ class _Connection(picows.WSListener):
         if ws.underlying_transport.get_write_buffer_size() > self._max_buffered:
             METRICS.gateway_dropped.labels("slow_reader").inc()
             METRICS.gateway_closed.labels("slow_reader").inc()
-            self._ws = None
-            ws.send_close(Close.SLOW_READER, b"slow reader")
-            ws.underlying_transport.abort()
+            # Said behind what waits, for a reader that is slow and not gone.
+            ws.send(picows.WSMsgType.BINARY, slow_reader())
+            self.close(Close.SLOW_READER, "slow reader")
             return
         ws.send(picows.WSMsgType.BINARY, data)
 
@@ -117,6 +121,10 @@ class _Connection(picows.WSListener):
         if ws is not None:
             # A control frame's payload has at most 125 bytes (RFC 6455, 5.5), two of them the code.
             ws.send_close(code, text.encode()[:120].decode(errors="ignore").encode())
+            if ws.underlying_transport.get_write_buffer_size():
+                # Half-open connections would wait for the kernel to give up, a quarter of an hour.
+                loop = asyncio.get_running_loop()
+                loop.call_later(_LAST_WORDS, ws.underlying_transport.abort)
             ws.disconnect()
 
 

@@ -53,6 +53,7 @@ class AgentActions:
             active=0,
             idle_since=self.tools.now(),
             version=1,
+            bot=request.bot,
         )
 
         async def work(uow: UnitOfWork) -> agents_pb.CreateAgentResponse:
@@ -129,7 +130,8 @@ class AgentActions:
     ) -> agents_pb.SetAgentStatusResponse:
         """Make an agent available or away.
 
-        Raises PermissionDenied for another agent's id, InvalidArgument, RequestIdReused.
+        Raises PermissionDenied for another agent's id, AlreadyExists for a bot with an agent's id and the other way
+        round, InvalidArgument, RequestIdReused.
         """
         principal = current_principal()
         who = Writer.of(principal)
@@ -152,10 +154,12 @@ class AgentActions:
                         active=0,
                         idle_since=self.tools.now(),
                         version=1,
+                        bot=principal.role is Role.BOT,
                     )
                     changes = {"status": Change(None, domain.status_name(after.status))}
                     await agents.add(uow.connection, after)
                 else:
+                    domain.check_is(before, who)
                     after, changes = domain.changed_agent(
                         before,
                         status=Status(request.status),
@@ -193,6 +197,8 @@ class AgentActions:
         response = await self.tools.db.run(work)
         for agent in changed:
             self.router.said(agent)
+        if Status(request.status) is Status.AVAILABLE:
+            self.router.spoke(who.tenant, agent_id)
         return response
 
     async def get(self, request: agents_pb.GetAgentRequest) -> agents_pb.GetAgentResponse:
@@ -227,6 +233,7 @@ def _agent_meant(principal: Principal, request: agents_pb.SetAgentStatusRequest)
     check_printable(request.display_name, "display_name")
     if principal.role is Role.OPERATOR and not request.agent_id:
         raise InvalidArgument("name the agent", field="agent_id")
-    if principal.role is Role.AGENT and request.agent_id not in {"", principal.subject}:
+    own = {"", principal.subject}
+    if principal.role in {Role.AGENT, Role.BOT} and request.agent_id not in own:
         raise PermissionDenied("an agent speaks for themselves only")
     return request.agent_id or principal.subject

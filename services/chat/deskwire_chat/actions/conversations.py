@@ -11,6 +11,7 @@ from deskwire.chat.v1 import conversation_service_pb2 as conversations_pb
 from deskwire_chat import domain, events, views, words
 from deskwire_chat.actions.tools import PAGE, ResponseT, Tools
 from deskwire_chat.domain import (
+    ActorRole,
     Change,
     Conversation,
     State,
@@ -186,6 +187,8 @@ class ConversationActions:
             )
         )
         stored = await future
+        if who.role == ActorRole.AGENT:
+            self.writer.router.spoke(who.tenant, who.subject)
         return conversations_pb.SendMessageResponse(
             message=views.message(stored.message, who),
             epoch=stored.epoch,
@@ -197,7 +200,8 @@ class ConversationActions:
     ) -> conversations_pb.CloseConversationResponse:
         """End a conversation and free its agent.
 
-        Raises NotFound, FailedPrecondition (INVALID_STATE), VersionMismatch, RequestIdReused.
+        Raises NotFound, PermissionDenied (NOT_A_PARTICIPANT) for a bot that hasn't it, FailedPrecondition
+        (INVALID_STATE), VersionMismatch, RequestIdReused.
         """
 
         async def end(uow: UnitOfWork, item: Conversation) -> dict[str, Change]:
@@ -219,22 +223,24 @@ class ConversationActions:
     async def transfer(
         self, request: conversations_pb.TransferConversationRequest
     ) -> conversations_pb.TransferConversationResponse:
-        """Give a conversation to another agent, or back to the queue.
+        """Give a conversation to another agent or a bot, or to the queue, where it waits for a person.
 
-        Raises NotFound (CONVERSATION_NOT_FOUND, AGENT_NOT_FOUND), FailedPrecondition, VersionMismatch,
-        RequestIdReused.
+        Raises PermissionDenied (NOT_A_PARTICIPANT) for a bot that hasn't it, NotFound (CONVERSATION_NOT_FOUND,
+        AGENT_NOT_FOUND), FailedPrecondition, VersionMismatch, RequestIdReused.
         """
 
         async def hand_over(uow: UnitOfWork, item: Conversation) -> dict[str, Change]:
-            before = item.agent_id
+            before, agent = item.agent_id, None
+            if request.agent_id:
+                agent = await agents.get(uow.connection, item.tenant, request.agent_id, lock=True)
             changes = domain.transfer(
                 item,
                 agent_id=request.agent_id,
+                bot=agent is not None and agent.bot,
                 expected_version=request.expected_version,
                 now=self.tools.now(),
             )
             if request.agent_id:
-                agent = await agents.get(uow.connection, item.tenant, request.agent_id, lock=True)
                 if agent is None:
                     raise domain.agent_not_found(request.agent_id)
                 if not await agents.take(
@@ -254,7 +260,10 @@ class ConversationActions:
         )
 
     async def put_back(self, conversation_id: str, agent_id: str) -> None:
-        """Put a conversation of an agent who is shut out back into the queue, unless it has left them meanwhile."""
+        """Put a conversation of an agent who is shut out, or of a bot that is gone, back into the queue.
+
+        Unless it has left them meanwhile.
+        """
 
         async def work(uow: UnitOfWork, item: Conversation | None) -> None:
             if item is None or item.state != State.ACTIVE or item.agent_id != agent_id:
@@ -287,8 +296,9 @@ class ConversationActions:
 
         async def work(uow: UnitOfWork, item: Conversation | None) -> ResponseT:
             async def once() -> ResponseT:
-                if item is None or not domain.may_see(item, who):
+                if item is None:
                     raise domain.conversation_not_found(request.conversation_id)
+                domain.check_may_alter(item, who)
                 changes = await change(uow, item)
                 await self.tools.outbox.add(
                     uow,

@@ -13,7 +13,6 @@ from deskwire.chat.v1 import customer_service_pb2 as customers_pb
 from deskwire_chat import domain, events, views
 from deskwire_chat.actions.tools import PAGE, Tools
 from deskwire_chat.domain import (
-    ActorRole,
     Customer,
     Identity,
     Writer,
@@ -239,10 +238,7 @@ class CustomerActions:
                 told = await conversations.agents_of_customer(
                     c, customer.tenant, customer.customer_id
                 )
-            self.connections.deliver(
-                [(customer.tenant, int(ActorRole.AGENT), each) for each in told],
-                views.customer_push(customer),
-            )
+            self.connections.deliver(told, views.customer_push(customer))
 
     def _values(self, customer: customer_pb2.Customer, fields: Sequence[str]) -> dict[str, str]:
         values = {name: str(getattr(customer, name)) for name in fields}

@@ -3,19 +3,16 @@
 A committed message is encoded once, as `deskwire.chat.v1.Message`; its Push frame, its event on Kafka and the items on
 the streams hold these bytes. The general encoder would walk the message again for each of them. tests/chat compares
 every function here with what the generated classes give.
-
-Source: https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 from deskwire_chat.domain import Kind, Message
-
-_ONE: Final = [bytes((number,)) for number in range(128)]
+from deskwire_common.protobytes import nested, number, text, varint
 
 _FRAME_SEND_ACK: Final = b"\x32"  # Frame.send_ack = 6
 _FRAME_PUSH: Final = b"\x3a"  # Frame.push = 7
@@ -40,36 +37,7 @@ def _event_parts(kind: int) -> tuple[bytes, bytes]:
     return nested(b"\x12", event_type(kind)), nested(b"\x0a", name.encode())
 
 
-def varint(number: int) -> bytes:
-    """Return the base-128 varint of a number that isn't negative."""
-    if number < 128:
-        return _ONE[number]
-    parts = bytearray()
-    while number > 127:
-        parts.append(number & 127 | 128)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
-
-
-def text(tag: bytes, value: str) -> bytes:
-    """Return a string field; nothing for an empty string."""
-    if not value:
-        return b""
-    raw = value.encode()
-    return tag + varint(len(raw)) + raw
-
-
-def nested(tag: bytes, value: bytes) -> bytes:
-    """Return a field of bytes or of an encoded message."""
-    return tag + varint(len(value)) + value
-
-
-def number(tag: bytes, value: int) -> bytes:
-    """Return a varint field; nothing for 0."""
-    return tag + varint(value) if value else b""
-
-
+@lru_cache(64)  # all of a group have the same
 def timestamp(micros: int) -> bytes:
     """Return an encoded google.protobuf.Timestamp."""
     seconds, rest = divmod(micros, 1_000_000)

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_chat.domain import ActorRole, Conversation, Kind, Message, Writer
+from deskwire_chat.domain import (
+    ActorRole,
+    Agent,
+    Conversation,
+    Kind,
+    Message,
+    Waiting,
+    Writer,
+)
 from deskwire_chat.shard import codec
 from deskwire_chat.store.messages import SentKey
 from deskwire_common.db import UnitOfWork
@@ -69,11 +77,31 @@ class Store:
 class Assign:
     """Routing's proposal."""
 
-    tenant: str
-    conversation_id: str
-    agent_id: str
-    agent_name: str
+    waiting: Waiting
+    agent: Agent
     term: int = 0
+
+    @property
+    def conversation_id(self) -> str:
+        """Of which conversation."""
+        return self.waiting.conversation_id
+
+
+Give = Callable[[], Awaitable[Conversation]]
+"""Gives the conversation to the agent, in a transaction, and returns it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Accept(Assign):
+    """An agent's yes to an offer, in a transaction of its own.
+
+    `once` gets the transaction and what gives them the conversation, and does that once per request; its result goes to
+    `future` after the commit.
+    """
+
+    once: Callable[[UnitOfWork, Give], Awaitable[Any]]
+    future: asyncio.Future[Any]
+    result: Any = None
 
 
 @dataclass(slots=True)
@@ -133,7 +161,15 @@ def participants(conversation: Conversation) -> list[UserKey]:
     """Who is told of what happens in a conversation."""
     users: list[UserKey] = [(conversation.tenant, ActorRole.VISITOR, conversation.visitor_id)]
     if conversation.agent_id:
-        # A subject is a person's or a bot's.
-        users.append((conversation.tenant, ActorRole.AGENT, conversation.agent_id))
-        users.append((conversation.tenant, ActorRole.BOT, conversation.agent_id))
+        users.append((conversation.tenant, conversation.agent_role, conversation.agent_id))
     return users
+
+
+def waiting_of(conversation: Conversation) -> Waiting:
+    """Return a conversation that waits as routing knows it."""
+    return Waiting(
+        conversation.tenant,
+        conversation.conversation_id,
+        conversation.created_at,
+        conversation.human_wanted,
+    )

@@ -146,6 +146,7 @@ class Connections:
         self._users: dict[UserKey, dict[int, Connection]] = {}
         self._devices: dict[tuple[UserKey, str], Connection] = {}
         self._numbers = itertools.count(1)
+        self._deliveries = METRICS.deliveries.labels()
         self.agents: dict[str, dict[UserKey, None]] = {}
         """Tenant → its connected agents and bots."""
         self.left: Callable[[UserKey], None] = lambda _user: None
@@ -250,11 +251,11 @@ class Connections:
 
     def _came(self, connection: Connection) -> None:
         if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
-            self._router.connected(connection.who.tenant, connection.who.subject)
+            self._router.connected(*_as_agent(connection.user))
 
     def _went(self, connection: Connection) -> None:
         if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
-            self._router.disconnected(connection.who.tenant, connection.who.subject)
+            self._router.disconnected(*_as_agent(connection.user))
         if not self.is_present(connection.user):
             self.left(connection.user)
 
@@ -279,5 +280,10 @@ class Connections:
                 if connection is not without:
                     ids.setdefault(connection.stream, []).append(connection.id)
         for stream, numbers in ids.items():
-            METRICS.deliveries.inc(len(numbers))
+            self._deliveries.inc(len(numbers))
             stream.put(codec.down_item(numbers, batch, ephemeral=ephemeral))
+
+
+def _as_agent(user: UserKey) -> tuple[str, str, bool]:
+    """Tenant, agent_id, and whether it is a bot."""
+    return user[0], user[2], user[1] == ActorRole.BOT

@@ -8,7 +8,6 @@ from functools import cache
 from typing import Protocol
 
 from opentelemetry.trace import Span
-from prometheus_client import Counter
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import domain, events, views
@@ -16,16 +15,26 @@ from deskwire_chat.attachments import rules
 from deskwire_chat.attachments.rules import Attachment
 from deskwire_chat.domain import (
     ActorRole,
+    Agent,
     Conversation,
     Customer,
     Kind,
     Message,
     State,
+    Waiting,
     Writer,
 )
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import codec
-from deskwire_chat.shard.commands import Assign, Deliver, Store, Stored, participants
+from deskwire_chat.shard.commands import (
+    Accept,
+    Assign,
+    Deliver,
+    Store,
+    Stored,
+    participants,
+    waiting_of,
+)
 from deskwire_chat.shard.memory import Memory
 from deskwire_chat.shard.visitors import Visitors
 from deskwire_chat.store import agents, attachments, conversations, messages
@@ -36,11 +45,11 @@ from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import AlreadyExists, Unavailable
 from deskwire_common.events import DomainEvent
 from deskwire_common.ids import Ids
-from deskwire_common.metrics import METRICS
+from deskwire_common.metrics import METRICS, Tally
 
 
 @cache
-def _stored_by(role: ActorRole) -> Counter:
+def _stored_by(role: ActorRole) -> Tally:
     return METRICS.messages_stored.labels(role.name.lower())
 
 
@@ -279,40 +288,62 @@ class Group:
             )
         )
         self.after.append(
-            lambda: self._tools.router.opened(who.tenant, command.conversation_id, self.now)
+            lambda: self._tools.router.opened(
+                Waiting(who.tenant, command.conversation_id, self.now)
+            )
         )
         return conversation
 
     async def assign(self, uow: UnitOfWork, command: Assign) -> None:
         """Give a conversation to the agent whom routing proposes, if both are still free."""
+        tenant, agent = command.waiting.tenant, command.agent
         conversation = self._conversation(command.conversation_id)
         waits = conversation is not None and conversation.state == State.QUEUED
         if (
             conversation is None
             or not waits
-            or not await agents.take(uow.connection, command.tenant, command.agent_id, now=self.now)
+            or (agent.bot and conversation.human_wanted)
+            or not await agents.take(uow.connection, tenant, agent.agent_id, now=self.now)
         ):
-            created_at = conversation.created_at if conversation is not None and waits else None
+            again = waiting_of(conversation) if conversation is not None and waits else None
             self.after.append(
                 lambda: self._tools.router.refused(
-                    command.tenant,
-                    command.conversation_id,
-                    command.agent_id,
-                    waits=created_at,
-                    doubtful=waits,
+                    tenant, command.conversation_id, agent.agent_id, waits=again, doubtful=waits
                 )
             )
             return
+        self._give(conversation, agent)
+
+    async def accept(self, uow: UnitOfWork, command: Accept) -> Conversation:
+        """Give a conversation to the agent who accepted its offer.
+
+        Raises NotFound (OFFER_NOT_FOUND) when it doesn't wait any more, FailedPrecondition (AGENT_UNAVAILABLE).
+        """
+        agent = command.agent
+        conversation = self._conversation(command.conversation_id)
+        if conversation is None or conversation.state != State.QUEUED:
+            raise domain.offer_not_found(command.conversation_id)
+        if not await agents.take(uow.connection, agent.tenant, agent.agent_id, now=self.now):
+            raise domain.agent_has_no_room(agent.agent_id)
+        self._give(conversation, agent)
+        return conversation
+
+    def _give(self, conversation: Conversation, agent: Agent) -> None:
+        """The agent's row has counted it."""
+        tenant = agent.tenant
         self._altered.append((conversation, conversation.version))
-        changes = domain.assign(conversation, agent_id=command.agent_id, now=self.now)
-        by = Writer.system(command.tenant)
+        changes = domain.assign(conversation, agent_id=agent.agent_id, bot=agent.bot, now=self.now)
+        by = Writer.system(tenant)
         self._events.append(
             events.conversation_assigned(
                 conversation, changes, event_id=self._tools.ids.uuid7(), by=by
             )
         )
         METRICS.conversations_assigned.inc()
-        self.after.append(lambda: self._tools.router.assigned(command.tenant, command.agent_id))
+        conversation_id = conversation.conversation_id
+        self.after.append(
+            lambda: self._tools.router.assigned(tenant, conversation_id, agent.agent_id)
+        )
         assigned = conversation.copy()
         batch = views.conversation_push(assigned)
         users = participants(conversation)
@@ -322,7 +353,7 @@ class Group:
             conversation,
             by,
             f"greeting-{conversation.version}",
-            views.text_content(domain.greeting(command.agent_name)),
+            views.text_content(domain.greeting(agent.display_name or agent.agent_id)),
             conversation.traceparent,
         )
         self._push_message(greeting)

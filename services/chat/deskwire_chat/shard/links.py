@@ -30,6 +30,7 @@ from deskwire_chat.shard import codec
 from deskwire_chat.shard.commands import NotOwner, Store, Stored, participants
 from deskwire_chat.shard.connections import Connection, Connections, Stream
 from deskwire_chat.shard.feeds import QueueFeed
+from deskwire_chat.shard.offers import Offers
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.presence import Presence
 from deskwire_chat.shard.receipts import Receipts
@@ -72,6 +73,7 @@ class Links:
         presence: Presence,
         receipts: Receipts,
         feeds: QueueFeed,
+        offers: Offers,
         verifier: TokenVerifier,
         validator: Validator,
     ) -> None:
@@ -80,6 +82,7 @@ class Links:
         self._presence = presence
         self._receipts = receipts
         self._feeds = feeds
+        self._offers = offers
         self._verifier = verifier
         self._validator = validator
         self._writer: ShardWriter | None = None
@@ -297,6 +300,7 @@ class Links:
                 if not connection.parked:
                     self._presence.came(connection, theirs)
                 self._feeds.came(connection)
+                self._offers.came(connection)
 
     def _is_told(self, partition: int, gained: Collection[int] | None) -> bool:
         if gained is not None and partition not in gained:
@@ -370,6 +374,8 @@ class Links:
                     term=item.term,
                 )
             )
+            if connection.who.role == ActorRole.AGENT:
+                self._writer.router.spoke(connection.who.tenant, connection.who.subject)
         except DeskwireError as error:
             METRICS.messages_refused.labels(error.reason_name).inc()
             reply(error)

@@ -53,7 +53,7 @@ class Presence:
         return [
             frame_pb2.Frame(presence=self._presence(item, party))
             for item in theirs
-            for party in self._parties(item)
+            for party in participants(item)
             if party != connection.user
         ]
 
@@ -69,7 +69,7 @@ class Presence:
 
     def introduce(self, conversation: Conversation) -> None:
         """Tell those of a conversation that somebody new has of each other."""
-        for party in self._parties(conversation):
+        for party in participants(conversation):
             self._tell(conversation, party)
 
     async def run(self) -> None:
@@ -111,15 +111,6 @@ class Presence:
         batch = views.batch(presence=self._presence(item, user))
         others = [each for each in participants(item) if each != user]
         self._connections.deliver(others, batch, ephemeral=True)
-
-    def _parties(self, item: Conversation) -> list[UserKey]:
-        """The visitor, and the agent or bot that has the conversation."""
-        parties: list[UserKey] = [(item.tenant, ActorRole.VISITOR, item.visitor_id)]
-        if item.agent_id:
-            bot = (item.tenant, ActorRole.BOT, item.agent_id)
-            is_bot = self._connections.is_present(bot)
-            parties.append(bot if is_bot else (item.tenant, ActorRole.AGENT, item.agent_id))
-        return parties
 
     def _presence(self, item: Conversation, user: UserKey) -> frame_pb2.Presence:
         return frame_pb2.Presence(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 from deskwire_chat.domain import Message, partition_of
@@ -207,6 +207,11 @@ _FIXED: Final[Headers] = [
 ]
 
 
+@lru_cache(64)  # all of a group have the same
+def _time(micros: int) -> bytes:
+    return from_micros(micros).isoformat().replace("+00:00", "Z").encode()
+
+
 def _outgoing(stored: Stored) -> Outgoing:
     item = stored.message
     trace_id = trace_id_of(item.traceparent, item.message_id)
@@ -219,7 +224,7 @@ def _outgoing(stored: Stored) -> Outgoing:
         ("ce_id", item.message_id.encode()),
         ("ce_source", item.origin.encode()),
         ("ce_subject", item.conversation_id.encode()),
-        ("ce_time", from_micros(item.created_at).isoformat().replace("+00:00", "Z").encode()),
+        ("ce_time", _time(item.created_at)),
         ("ce_tenantid", item.tenant.encode()),
     ]
     if item.traceparent:

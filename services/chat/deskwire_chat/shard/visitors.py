@@ -31,8 +31,8 @@ class Visitors:
         self._customers: dict[str, Customer] = {}
         self._before: dict[str, Customer | None] = {}
         self.events: list[DomainEvent] = []
-        self.updated: list[tuple[Customer, list[str]]] = []
-        """Customers that were there before, as they are now, and the agents to be told."""
+        self.updated: list[tuple[Customer, list[tuple[str, int, str]]]] = []
+        """Customers that were there before, as they are now, and the users to be told."""
 
     async def load(self, uow: UnitOfWork, openers: Iterable[Writer]) -> None:
         """Read who is known of those who may open a conversation; nobody else changes them meanwhile."""

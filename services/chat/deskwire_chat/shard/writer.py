@@ -19,24 +19,37 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import views
-from deskwire_chat.domain import ActorRole, Conversation, Message, State, Writer, partition_of
+from deskwire_chat.domain import (
+    ActorRole,
+    Agent,
+    Conversation,
+    Message,
+    State,
+    Waiting,
+    Writer,
+    partition_of,
+)
 from deskwire_chat.routing import Router
 from deskwire_chat.shard.commands import (
+    Accept,
     Alter,
     Assign,
     Command,
     Deliver,
+    Give,
     Log,
     Mark,
     NotOwner,
     Store,
     participants,
+    waiting_of,
 )
 from deskwire_chat.shard.group import Group
 from deskwire_chat.shard.memory import Memory
@@ -61,6 +74,8 @@ _SPACING: Final = 0.010
 _MANY: Final = 4
 """Transactions of so many commands are so many seconds apart: fewer, and each carries more."""
 _ATTEMPTS: Final = 3
+_ALONE: Final = (Alter, Accept, Mark)
+"""These aren't joined to groups."""
 _RETRY_AFTER: Final = 1.0
 
 
@@ -128,11 +143,11 @@ class ShardWriter:
         self._lanes[number].append(command)
         self._wakes[number].set()
 
-    def propose(self, *, tenant: str, conversation_id: str, agent_id: str, agent_name: str) -> None:
+    def propose(self, waiting: Waiting, agent: Agent) -> None:
         """Queue routing's proposal (routing.Assign)."""
         if self._closing:
             return
-        command = Assign(tenant, conversation_id, agent_id, agent_name)
+        command = Assign(waiting, agent)
         try:
             self.submit(command)
         except NotOwner:
@@ -147,6 +162,18 @@ class ShardWriter:
         """Run `work` on a conversation in its own transaction, in the conversation's turn; see Alter."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.submit(Alter(conversation_id, work, future))
+        return await future
+
+    async def accept(
+        self, waiting: Waiting, agent: Agent, once: Callable[[UnitOfWork, Give], Awaitable[Any]]
+    ) -> Any:
+        """Give an agent the conversation whose offer they have claimed, in its turn; see Accept."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        command = Accept(waiting, agent, once=once, future=future)
+        try:
+            self.submit(command)
+        except DeskwireError as error:
+            self._not_accepted(command, error)
         return await future
 
     def forget_line(self, line: Hashable, conversation_ids: Iterable[str]) -> None:
@@ -193,7 +220,7 @@ class ShardWriter:
                 group: list[Store | Assign] = []
                 while lane and len(group) < GROUP:
                     command = lane[0]
-                    if isinstance(command, Alter | Mark):
+                    if isinstance(command, _ALONE):
                         break
                     lane.popleft()
                     group.append(command)
@@ -201,6 +228,8 @@ class ShardWriter:
                     await self._write(group)
                 elif isinstance(alone := lane.popleft(), Alter):
                     await self._alter(alone)
+                elif isinstance(alone, Accept):
+                    await self._accept(alone)
                 elif isinstance(alone, Mark) and not alone.future.done():
                     alone.future.set_result(None)
 
@@ -260,11 +289,13 @@ class ShardWriter:
             raise Unavailable("a partition was lost meanwhile")
 
     def _not_ours(self, command: Store | Assign) -> None:
-        if isinstance(command, Assign):
+        if isinstance(command, Accept):
+            self._not_accepted(command, NotOwner())
+        elif isinstance(command, Assign):
             self.router.refused(
-                command.tenant,
+                command.waiting.tenant,
                 command.conversation_id,
-                command.agent_id,
+                command.agent.agent_id,
                 waits=None,
                 doubtful=False,
             )
@@ -275,10 +306,10 @@ class ShardWriter:
         for command in commands:
             if isinstance(command, Assign):
                 self.router.refused(
-                    command.tenant,
+                    command.waiting.tenant,
                     command.conversation_id,
-                    command.agent_id,
-                    waits=self._now(),
+                    command.agent.agent_id,
+                    waits=command.waiting,
                     doubtful=True,
                 )
                 continue
@@ -318,7 +349,11 @@ class ShardWriter:
             await group.load_targets(uow, commands)
             for command in commands:
                 if isinstance(command, Assign):
-                    await group.assign(uow, command)
+                    if isinstance(command, Accept):
+                        give = partial(group.accept, uow, command)
+                        command.result = await command.once(uow, give)
+                    else:
+                        await group.assign(uow, command)
                 else:
                     self._store(group, command, found)
             self._check_held(began_with)
@@ -375,9 +410,47 @@ class ShardWriter:
         for span in group.spans:
             span.end()
         for customer, told in group.visitors.updated:
-            agents_told = [(customer.tenant, int(ActorRole.AGENT), each) for each in told]
-            self.deliver(agents_told, views.customer_push(customer))
+            self.deliver(told, views.customer_push(customer))
         self._log.committed(list(group.stored.values()))
+
+    # ------------------------------------------------------------------------------------- accept
+
+    async def _accept(self, command: Accept) -> None:
+        try:
+            await self._ownership.settle()
+            ours, began_with = self._ours([command])
+            if not ours:
+                return
+            group = await self._transact(ours, began_with)
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            if not isinstance(error, DeskwireError) or error.temporary:
+                self._forget([command])
+            self._not_accepted(command, error)
+            return
+        for after in group.after:
+            after()
+        if not group.heads:
+            # A repeated call: what it says was done before, and this offer is another one.
+            self._offer_again(command, waits=command.waiting)
+        if not command.future.done():
+            command.future.set_result(command.result)
+
+    def _not_accepted(self, command: Accept, error: Exception) -> None:
+        over = isinstance(error, NotOwner) or (
+            isinstance(error, DeskwireError)
+            and error.reason == reasons.ERROR_REASON_OFFER_NOT_FOUND
+        )
+        self._offer_again(command, waits=None if over else command.waiting)
+        _fail(command.future, error)
+
+    def _offer_again(self, command: Accept, *, waits: Waiting | None) -> None:
+        self.router.refused(
+            command.waiting.tenant,
+            command.conversation_id,
+            command.agent.agent_id,
+            waits=waits,
+            doubtful=waits is not None,
+        )
 
     # -------------------------------------------------------------------------------------- alter
 
@@ -421,7 +494,7 @@ class ShardWriter:
             self.router.gained(tenant, conversation_id, after.agent_id)
             self.introduce(after.copy())
         if after.state == State.QUEUED:
-            self.router.opened(tenant, conversation_id, after.created_at)
+            self.router.opened(waiting_of(after))
 
     def _now(self) -> int:
         return to_micros(self._clock.now())

@@ -22,6 +22,7 @@ def _agent(row: Row[Any]) -> Agent:
         idle_since=row.idle_since,
         version=row.version,
         disabled=row.disabled,
+        bot=row.bot,
     )
 
 
@@ -69,6 +70,7 @@ async def add(c: AsyncConnection, agent: Agent) -> None:
             idle_since=agent.idle_since,
             version=agent.version,
             disabled=agent.disabled,
+            bot=agent.bot,
         )
     )
 

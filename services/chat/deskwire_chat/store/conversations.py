@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, insert, select, true, tuple_, update
+from sqlalchemy import Row, Select, and_, false, func, insert, select, true, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import ActorRole, Conversation, State
+from deskwire_chat.domain import ActorRole, Conversation, State, Waiting
 from deskwire_chat.store.tables import agents, conversations, messages
 
 _head = (
@@ -36,6 +36,8 @@ def _conversation(row: Row[Any]) -> Conversation:
         assigned_at=row.assigned_at,
         closed_at=row.closed_at,
         traceparent=row.traceparent,
+        agent_is_bot=row.agent_is_bot,
+        human_wanted=row.human_wanted,
     )
 
 
@@ -97,7 +99,11 @@ async def open_of(
     if role == ActorRole.VISITOR:
         theirs = columns.visitor_id.in_(subjects) & (columns.state != int(State.CLOSED))
     elif role in {ActorRole.AGENT, ActorRole.BOT}:
-        theirs = columns.agent_id.in_(subjects) & (columns.state == int(State.ACTIVE))
+        theirs = (
+            columns.agent_id.in_(subjects)
+            & (columns.state == int(State.ACTIVE))
+            & (columns.agent_is_bot == (true() if role == ActorRole.BOT else false()))
+        )
     else:
         return {}
     found: dict[str, list[Conversation]] = {}
@@ -118,11 +124,13 @@ async def waiting(c: AsyncConnection, tenants: Sequence[str]) -> dict[str, tuple
     return {row[0]: (row[1], row[2]) for row in rows}
 
 
-async def agents_of_customer(c: AsyncConnection, tenant: str, customer_id: str) -> list[str]:
-    """Return the agents who have an open conversation of the customer."""
+async def agents_of_customer(
+    c: AsyncConnection, tenant: str, customer_id: str
+) -> list[tuple[str, int, str]]:
+    """Return the agents and bots (tenant, role, id) that have an open conversation of the customer."""
     columns = conversations.c
     rows = await c.execute(
-        select(columns.agent_id)
+        select(columns.agent_id, columns.agent_is_bot)
         .where(
             columns.tenant_id == tenant,
             columns.customer_id == customer_id,
@@ -130,7 +138,27 @@ async def agents_of_customer(c: AsyncConnection, tenant: str, customer_id: str) 
         )
         .distinct()
     )
-    return [row.agent_id for row in rows]
+    return [
+        (tenant, int(ActorRole.BOT if row.agent_is_bot else ActorRole.AGENT), row.agent_id)
+        for row in rows
+    ]
+
+
+async def of_bots(
+    c: AsyncConnection, bots: Sequence[tuple[str, str]]
+) -> list[tuple[str, str, str]]:
+    """Return (conversation, tenant, agent_id) of all that some bots (tenant, agent_id) have."""
+    columns = conversations.c
+    rows = await c.execute(
+        select(columns.conversation_id, columns.tenant_id, columns.agent_id)
+        .where(
+            tuple_(columns.tenant_id, columns.agent_id).in_(bots),
+            columns.state == int(State.ACTIVE),
+            columns.agent_is_bot == true(),
+        )
+        .order_by(columns.created_at, columns.conversation_id)
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 async def of_disabled_agents(c: AsyncConnection) -> list[tuple[str, str]]:
@@ -148,15 +176,15 @@ async def of_disabled_agents(c: AsyncConnection) -> list[tuple[str, str]]:
     return [(row.conversation_id, row.agent_id) for row in rows]
 
 
-async def queued(c: AsyncConnection) -> list[tuple[str, str, int]]:
-    """Return (tenant, conversation, created_at) of all that wait, oldest first."""
+async def queued(c: AsyncConnection) -> list[Waiting]:
+    """Return all that wait, oldest first."""
     columns = conversations.c
     rows = await c.execute(
-        select(columns.tenant_id, columns.conversation_id, columns.created_at)
+        select(columns.tenant_id, columns.conversation_id, columns.created_at, columns.human_wanted)
         .where(columns.state == int(State.QUEUED))
         .order_by(columns.created_at, columns.conversation_id)
     )
-    return [(row[0], row[1], row[2]) for row in rows]
+    return [Waiting(row[0], row[1], row[2], bool(row[3])) for row in rows]
 
 
 async def add(c: AsyncConnection, items: Sequence[Conversation]) -> None:
@@ -177,6 +205,8 @@ async def add(c: AsyncConnection, items: Sequence[Conversation]) -> None:
                 "assigned_at": item.assigned_at,
                 "closed_at": item.closed_at,
                 "traceparent": item.traceparent,
+                "agent_is_bot": item.agent_is_bot,
+                "human_wanted": item.human_wanted,
             }
             for item in items
         ],
@@ -194,6 +224,8 @@ async def save(c: AsyncConnection, item: Conversation, *, old_version: int) -> b
         .values(
             state=int(item.state),
             agent_id=item.agent_id,
+            agent_is_bot=item.agent_is_bot,
+            human_wanted=item.human_wanted,
             version=item.version,
             assigned_at=item.assigned_at,
             closed_at=item.closed_at,

@@ -89,7 +89,7 @@ async def _copy(uow: UnitOfWork, items: Sequence[Message]) -> None:
         f"{m.conversation_id}\t{m.seq}\t{m.message_id}\t{m.tenant}\t{m.role}\t{m.subject}\t"
         f"{m.name.translate(_ESCAPES)}\t{m.origin}\t{m.client_msg_id.translate(_ESCAPES)}\t"
         f"\\\\x{m.body.hex()}\t{m.created_at}\t{m.traceparent}\t{partition_of(m.conversation_id)}\t"
-        f"{m.position}\t{m.kind:d}\t{m.target_seq}\t{m.changed_at}\n"
+        f"{m.position}\t{int(m.kind)}\t{m.target_seq}\t{m.changed_at}\n"
         for m in items
     ]
     driver = await raw_psycopg(uow)

@@ -60,6 +60,8 @@ conversations = Table(
     Column("assigned_at", db.Micros, nullable=False),
     Column("closed_at", db.Micros, nullable=False),
     Column("traceparent", db.ascii_text(64), nullable=False),
+    Column("agent_is_bot", Boolean, nullable=False, server_default=false()),
+    Column("human_wanted", Boolean, nullable=False, server_default=false()),
     Index("conversations_newest", "tenant_id", "created_at", "conversation_id"),
     Index("conversations_visitor", "tenant_id", "visitor_id", "state"),
     Index("conversations_agent", "tenant_id", "agent_id", "state"),
@@ -173,6 +175,7 @@ agents = Table(
     Column("idle_since", db.Micros, nullable=False),
     Column("version", db.UInt32, nullable=False),
     Column("disabled", Boolean, nullable=False, server_default=false()),
+    Column("bot", Boolean, nullable=False, server_default=false()),
     Index("agents_disabled", "disabled"),
 )
 

@@ -1,0 +1,124 @@
+"""Offers on their way to agents: told with the customer, again to who reconnects, and ended when their time is over.
+
+They are in memory only, as the queue is: a conversation whose owner dies still waits, and is offered anew by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_chat import views
+from deskwire_chat.domain import ActorRole, Conversation, Customer, OfferEnd, State
+from deskwire_chat.routing import Offer, Router
+from deskwire_chat.shard.commands import UserKey
+from deskwire_chat.shard.connections import Connection, Connections
+from deskwire_chat.store import conversations, customers
+from deskwire_common.db import Database
+from deskwire_common.errors import DeskwireError
+from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
+
+_TICK_SECONDS: Final = 0.5
+_CHUNK: Final = 200
+
+
+class Offers:
+    """Tells agents of their offers."""
+
+    def __init__(
+        self,
+        db: Database,
+        connections: Connections,
+        router: Router,
+        *,
+        seconds: float,
+        is_ours: Callable[[Conversation], bool],
+    ) -> None:
+        """`seconds`: how long an offer stands; 0: there are none. `is_ours`: whether this process may make it."""
+        self._db = db
+        self._connections = connections
+        self._router = router
+        self._seconds = seconds
+        self._is_ours = is_ours
+        self._untold: dict[str, Offer] = {}
+        self._told: dict[str, tuple[UserKey, frame_pb2.Push]] = {}
+        self._wake = asyncio.Event()
+        router.offered = self._offered
+        router.offer_ended = self._ended
+
+    def came(self, connection: Connection) -> None:
+        """Tell somebody who came of their open offers; those that nobody was told of yet are told anyway."""
+        for user, push in self._told.values():
+            if user == connection.user:
+                connection.put(views.batch(push=push))
+
+    async def run(self) -> None:
+        """Tell, and look for offers whose time is over, until cancelled; outlasts a database that is away."""
+        if not self._seconds:
+            await asyncio.Event().wait()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(_TICK_SECONDS, self._seconds / 4)):
+                    await self._wake.wait()
+            self._wake.clear()
+            self._router.expire()
+            try:
+                while self._untold:
+                    await self._tell(list(self._untold.values())[:_CHUNK])
+            except (DeskwireError, SQLAlchemyError) as error:
+                # Tried again at the next look.
+                get_logger().warning("offers_not_told", error=type(error).__name__)
+
+    def _offered(self, offer: Offer) -> None:
+        METRICS.offers.labels("offered").inc()
+        self._untold[offer.waiting.conversation_id] = offer
+        self._wake.set()
+
+    def _ended(self, offer: Offer, end: OfferEnd) -> None:
+        METRICS.offers.labels(end.name.lower()).inc()
+        conversation_id = offer.waiting.conversation_id
+        self._untold.pop(conversation_id, None)
+        told = self._told.pop(conversation_id, None)
+        if told is not None:
+            self._connections.deliver([told[0]], views.offer_ended(conversation_id, end))
+
+    async def _tell(self, offers: list[Offer]) -> None:
+        tenants: dict[str, set[str]] = {}
+        known: dict[str, Customer] = {}
+        async with self._db.read() as c:
+            found: dict[str, Conversation] = {
+                each.conversation_id: each
+                for each in await conversations.get_many(
+                    c, [offer.waiting.conversation_id for offer in offers]
+                )
+            }
+            for each in found.values():
+                tenants.setdefault(each.tenant, set()).add(each.customer_id)
+            for tenant, ids in tenants.items():
+                known |= await customers.get_many(c, tenant, sorted(ids))
+        for offer in offers:
+            conversation_id = offer.waiting.conversation_id
+            if self._untold.get(conversation_id) is not offer:
+                continue  # over meanwhile
+            del self._untold[conversation_id]
+            conversation = found.get(conversation_id)
+            if (
+                conversation is None
+                or conversation.state != State.QUEUED
+                or not self._is_ours(conversation)
+            ):
+                # A commit in doubt went through after all, or the next owner asks.
+                self._router.leaves_queue(offer.waiting.tenant, conversation_id)
+                continue
+            user = (offer.waiting.tenant, int(ActorRole.AGENT), offer.agent_id)
+            push = views.offer_push(
+                conversation, known.get(conversation.customer_id), offer.expires_at
+            )
+            self._told[conversation_id] = user, push
+            self._connections.deliver([user], views.batch(push=push))

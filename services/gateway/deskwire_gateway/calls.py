@@ -1,0 +1,220 @@
+"""Calls of clients that can't speak gRPC: an Rpc frame is a unary call to chat, as its user.
+
+Bytes in, bytes out, with the user's own token: who may call what is chat's to say. The gateway says only which services
+are reached from a connection, and how many calls at once. The token is kept for agents and bots, who are few; a visitor
+brings theirs with the call, so that a hundred thousand who sit idle cost nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import nullcontext, suppress
+from typing import Any, Final
+
+import grpc
+from grpc_status import rpc_status
+from opentelemetry.trace import SpanKind
+
+from deskwire.chat.v1 import (
+    agent_service_pb2,
+    attachment_service_pb2,
+    conversation_service_pb2,
+    customer_service_pb2,
+)
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_common import rpc, telemetry
+from deskwire_common.auth import TokenVerifier
+from deskwire_common.errors import (
+    DeadlineExceeded,
+    DeskwireError,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    from_rpc_error,
+)
+from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
+from deskwire_common.validation import Validator
+from deskwire_gateway.frames import error_frame
+from deskwire_gateway.session import Session, same_user
+from deskwire_gateway.sessions import Sessions
+
+METHODS: Final = frozenset(
+    f"/{service.full_name}/{method.name}"
+    for file in (
+        agent_service_pb2,
+        attachment_service_pb2,
+        conversation_service_pb2,
+        customer_service_pb2,
+    )
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+    if not method.client_streaming and not method.server_streaming
+)
+"""What is passed on: what the desk works with. A new service of chat is added here when a client is to call it."""
+
+_MAX_SECONDS: Final = 30.0
+_MAX_IN_FLIGHT: Final = 1_000
+"""Of all connections of this process: a unary call costs chat ~400 µs, so that more than these only wait."""
+_KEPT_BYTES: Final = 16_384
+"""Larger results aren't kept for a Resume: they would push everything else out of the ring. The client asks again."""
+_AWAY: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+
+
+class Calls:
+    """The calls that are under way on this worker's connections (session.Calls)."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        sessions: Sessions,
+        verifier: TokenVerifier,
+        validator: Validator,
+        *,
+        max_result_bytes: int,
+        trace: bool = False,
+    ) -> None:
+        """`channel` leads to chat, with no token of its own. `trace`: begin a trace for calls that bring none."""
+        self._sessions = sessions
+        self._verifier = verifier
+        self._validator = validator
+        self._max_result = max_result_bytes
+        self._trace = trace
+        self._methods: dict[str, Any] = {name: channel.unary_unary(name) for name in METHODS}
+        self._under_way: dict[Session, dict[int, asyncio.Task[None]]] = {}
+        self._count = 0
+
+    def call(self, session: Session, said: frame_pb2.Rpc) -> None:
+        """Begin a call; its result is pushed. Raises DeskwireError when it isn't made."""
+        self._validator.check(said)
+        mine = self._under_way.get(session, {})
+        if said.id in mine:
+            return  # said again after a break: its result will come
+        limit = self._sessions.limits.max_calls
+        if len(mine) >= limit:
+            raise ResourceExhausted(
+                f"{limit} calls are without their result; wait for those", retry_after=0.5
+            )
+        if self._count >= _MAX_IN_FLIGHT:
+            raise ResourceExhausted("too many calls are under way", retry_after=1.0)
+        method = self._methods.get(said.method)
+        if method is None:
+            raise InvalidArgument(
+                "no unary method of a service that is called over a connection", field="method"
+            )
+        work = self._run(session, said, method, self._token(session, said.token))
+        task = asyncio.create_task(work, name=f"call-{session.number}-{said.id}")
+        self._under_way.setdefault(session, {})[said.id] = task
+        self._count += 1
+        task.add_done_callback(lambda _done: self._ended(session, said.id))
+
+    def end(self, session: Session) -> None:
+        """A session is over: nobody waits for its calls."""
+        for task in self._under_way.get(session, {}).values():
+            task.cancel()
+
+    async def drain(self, seconds: float = 5.0) -> None:
+        """Wait for the results of what was called, for a while."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._count:
+                    await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """End what is still under way."""
+        tasks = [task for each in self._under_way.values() for task in each.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, session: Session, number: int) -> None:
+        self._count -= 1
+        mine = self._under_way[session]
+        del mine[number]
+        if not mine:
+            del self._under_way[session]
+
+    def _token(self, session: Session, given: str) -> str:
+        if not given:
+            if not session.token:
+                raise Unauthenticated(
+                    "a visitor's token isn't kept: give it in Rpc.token",
+                    reason=reasons.ERROR_REASON_TOKEN_MISSING,
+                )
+            return session.token
+        if not same_user(session.principal, self._verifier.verify(given)):
+            raise PermissionDenied("the token is another user's; connect with it instead")
+        return given
+
+    async def _run(self, session: Session, said: frame_pb2.Rpc, method: Any, token: str) -> None:
+        result = frame_pb2.RpcResult(id=said.id)
+        try:
+            result.response = await self._response(said, method, token)
+        except DeskwireError as error:
+            METRICS.gateway_refused.labels(error.reason_name).inc()
+            result.error.CopyFrom(error_frame(error))
+        except Exception as error:  # noqa: BLE001 - our fault; the client is told, and its connection stays
+            get_logger().error("call_failed", method=said.method, exc_info=error)
+            result.error.CopyFrom(error_frame(Internal("a fault of deskwire's")))
+        frame = frame_pb2.Frame(rpc_result=result)
+        data = frame_pb2.Batch(frames=[frame]).SerializeToString()
+        if len(data) <= _KEPT_BYTES:
+            self._sessions.push(session, data)
+        else:
+            session.transport.send(data)
+
+    async def _response(self, said: frame_pb2.Rpc, method: Any, token: str) -> bytes:
+        traceparent = said.traceparent
+        traced = telemetry.sampled(traceparent) if traceparent else self._trace
+        span = telemetry.span("gateway.rpc", traceparent=traceparent or None, kind=SpanKind.SERVER)
+        metadata = grpc.aio.Metadata(("authorization", f"Bearer {token}"))
+        if not traced and telemetry.context_of(traceparent) is not None:
+            metadata.add("traceparent", traceparent)
+        timeout = said.timeout.ToMilliseconds() / 1000 or rpc.DEADLINE
+        began = time.perf_counter()
+        code = grpc.StatusCode.CANCELLED
+        try:
+            with span if traced else nullcontext():
+                response: bytes = await method(
+                    said.request, metadata=metadata, timeout=min(timeout, _MAX_SECONDS)
+                )
+            code = grpc.StatusCode.OK
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            raise _domain_error(error) from None
+        finally:
+            seconds = time.perf_counter() - began
+            METRICS.rpc_client_seconds.labels(said.method, code.name).observe(seconds)
+        if len(response) > self._max_result:
+            raise _too_large(self._max_result)
+        return response
+
+
+def _domain_error(error: grpc.aio.AioRpcError) -> DeskwireError:
+    """What the client is told. What gRPC says by itself names addresses, which aren't for clients."""
+    if rpc_status.from_call(error) is not None:  # type: ignore[arg-type] # as its own docstring does
+        return from_rpc_error(error)
+    code = error.code()
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(
+            "it took longer than its timeout; say it again, with the same request_id"
+        )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return _too_large(rpc.MAX_MESSAGE_BYTES)
+    if code in _AWAY:
+        return Unavailable("chat doesn't answer; say it again", retry_after=1.0)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return Unavailable("chat doesn't know this method yet", retry_after=10.0)
+    return Internal(f"chat failed with {code.name}")
+
+
+def _too_large(limit: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"the response has more than {limit} bytes: ask for a smaller page",
+        reason=reasons.ERROR_REASON_TOO_LARGE,
+    )

@@ -1,0 +1,78 @@
+"""A TCP relay in front of a server, which can hold back what the server says, or be gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Relay:
+    """Passes bytes on between its port and another one."""
+
+    def __init__(self, target: int) -> None:
+        self.port = 0
+        self._target = target
+        self._open = asyncio.Event()
+        self._open.set()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def listen(self) -> None:
+        """Be there, on the same port as before."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def vanish(self) -> None:
+        """Break all connections and take no new ones."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def hold(self) -> None:
+        """Keep back what the server says; what it is told still reaches it."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Pass on what was held, and everything after."""
+        self._open.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            up, down = await asyncio.open_connection("127.0.0.1", self._target)
+            with contextlib.closing(down), contextlib.suppress(ConnectionError):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._pass_on(reader, down, held=False))
+                    group.create_task(self._pass_on(up, writer, held=True))
+        except* (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, held: bool
+    ) -> None:
+        while data := await reader.read(65_536):
+            if held:
+                await self._open.wait()
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def relay(target: int) -> AsyncIterator[Relay]:
+    """A relay to a port of this machine while the block runs."""
+    found = Relay(target)
+    await found.listen()
+    try:
+        yield found
+    finally:
+        await found.vanish()

@@ -293,8 +293,9 @@ class Suite:
             "events.v1.AdapterRegistryService/RegisterAdapter",
             "cdc.v1.SourceService/CreateSource",
         ):
-            # What was removed is there again; its consumer may still be leaving, which is worth another try.
-            await eventually(partial(self._again, path, tenant), timeout=30)
+            # What was removed is there again; its consumer may still be leaving, which is worth another try. One that
+            # was removed while it joined leaves with its session's end, after 45 s.
+            await eventually(partial(self._again, path, tenant), timeout=70, interval=0.2)
 
     async def _again(self, path: str, tenant: str) -> bool:
         role, body = self.done[path]

@@ -15,7 +15,7 @@ import pytest
 from deskwire_cli.launch import Launch, make_plan
 from deskwire_cli.machine.home import Home
 from deskwire_common.auth import KeySet, TokenSigner
-from support import servers
+from support import s3, servers
 from support.command import free_base
 
 
@@ -75,6 +75,13 @@ def postgres(servers_folder: Path) -> Iterator[servers.DatabaseServer]:
 def mariadb(servers_folder: Path) -> Iterator[servers.DatabaseServer]:
     """A MariaDB server with a row binlog: `mariadb.url("name")`, `mariadb.fresh()`."""
     with servers.mariadb_server(servers_folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server(servers_folder: Path) -> Iterator[s3.S3Server]:
+    """A real S3-compatible server: `s3_server.settings("bucket")`."""
+    with s3.s3_server(servers_folder) as server:
         yield server
 
 

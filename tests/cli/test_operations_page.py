@@ -37,6 +37,7 @@ def test_every_listed_command_exists():
 def test_the_ports_are_the_ones_listed():
     assert (LAYOUT["gateway"], LAYOUT["cdc"]) == (1, 5)
     assert (LAYOUT["gateway-metrics"], LAYOUT["cdc-metrics"]) == (21, 25)
+    assert (LAYOUT["chat-files"], LAYOUT["chat-1-files"], LAYOUT["chat-7-files"]) == (6, 51, 57)
     assert (LAYOUT["crm"], LAYOUT["valkey"], LAYOUT["kafka"]) == (10, 79, 92)
 
 

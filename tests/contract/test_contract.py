@@ -20,6 +20,7 @@ DESCRIPTORS = files("deskwire") / "contract" / "descriptors.binpb"
 SERVED_BY = {
     "deskwire.gateway.v1.GatewayService": "deskwire_gateway.api",
     "deskwire.chat.v1.ConversationService": "deskwire_chat.api",
+    "deskwire.chat.v1.AttachmentService": "deskwire_chat.api",
     "deskwire.chat.v1.CustomerService": "deskwire_chat.api",
     "deskwire.chat.v1.AgentService": "deskwire_chat.api",
     "deskwire.chat.v1.TenantService": "deskwire_chat.api",
@@ -53,6 +54,9 @@ PUBLISHES = {
     },
     "ConversationService.CloseConversation": {"conversation_closed"},
     "ConversationService.TransferConversation": {"conversation_transferred"},
+    # message_sent carries it.
+    "AttachmentService.CreateAttachment": set(),
+    "AttachmentService.CompleteAttachment": set(),
     "CustomerService.UpdateCustomer": {"customer_updated"},
     "CustomerService.UpsertCustomer": {"customer_created", "customer_updated"},
     "AgentService.SetAgentStatus": {"agent_status_changed"},

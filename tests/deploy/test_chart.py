@@ -57,6 +57,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "podAnnotations": {"owner": "desk"},
         "drainSeconds": 120,
     },
+    "bucket": {
+        "attachments": {
+            "url": "s3://desk?endpoint=https://s3.example.com&region=eu-1",
+            "existingSecret": "desk-bucket",
+        }
+    },
+    "folder": {
+        "services": {"chat": {"replicas": 2}},
+        "attachments": {
+            "url": "file:///var/lib/deskwire/attachments",
+            "publicUrl": "https://files.example.com",
+            "existingClaim": "desk-files",
+            "corsOrigins": "https://www.example.com",
+            "ingress": {
+                "enabled": True,
+                "host": "files.example.com",
+                "tlsSecret": "files-tls",
+                "annotations": {"nginx.ingress.kubernetes.io/proxy-body-size": "25m"},
+            },
+        },
+    },
     "bare": {
         "networkPolicy": {"enabled": False},
         "metrics": {"annotations": False},
@@ -103,6 +124,12 @@ def environment(pod: Manifest, manifests: list[Manifest]) -> set[str]:
         )
         names |= set(config["data"])
     return names
+
+
+def serves_files(manifests: list[Manifest]) -> bool:
+    """Whether chat pods serve attachments themselves."""
+    (config,) = of_kind(manifests, "ConfigMap")
+    return str(config["data"]["DESKWIRE_ATTACHMENTS_URL"]).startswith("file:")
 
 
 @pytest.fixture(params=VARIANTS, name="manifests")
@@ -242,15 +269,40 @@ def test_only_the_gateway_is_public(manifests):
         for rule in policy["spec"]["ingress"]
         if not rule.get("from")
     ]
-    ((selected, ports),) = opened
-    assert selected["app.kubernetes.io/component"] == "gateway"
-    assert ports == [{"port": "websocket"}]
+    files = serves_files(manifests)
+    assert [(where["app.kubernetes.io/component"], ports) for where, ports in opened] == [
+        ("gateway", [{"port": "websocket"}]),
+        *([("chat", [{"port": "files"}])] if files else []),
+    ]
     outside = [
         service["metadata"]["name"]
         for service in of_kind(manifests, "Service")
         if service["spec"].get("clusterIP") != "None"
     ]
-    assert outside == ["deskwire-websocket"]
+    assert sorted(outside) == [*(["deskwire-files"] if files else []), "deskwire-websocket"]
+
+
+def test_chat_has_what_its_attachments_need():
+    manifests = render(VARIANTS["folder"])
+    for pod in pods(manifests):
+        (container,) = pod["spec"]["containers"]
+        claims = [
+            each["persistentVolumeClaim"]["claimName"]
+            for each in pod["spec"]["volumes"]
+            if "persistentVolumeClaim" in each
+        ]
+        mounted = {each["mountPath"] for each in container["volumeMounts"]}
+        is_chat = "/chat:" in container["image"]
+        assert claims == (["desk-files"] if is_chat else [])
+        assert ("/var/lib/deskwire/attachments" in mounted) == is_chat
+    (ingress,) = of_kind(manifests, "Ingress")
+    assert ingress["spec"]["rules"][0]["host"] == "files.example.com"
+    # The key of a bucket is in chat's pods only.
+    manifests = render(VARIANTS["bucket"])
+    for pod in pods(manifests):
+        is_chat = "/chat:" in pod["spec"]["containers"][0]["image"]
+        assert ("DESKWIRE_ATTACHMENTS_SECRET_KEY" in environment(pod, manifests)) == is_chat
+    assert not serves_files(manifests)
 
 
 def test_services_select_the_pods_that_are_there(manifests):
@@ -297,6 +349,9 @@ def test_notes_tell_where_to_connect():
         {"websocket": {"service": {"type": "Public"}}},
         {"drainSeconds": "long"},
         {"services": {"chat": {"resources": {"limits": {"memory": "much"}}}}},
+        {"attachments": {"url": "file:///var/lib/deskwire/attachments"}},
+        {"attachments": {"url": "file:///tmp"}},
+        {"attachments": {"url": "ftp://host"}},
         {"imagee": {"tag": "1"}},
     ],
     ids=str,

@@ -67,6 +67,7 @@ class Plan:
         """The names of the ports that this plan listens on."""
         services = self.services()
         names = ["websocket", *services, *(f"{service}-metrics" for service in services)]
+        names += [f"{each}-files" for each in services if service_of(each) == "chat"]
         if self.demo:
             names.append("crm")
         if not self.redis:
@@ -322,6 +323,10 @@ class Launch:
         if service == "chat":
             # Not the host's name: these are several on one.
             settings["DESKWIRE_SHARD_NAME"] = "chat-0" if name == "chat" else name
+            # All of them see the folder. Whoever wants a bucket says so in the environment.
+            if not os.environ.get("DESKWIRE_ATTACHMENTS_URL"):
+                settings["DESKWIRE_ATTACHMENTS_URL"] = plan.home.attachments.as_uri()
+            settings["DESKWIRE_ATTACHMENTS_LISTEN"] = plan.ports.address(f"{name}-files")
         if service in STORES:
             settings["DESKWIRE_DATABASE_URL"] = plan.database(service)
         return settings

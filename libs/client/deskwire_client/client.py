@@ -20,7 +20,7 @@ from typing import Any, Final, Self, TypeVar
 import picows
 from google.protobuf.message import Message
 
-from deskwire.chat.v1 import conversation_pb2
+from deskwire.chat.v1 import attachment_pb2, conversation_pb2
 from deskwire.common.v1 import actor_pb2, error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
 
@@ -279,6 +279,19 @@ class Client:
     async def note(self, conversation_id: str, text: str) -> frame_pb2.SendAck:
         """Make a note that only the desk sees. Raises Refused, Closed."""
         content = conversation_pb2.Content(note=conversation_pb2.Note(text=text))
+        return await self.post_content(conversation_id, content)
+
+    async def attach(
+        self, conversation_id: str, attachment: attachment_pb2.Attachment
+    ) -> frame_pb2.SendAck:
+        """Send a file that AttachmentService has made READY. Raises Refused, Closed."""
+        reference = conversation_pb2.AttachmentReference(
+            attachment_id=attachment.attachment_id,
+            file_name=attachment.file_name,
+            content_type=attachment.content_type,
+            size_bytes=attachment.size_bytes,
+        )
+        content = conversation_pb2.Content(attachment=reference)
         return await self.post_content(conversation_id, content)
 
     def post_content(

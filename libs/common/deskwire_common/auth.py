@@ -6,6 +6,7 @@ The tenant is always the token's. The algorithm is the key's, never the token he
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -148,6 +149,19 @@ class KeySet:
         if self._private is None:
             raise KeysError("the keys file has no private key: this process can't sign tokens")
         return self._private
+
+    def secrets(self, purpose: str) -> list[bytes]:
+        """Return keys for HMACs of one purpose, derived from the private keys: sign with the first, take all.
+
+        Processes with the same keys file have the same, and they rotate with it. Raises KeysError without a private
+        key.
+        """
+        private = [str(entry["d"]) for entry in self._document["keys"] if entry.get("d")]
+        if not private:
+            raise KeysError("the keys file has no private key: this process can't sign URLs")
+        return [
+            hmac.digest(each.encode(), f"deskwire {purpose}".encode(), "sha256") for each in private
+        ]
 
     def refresh(self) -> None:
         """Read the file again if it changed. A file that is broken for the moment leaves the old keys."""

@@ -127,6 +127,12 @@ class Metrics:
         self.search_lag_seconds = _gauge(
             "search_lag_seconds", "Age of the oldest message that the search index lacks."
         )
+        self.attachment_bytes = _counter(
+            "attachment_bytes_total", "Bytes of attachments that went through this process.", "way"
+        )
+        self.attachments_removed = _counter(
+            "attachments_removed_total", "Attachments removed: redacted, or never sent."
+        )
         self.chat_streams = _gauge("chat_streams", "Open streams of callers.")
         self.conversations_queued = _gauge(
             "conversations_queued", "Conversations without an agent."

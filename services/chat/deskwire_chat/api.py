@@ -11,6 +11,8 @@ import grpc
 from deskwire.chat.v1 import (
     agent_service_pb2,
     agent_service_pb2_grpc,
+    attachment_service_pb2,
+    attachment_service_pb2_grpc,
     conversation_service_pb2,
     conversation_service_pb2_grpc,
     customer_service_pb2,
@@ -22,6 +24,7 @@ from deskwire.chat.v1 import (
 )
 from deskwire_chat.access import KEYS, TENANTS, IntegrationKeyActions, TenantActions
 from deskwire_chat.actions.agents import AGENTS, AgentActions
+from deskwire_chat.actions.attachments import ATTACHMENTS, AttachmentActions
 from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
 from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
 from deskwire_chat.actions.offers import OfferActions
@@ -34,6 +37,7 @@ from deskwire_common.auth import Role
 _DESK: Final = frozenset({Role.AGENT, Role.BOT, Role.INTEGRATION, Role.OPERATOR, Role.SERVICE})
 _CHANGERS: Final = frozenset({Role.AGENT, Role.INTEGRATION, Role.OPERATOR})
 _LISTERS: Final = _DESK - {Role.BOT}
+_WRITERS: Final = frozenset({Role.VISITOR, Role.AGENT, Role.BOT, Role.INTEGRATION})
 _OPERATOR: Final = frozenset({Role.OPERATOR})
 _AGENT: Final = frozenset({Role.AGENT})
 
@@ -52,6 +56,9 @@ AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
     f"/{CONVERSATIONS}/SearchMessages": _DESK | {Role.VISITOR},
     f"/{CONVERSATIONS}/CloseConversation": _CHANGERS | {Role.BOT},
     f"/{CONVERSATIONS}/TransferConversation": _CHANGERS | {Role.BOT},
+    f"/{ATTACHMENTS}/CreateAttachment": _WRITERS,
+    f"/{ATTACHMENTS}/CompleteAttachment": _WRITERS,
+    f"/{ATTACHMENTS}/GetAttachment": _DESK | {Role.VISITOR},
     f"/{CUSTOMERS}/GetCustomer": _DESK,
     f"/{CUSTOMERS}/LookupCustomer": _DESK,
     f"/{CUSTOMERS}/ListCustomers": _LISTERS,
@@ -193,6 +200,31 @@ class ConversationApi(conversation_service_pb2_grpc.ConversationServiceServicer)
             self._actions.transfer,
             conversation_service_pb2.TransferConversationResponse,
         )
+
+
+class AttachmentApi(attachment_service_pb2_grpc.AttachmentServiceServicer):
+    """The servicer. Errors are the actions'; the server puts them on the wire."""
+
+    def __init__(self, actions: AttachmentActions) -> None:
+        self._actions = actions
+
+    async def CreateAttachment(  # noqa: N802
+        self, request: attachment_service_pb2.CreateAttachmentRequest, _context: Context
+    ) -> attachment_service_pb2.CreateAttachmentResponse:
+        """See the contract."""
+        return await self._actions.create(request)
+
+    async def CompleteAttachment(  # noqa: N802
+        self, request: attachment_service_pb2.CompleteAttachmentRequest, _context: Context
+    ) -> attachment_service_pb2.CompleteAttachmentResponse:
+        """See the contract."""
+        return await self._actions.complete(request)
+
+    async def GetAttachment(  # noqa: N802
+        self, request: attachment_service_pb2.GetAttachmentRequest, _context: Context
+    ) -> attachment_service_pb2.GetAttachmentResponse:
+        """See the contract."""
+        return await self._actions.get(request)
 
 
 class CustomerApi(customer_service_pb2_grpc.CustomerServiceServicer):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 
 import grpc
 
 from deskwire.chat.v1 import (
     agent_service_pb2_grpc,
+    attachment_service_pb2_grpc,
     conversation_service_pb2_grpc,
     customer_service_pb2_grpc,
     integration_key_service_pb2_grpc,
@@ -16,6 +18,7 @@ from deskwire.chat.v1 import (
 from deskwire_chat import domain
 from deskwire_chat.access import KEYS, TENANTS, IntegrationKeyActions, TenantActions
 from deskwire_chat.actions.agents import AGENTS, AgentActions
+from deskwire_chat.actions.attachments import ATTACHMENTS, AttachmentActions, Limits
 from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
 from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
 from deskwire_chat.actions.offers import OfferActions
@@ -25,11 +28,18 @@ from deskwire_chat.api import (
     PUBLIC,
     SUITE,
     AgentApi,
+    AttachmentApi,
     ConversationApi,
     CustomerApi,
     IntegrationKeyApi,
     TenantApi,
 )
+from deskwire_chat.attachments.base import AttachmentStore
+from deskwire_chat.attachments.bucket import BucketStore
+from deskwire_chat.attachments.directory import DirectoryStore
+from deskwire_chat.attachments.http import FilesSide
+from deskwire_chat.attachments.remover import Remover
+from deskwire_chat.attachments.signing import UrlSigner
 from deskwire_chat.config import Settings
 from deskwire_chat.gate import Gate
 from deskwire_chat.indexer import SearchIndexer
@@ -53,9 +63,11 @@ from deskwire_chat.worker import AgentReader, BotKeeper, GateKeeper
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
 from deskwire_common.clock import to_micros
+from deskwire_common.config import split_address
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
+from deskwire_common.logging import get_logger
 from deskwire_common.outbox import Outbox, OutboxRelay
 
 
@@ -142,6 +154,12 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         db, router, conversation_actions, ownership, away_seconds=settings.bot_away_seconds
     )
 
+    files = await _open_files(settings, runtime)
+    if files is not None:
+        runtime.spawn("attachments", Remover(db, files, runtime.clock).run)
+    limits = Limits.of(settings)
+    get_logger().info("limits", **asdict(limits))
+
     relay = OutboxRelay(
         db, outbox, await runtime.producer("chat-outbox"), keep=settings.outbox_keep_seconds
     )
@@ -174,6 +192,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         conversation_service_pb2_grpc.add_ConversationServiceServicer_to_server(
             ConversationApi(conversation_actions, streams, watchers, peers), server
         )
+        attachment_service_pb2_grpc.add_AttachmentServiceServicer_to_server(
+            AttachmentApi(AttachmentActions(tools, files, limits)), server
+        )
         customer_service_pb2_grpc.add_CustomerServiceServicer_to_server(
             CustomerApi(CustomerActions(tools, connections, settings.default_region)), server
         )
@@ -194,7 +215,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
 
     port = await runtime.serve(
         [register, links.register],
-        [CONVERSATIONS, CUSTOMERS, AGENTS, TENANTS, KEYS, shard_links.SERVICE],
+        [CONVERSATIONS, ATTACHMENTS, CUSTOMERS, AGENTS, TENANTS, KEYS, shard_links.SERVICE],
         AUTHORIZATION,
         inline_auth=frozenset({shard_links.METHOD}),
         access=rpc.Access(public=PUBLIC, suite=SUITE, admit=gate.admit),
@@ -202,3 +223,40 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     # From here on others send their calls and conversations here.
     await ownership.start(settings.address(port))
     runtime.spawn("ownership", ownership.run)
+
+
+async def _open_files(settings: Settings, runtime: Runtime[Settings]) -> AttachmentStore | None:
+    """Open the store of attachments; of a folder its HTTP side, too. None: there is none.
+
+    Raises OSError for a folder that can't be written, or an address that is taken.
+    """
+    if (place := settings.attachments_bucket) is not None:
+        bucket = BucketStore(
+            place,
+            access_key=settings.attachments_access_key,
+            secret_key=settings.attachments_secret_key.get_secret_value(),
+            public_url=settings.attachments_public_url,
+        )
+        runtime.stack.callback(bucket.close)
+        await bucket.open()
+        return bucket
+    if (folder := settings.attachments_folder) is None:
+        return None
+    signer = UrlSigner(settings.attachments_public_url, runtime.keys, runtime.clock)
+    store = DirectoryStore(folder, signer)
+    runtime.stack.callback(store.close)
+    await store.open()
+    side = FilesSide(
+        store,
+        signer,
+        max_transfers=settings.attachments_max_transfers,
+        transfer_seconds=settings.attachments_transfer_seconds,
+        cors_origins=settings.attachments_cors_origins.split(","),
+    )
+    host, port = split_address(settings.attachments_listen)
+    port = await side.listen(host, port)
+    runtime.stack.push_async_callback(side.close)
+    runtime.extra_ports["attachments"] = port
+    # Without another name they are reached where they listen.
+    signer.base = signer.base or settings.attachments_base(port)
+    return store

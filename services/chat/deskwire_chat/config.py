@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 
+from deskwire_chat.attachments.bucket import Place
 from deskwire_common.config import (
+    Address,
     DatabaseSettings,
     KafkaSettings,
     OptionalAddress,
@@ -14,6 +19,14 @@ from deskwire_common.config import (
     is_wildcard,
     split_address,
 )
+
+_FILE_TYPES: Final = (
+    "image/png,image/jpeg,image/gif,image/webp,image/heic,image/avif,audio/*,video/*,"
+    "application/pdf,text/plain,text/csv,application/zip,application/json,"
+    "application/msword,application/vnd.ms-*,application/vnd.openxmlformats-officedocument.*,"
+    "application/vnd.oasis.opendocument.*"
+)
+"""What people send each other. Not HTML and SVG, which can hold programs."""
 
 
 class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
@@ -35,6 +48,59 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     """So long a conversation is offered to an agent; 0: it is theirs at once."""
     default_region: str = Field(default="", pattern="^([A-Z]{2})?$")
     """How mobile numbers without a leading + are read: `CN`, `DE` …; empty: they stay as given."""
+
+    attachments_url: str = ""
+    """Where attachments are: `file:///folder`, or `s3://bucket?endpoint=https://…&region=…`; "": there are none."""
+    attachments_listen: Address = "127.0.0.1:7406"
+    """Of a folder: host:port of the signed URLs, over HTTP; an ingress ends TLS."""
+    attachments_public_url: str = Field(default="", pattern="^(https?://[^\\s?#]+)?$")
+    """How clients reach it (or the bucket), where that isn't the address itself: `https://files.example.com`."""
+    attachments_access_key: str = ""
+    attachments_secret_key: SecretStr = SecretStr("")
+    """Of the bucket; without them they are looked for where AWS puts them."""
+    attachments_max_bytes: int = Field(default=26_214_400, ge=1, le=2**32 - 1)
+    attachments_types: str = Field(default=_FILE_TYPES, min_length=1)
+    """Media types that are taken, with commas; a * at the end stands for any rest."""
+    attachments_max_unsent: int = Field(default=20, ge=1)
+    """Attachments of one user that no message carries yet."""
+    attachments_upload_seconds: int = Field(default=900, ge=1, le=86_400)
+    attachments_download_seconds: int = Field(default=300, ge=1, le=86_400)
+    """How long signed URLs are good."""
+    attachments_transfer_seconds: float = Field(default=300.0, gt=0)
+    """Of a folder: how long one upload or download may take."""
+    attachments_max_transfers: int = Field(default=64, ge=1)
+    """Of a folder: uploads, and downloads, of this process at a time."""
+    attachments_cors_origins: str = ""
+    """Of a folder: origins whose pages may use it, with commas; `*`: all."""
+
+    @field_validator("attachments_url")
+    @classmethod
+    def _attachments_url(cls, text: str) -> str:
+        parts = urlsplit(text)
+        if parts.scheme == "s3":
+            Place.of(text)
+        elif text and (parts.scheme != "file" or parts.netloc or len(parts.path) < 2):
+            raise ValueError("use file:///absolute/folder or s3://bucket?endpoint=…&region=…")
+        return text
+
+    @property
+    def attachments_folder(self) -> Path | None:
+        """The folder of `file://`; None: attachments are in a bucket, or there are none."""
+        parts = urlsplit(self.attachments_url)
+        return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+    @property
+    def attachments_bucket(self) -> Place | None:
+        """The bucket of `s3://`."""
+        is_one = self.attachments_url.startswith("s3://")
+        return Place.of(self.attachments_url) if is_one else None
+
+    def attachments_base(self, port: int) -> str:
+        """Where clients on this network reach a folder's signed URLs, when no public URL is set."""
+        host, _ = split_address(self.attachments_listen)
+        if is_wildcard(host):
+            host = socket.gethostname()
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def address(self, port: int) -> str:
         """Where others reach this process, which listens on `port`."""

@@ -118,11 +118,16 @@ async def _entries(rows: Sequence[Any]) -> list[Entry]:
 
 def _entry(row: Any) -> Entry | None:
     """Return a message's line; None when there is nothing to find it by."""
-    if row.kind not in {Kind.TEXT, Kind.NOTE}:
-        return None
     content = conversation_pb2.Content.FromString(row.body)
-    note = row.kind == Kind.NOTE
-    found = words.of_text(content.note.text if note else content.text)
+    if row.kind == Kind.TEXT:
+        said = content.text
+    elif row.kind == Kind.NOTE:
+        said = content.note.text
+    elif row.kind == Kind.ATTACHMENT:
+        said = content.attachment.file_name
+    else:
+        return None
+    found = words.of_text(said)
     if not found:
         return None
     return Entry(
@@ -132,7 +137,7 @@ def _entry(row: Any) -> Entry | None:
         seq=row.seq,
         message_id=row.message_id,
         created_at=row.created_at,
-        note=note,
+        note=row.kind == Kind.NOTE,
         words=found,
     )
 

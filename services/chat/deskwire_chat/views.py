@@ -9,6 +9,8 @@ from google.protobuf import timestamp_pb2
 
 from deskwire.chat.v1 import (
     agent_pb2,
+    attachment_pb2,
+    attachment_service_pb2,
     conversation_pb2,
     customer_pb2,
     integration_key_pb2,
@@ -16,6 +18,8 @@ from deskwire.chat.v1 import (
 )
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
+from deskwire_chat.attachments.base import Signed
+from deskwire_chat.attachments.rules import Attachment, Reference
 from deskwire_chat.domain import (
     ActorRole,
     Agent,
@@ -206,6 +210,8 @@ def kind_of(content: conversation_pb2.Content) -> tuple[Kind, int]:
         return Kind.REDACTION, content.redaction.seq
     if kind == "note":
         return Kind.NOTE, 0
+    if kind == "attachment":
+        return Kind.ATTACHMENT, 0
     if kind != "text":
         raise InvalidArgument(f"content.{kind} is for the server to say", field="content")
     return Kind.TEXT, 0
@@ -214,6 +220,44 @@ def kind_of(content: conversation_pb2.Content) -> tuple[Kind, int]:
 def edited(body: bytes) -> bytes:
     """Return the body of a message after the edit that is encoded in `body`."""
     return text_content(conversation_pb2.Content.FromString(body).edit.text)
+
+
+def reference_of(body: bytes) -> Reference:
+    """Return what the body of an ATTACHMENT message says of its file."""
+    said = conversation_pb2.Content.FromString(body).attachment
+    return Reference(said.attachment_id.lower(), said.file_name, said.content_type, said.size_bytes)
+
+
+def attachment(item: Attachment) -> attachment_pb2.Attachment:
+    """Return an attachment as callers see it."""
+    return attachment_pb2.Attachment(
+        attachment_id=item.attachment_id,
+        conversation_id=item.conversation_id,
+        file_name=item.file_name,
+        content_type=item.content_type,
+        size_bytes=item.size_bytes,
+        sha256=item.sha256,
+        state=attachment_pb2.AttachmentState.ValueType(int(item.state)),
+        uploader=actor_pb2.Actor(
+            role=actor_pb2.Role.ValueType(item.uploader_role),
+            subject=item.uploader_id,
+            display_name=item.uploader_name,
+        ),
+        create_time=timestamp(item.created_at),
+    )
+
+
+def signed_url(item: Signed, expires: int) -> attachment_service_pb2.SignedUrl:
+    """Return a URL that is good until `expires` (microseconds since 1970)."""
+    return attachment_service_pb2.SignedUrl(
+        method=item.method,
+        url=item.url,
+        headers=[
+            attachment_service_pb2.HttpHeader(name=name, value=value)
+            for name, value in item.headers.items()
+        ],
+        expire_time=timestamp(expires),
+    )
 
 
 def text_content(text: str) -> bytes:

@@ -16,7 +16,12 @@ import grpc
 from grpc_status import rpc_status
 from opentelemetry.trace import SpanKind
 
-from deskwire.chat.v1 import agent_service_pb2, conversation_service_pb2, customer_service_pb2
+from deskwire.chat.v1 import (
+    agent_service_pb2,
+    attachment_service_pb2,
+    conversation_service_pb2,
+    customer_service_pb2,
+)
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common import rpc, telemetry
@@ -41,7 +46,12 @@ from deskwire_gateway.sessions import Sessions
 
 METHODS: Final = frozenset(
     f"/{service.full_name}/{method.name}"
-    for file in (agent_service_pb2, conversation_service_pb2, customer_service_pb2)
+    for file in (
+        agent_service_pb2,
+        attachment_service_pb2,
+        conversation_service_pb2,
+        customer_service_pb2,
+    )
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
     if not method.client_streaming and not method.server_streaming

@@ -33,6 +33,10 @@ DESKWIRE_OTLP_ENDPOINT: {{ .Values.telemetry.otlpEndpoint | quote }}
 DESKWIRE_TRACE_SAMPLE_RATIO: {{ .Values.telemetry.traceSampleRatio | quote }}
 DESKWIRE_LOG_LEVEL: {{ .Values.logLevel | quote }}
 DESKWIRE_DRAIN_SECONDS: {{ .Values.drainSeconds | quote }}
+DESKWIRE_ATTACHMENTS_URL: {{ .Values.attachments.url | quote }}
+DESKWIRE_ATTACHMENTS_LISTEN: "0.0.0.0:7406"
+DESKWIRE_ATTACHMENTS_PUBLIC_URL: {{ .Values.attachments.publicUrl | quote }}
+DESKWIRE_ATTACHMENTS_CORS_ORIGINS: {{ .Values.attachments.corsOrigins | quote }}
 DESKWIRE_CHAT_TARGET: {{ printf "%s-chat:7401" $name | quote }}
 {{- if .Values.tls.enabled }}
 DESKWIRE_TLS_CERT: /etc/deskwire/tls/tls.crt
@@ -58,6 +62,23 @@ DESKWIRE_ALLOW_PLAINTEXT: "true"
       name: {{ .root.Values.databases.existingSecret }}
       key: {{ .service }}
 {{- end -}}
+{{- if and (eq .service "chat") .root.Values.attachments.existingSecret }}
+- name: DESKWIRE_ATTACHMENTS_ACCESS_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ .root.Values.attachments.existingSecret }}
+      key: access-key
+- name: DESKWIRE_ATTACHMENTS_SECRET_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ .root.Values.attachments.existingSecret }}
+      key: secret-key
+{{- end -}}
+{{- end -}}
+
+{{/* Whether chat pods serve attachments from a folder. */}}
+{{- define "deskwire.servesFiles" -}}
+{{- if hasPrefix "file:" .Values.attachments.url -}}yes{{- end -}}
 {{- end -}}
 
 {{- define "deskwire.image" -}}
@@ -102,6 +123,11 @@ volumes:
       secretName: {{ .root.Values.tls.existingSecret }}
       defaultMode: 0440
   {{- end }}
+  {{- if and (eq .service "chat") (include "deskwire.servesFiles" .root) }}
+  - name: attachments
+    persistentVolumeClaim:
+      claimName: {{ .root.Values.attachments.existingClaim }}
+  {{- end }}
 {{- end -}}
 
 {{- define "deskwire.containerBasics" -}}
@@ -123,6 +149,10 @@ volumeMounts:
   - name: tls
     mountPath: /etc/deskwire/tls
     readOnly: true
+  {{- end }}
+  {{- if and (eq .service "chat") (include "deskwire.servesFiles" .root) }}
+  - name: attachments
+    mountPath: /var/lib/deskwire/attachments
   {{- end }}
 {{- end -}}
 
@@ -200,6 +230,10 @@ spec:
         {{- if eq .service "gateway" }}
         - name: websocket
           containerPort: 7400
+        {{- end }}
+        {{- if and (eq .service "chat") (include "deskwire.servesFiles" .root) }}
+        - name: files
+          containerPort: 7406
         {{- end }}
       # NOT_SERVING until warm: configuration, schema, broker, database. Two minutes for that.
       startupProbe:

@@ -30,7 +30,7 @@ def project_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """`$DESKWIRE_HOME`: databases/, kafka/, valkey/, logs/<process>.log, run/ (pids, state), keys.json."""
+    """`$DESKWIRE_HOME`: databases/, attachments/, kafka/, valkey/, logs/, run/ (pids, state), keys.json."""
 
     root: Path
 
@@ -43,6 +43,10 @@ class Home:
     @property
     def databases(self) -> Path:
         return self.root / "databases"
+
+    @property
+    def attachments(self) -> Path:
+        return self.root / "attachments"
 
     @property
     def kafka(self) -> Path:
@@ -79,7 +83,14 @@ class Home:
         try:
             # Databases and keys: nobody else's business.
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in (self.databases, self.kafka, self.valkey, self.logs, self.run):
+            for folder in (
+                self.databases,
+                self.attachments,
+                self.kafka,
+                self.valkey,
+                self.logs,
+                self.run,
+            ):
                 folder.mkdir(mode=0o700, exist_ok=True)
             free = shutil.disk_usage(self.root).free
             if free < MIN_FREE_BYTES:

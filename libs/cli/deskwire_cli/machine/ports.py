@@ -13,8 +13,8 @@ BASE: Final = 7400
 HOST: Final = "127.0.0.1"
 #: How many chat processes one machine runs at the most.
 CHAT_SHARDS: Final = 8
-#: Distances from the base. `gateway` is the gRPC side; `<name>-metrics` serves Prometheus over HTTP; `chat-1` is the
-#: second chat process.
+#: Distances from the base. `gateway` is the gRPC side; `<name>-metrics` serves Prometheus over HTTP, `<name>-files`
+#: attachments; `chat-1` is the second chat process.
 LAYOUT: Final[Mapping[str, int]] = {
     "websocket": 0,
     "gateway": 1,
@@ -22,6 +22,7 @@ LAYOUT: Final[Mapping[str, int]] = {
     "tickets": 3,
     "events": 4,
     "cdc": 5,
+    "chat-files": 6,
     "crm": 10,
     "gateway-metrics": 21,
     "chat-metrics": 22,
@@ -30,6 +31,7 @@ LAYOUT: Final[Mapping[str, int]] = {
     "cdc-metrics": 25,
     **{f"chat-{number}": 30 + number for number in range(1, CHAT_SHARDS)},
     **{f"chat-{number}-metrics": 40 + number for number in range(1, CHAT_SHARDS)},
+    **{f"chat-{number}-files": 50 + number for number in range(1, CHAT_SHARDS)},
     "valkey": 79,
     "kafka": 92,
     "kafka-controller": 93,

@@ -11,6 +11,8 @@ from opentelemetry.trace import Span
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import domain, events, views
+from deskwire_chat.attachments import rules
+from deskwire_chat.attachments.rules import Attachment
 from deskwire_chat.domain import (
     ActorRole,
     Agent,
@@ -35,7 +37,7 @@ from deskwire_chat.shard.commands import (
 )
 from deskwire_chat.shard.memory import Memory
 from deskwire_chat.shard.visitors import Visitors
-from deskwire_chat.store import agents, conversations, messages
+from deskwire_chat.store import agents, attachments, conversations, messages
 from deskwire_chat.store.messages import SentKey
 from deskwire_chat.store.partitions import Partition
 from deskwire_common import telemetry
@@ -49,6 +51,18 @@ from deskwire_common.metrics import METRICS, Tally
 @cache
 def _stored_by(role: ActorRole) -> Tally:
     return METRICS.messages_stored.labels(role.name.lower())
+
+
+def _again(command: Store, earlier: Stored) -> Stored:
+    """Return what a repeated Send was answered the first time. Raises AlreadyExists for another content."""
+    # What was changed since can't be compared with what was sent.
+    if earlier.message.body != command.body and not earlier.message.changed_at:
+        raise AlreadyExists(
+            f"client_msg_id {command.client_msg_id!r} was used with another content",
+            reason=reasons.ERROR_REASON_CLIENT_MSG_ID_REUSED,
+        )
+    METRICS.messages_duplicate.inc()
+    return replace(earlier, duplicate=True)
 
 
 class Tools(Protocol):
@@ -80,6 +94,9 @@ class Group:
         self._events: list[DomainEvent] = []
         self._targets: dict[tuple[str, int], Message] = {}
         self._changed: dict[tuple[str, int], Message] = {}
+        self._attachments: dict[str, Attachment] = {}
+        self._carried: list[Attachment] = []
+        self._discarded: list[tuple[str, int]] = []
 
     # ------------------------------------------------------------------------------------ messages
 
@@ -99,14 +116,7 @@ class Group:
         if earlier is None and command.key in found and conversation is not None:
             earlier = Stored.of(found[command.key], conversation.epoch)
         if earlier is not None:
-            # What was changed since can't be compared with what was sent.
-            if earlier.message.body != command.body and not earlier.message.changed_at:
-                raise AlreadyExists(
-                    f"client_msg_id {command.client_msg_id!r} was used with another content",
-                    reason=reasons.ERROR_REASON_CLIENT_MSG_ID_REUSED,
-                )
-            METRICS.messages_duplicate.inc()
-            return replace(earlier, duplicate=True)
+            return _again(command, earlier)
         traceparent = ""
         if command.traceparent:
             span = telemetry.start_span("chat.store", command.traceparent)
@@ -115,27 +125,45 @@ class Group:
         if conversation is not None:
             domain.check_may_write(conversation, command.who)
             domain.check_kind(command.kind, command.who)
-        elif command.kind in {Kind.TEXT, Kind.ATTACHMENT}:
+        # Before a conversation is opened for it.
+        carried = self._carry(command) if command.kind == Kind.ATTACHMENT else None
+        if conversation is None:
+            if command.kind not in {Kind.TEXT, Kind.ATTACHMENT}:
+                raise domain.conversation_not_found(command.conversation_id)
             conversation = self._open(command, traceparent)
-        else:
-            raise domain.conversation_not_found(command.conversation_id)
         target = self._target(command) if command.target_seq else None
         stored = self._append(
             conversation, command.who, command.client_msg_id, command.body, traceparent, command
         )
         if target is not None:
             self._change(target, command)
+        if carried is not None:
+            item = rules.sent(carried, stored.message.seq)
+            self._attachments[item.attachment_id] = item
+            self._carried.append(item)
         return stored
 
     async def load_targets(self, uow: UnitOfWork, commands: Iterable[Store | Assign]) -> None:
-        """Read the messages that edits and redactions are about."""
-        places = {
-            (each.conversation_id, each.target_seq)
-            for each in commands
-            if isinstance(each, Store) and each.target_seq
-        }
+        """Read the messages that edits and redactions are about, and the attachments that are sent."""
+        special = [each for each in commands if isinstance(each, Store) and each.kind != Kind.TEXT]
+        if not special:
+            return
+        places = {(each.conversation_id, each.target_seq) for each in special if each.target_seq}
         if places:
             self._targets = await messages.at(uow.connection, sorted(places))
+        files = {
+            views.reference_of(each.body).attachment_id
+            for each in special
+            if each.kind == Kind.ATTACHMENT
+        }
+        if files:
+            self._attachments = await attachments.get_many(uow.connection, sorted(files))
+
+    def _carry(self, command: Store) -> Attachment:
+        said = views.reference_of(command.body)
+        return rules.check_may_send(
+            self._attachments.get(said.attachment_id), said, command.conversation_id, command.who
+        )
 
     def _target(self, command: Store) -> Message:
         place = command.conversation_id, command.target_seq
@@ -156,6 +184,8 @@ class Group:
         if command.kind == Kind.EDIT:
             target.body = views.edited(command.body)
         else:
+            if target.kind == Kind.ATTACHMENT:
+                self._discarded.append((target.conversation_id, target.seq))
             target.body, target.kind = views.REDACTED, Kind.REDACTED
             for each in self.stored.values():
                 edit = each.message
@@ -348,5 +378,9 @@ class Group:
             for each in self._changed.values():
                 if each.kind == Kind.REDACTED:
                     await messages.wipe_edits(uow, each)
+        if self._carried and not await attachments.sent(uow, self._carried):
+            raise Unavailable("an attachment was removed meanwhile")
+        if self._discarded:
+            await attachments.discard(uow, self._discarded, now=self.now)
         await messages.append(uow, [each.message for each in self.stored.values()])
         return [*self.visitors.events, *self._events]

@@ -106,6 +106,30 @@ receipts = Table(
     Column("updated_at", db.Micros, nullable=False),
 )
 
+attachments = Table(
+    "attachments",
+    metadata,
+    Column("attachment_id", db.Id, primary_key=True),
+    Column("tenant_id", db.Name, nullable=False),
+    Column("conversation_id", db.Id, nullable=False),
+    Column("uploader_role", SmallInteger, nullable=False),
+    Column("uploader_id", db.Name, nullable=False),
+    Column("uploader_name", db.binary_text(128), nullable=False),
+    Column("file_name", db.binary_text(255), nullable=False),
+    Column("content_type", db.ascii_text(127), nullable=False),
+    Column("size_bytes", db.UInt32, nullable=False),
+    Column("sha256", db.ascii_text(64), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    # Of the message that carries it; 0: none.
+    Column("seq", db.UInt32, nullable=False),
+    Column("created_at", db.Micros, nullable=False),
+    # When its object is to be removed; 0: it stays.
+    Column("remove_at", db.Micros, nullable=False),
+    Index("attachments_due", "remove_at"),
+    Index("attachments_unsent", "tenant_id", "uploader_id", "state"),
+    Index("attachments_message", "conversation_id", "seq"),
+)
+
 customers = Table(
     "customers",
     metadata,

@@ -1,0 +1,1 @@
+"""Files of conversations: their rules, where their bytes are, and how those leave again."""

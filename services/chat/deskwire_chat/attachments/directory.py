@@ -1,0 +1,230 @@
+"""Attachments in a directory, which `http` serves.
+
+`incoming/<id>` is what was uploaded, whole and as declared; `objects/<xx>/<id>` is what CompleteAttachment has taken.
+With several chat processes the directory must be one that all of them see. All I/O is on threads of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from deskwire_chat.attachments.base import Signed
+from deskwire_chat.attachments.rules import Attachment, not_uploaded
+from deskwire_chat.attachments.signing import UrlSigner
+from deskwire_common.errors import Unavailable
+from deskwire_common.logging import get_logger
+
+T = TypeVar("T")
+
+_THREADS: Final = 4
+
+
+class NotAsDeclared(ValueError):
+    """What is uploaded isn't what was declared; the message says how."""
+
+
+class Upload:
+    """One file on its way in; nothing of it is seen before `commit`."""
+
+    def __init__(self, store: DirectoryStore, target: Path, size: int, sha256: str) -> None:
+        self._store = store
+        self._target = target
+        self._part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+        self._size = size
+        self._sha256 = sha256
+        self._digest = hashlib.sha256()
+        self._written = 0
+        # An abort may come while a write is still on its thread.
+        self._lock = threading.Lock()
+        self._descriptor = -1
+        self._over = False
+
+    async def write(self, data: bytes) -> None:
+        """Add bytes. Raises NotAsDeclared when they are too many, OSError."""
+        await self._store.on_thread(self._write, data)
+
+    async def commit(self) -> None:
+        """Have it there, on disk, under its name. Raises NotAsDeclared, OSError."""
+        await self._store.on_thread(self._commit)
+
+    def abort(self) -> None:
+        """Leave nothing behind; returns at once."""
+        self._store.later(self._abort)
+
+    def _write(self, data: bytes) -> None:
+        with self._lock:
+            if self._over:
+                return
+            self._written += len(data)
+            if self._written > self._size:
+                raise NotAsDeclared(f"more than the declared {self._size} bytes")
+            if self._descriptor < 0:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._descriptor = os.open(self._part, flags, 0o600)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+            self._digest.update(data)
+
+    def _commit(self) -> None:
+        with self._lock:
+            if self._over:
+                return
+            if self._written != self._size:
+                raise NotAsDeclared(f"{self._written} bytes in place of the declared {self._size}")
+            if self._sha256 and self._digest.hexdigest() != self._sha256:
+                raise NotAsDeclared("another SHA-256 than the declared one")
+            os.fsync(self._descriptor)
+            os.close(self._descriptor)
+            self._over = True
+            self._part.replace(self._target)
+            _sync_folder(self._target.parent)
+
+    def _abort(self) -> None:
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._part.unlink(missing_ok=True)
+
+
+class DirectoryStore:
+    """See the module."""
+
+    def __init__(self, root: Path, signer: UrlSigner) -> None:
+        self._incoming = root / "incoming"
+        self._objects = root / "objects"
+        self._signer = signer
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="attachments")
+
+    async def open(self) -> None:
+        """Make the folders. Raises OSError when they can't be written."""
+        await self.on_thread(self._open)
+
+    def close(self) -> None:
+        """Let the threads finish."""
+        self._pool.shutdown()
+
+    async def on_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run something that blocks."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    def later(self, work: Callable[[], object]) -> None:
+        """Run something that blocks, and whose end nobody awaits."""
+        with contextlib.suppress(RuntimeError):  # this process stops: `sweep` finds what is left
+            self._pool.submit(work)
+
+    async def upload(
+        self, attachment_id: str, *, content_type: str, size: int, sha256: str, seconds: int
+    ) -> Signed:
+        """See AttachmentStore."""
+        declared = {"size": str(size), "type": content_type, "sha256": sha256}
+        url = self._signer.sign("PUT", attachment_id, declared, seconds=seconds)
+        headers = {"Content-Type": content_type, "Content-Length": str(size)}
+        return Signed("PUT", url, headers)
+
+    async def download(self, item: Attachment, *, seconds: int) -> Signed:
+        """See AttachmentStore."""
+        shown = {"name": item.file_name, "type": item.content_type}
+        return Signed("GET", self._signer.sign("GET", item.attachment_id, shown, seconds=seconds))
+
+    async def promote(self, item: Attachment) -> None:
+        """See AttachmentStore. What lies in `incoming` was checked as it came."""
+        await self._guarded(self._promote, item)
+
+    async def remove(self, item: Attachment) -> None:
+        """See AttachmentStore."""
+        await self._guarded(self._remove, item)
+
+    async def sweep(self, *, before: float) -> int:
+        """See AttachmentStore."""
+        return await self._guarded(self._sweep, before)
+
+    def object_path(self, attachment_id: str) -> Path:
+        """Where the bytes of a READY attachment are; the id is one of ours."""
+        # The end of a UUIDv7 is chance, its beginning the time.
+        return self._objects / attachment_id[-2:] / attachment_id
+
+    def receive(self, attachment_id: str, *, size: int, sha256: str) -> Upload:
+        """Begin an upload of so many bytes; the id is one of ours."""
+        return Upload(self, self._incoming / attachment_id, size, sha256)
+
+    async def _guarded(self, work: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return await self.on_thread(work, *arguments)
+        except OSError as error:
+            get_logger().error("attachments_folder_failed", error=str(error))
+            raise Unavailable(
+                "the folder of attachments can't be used now; try again", retry_after=1.0
+            ) from error
+
+    def _open(self) -> None:
+        for folder in (self._incoming, self._objects):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = self._incoming / f".{secrets.token_hex(8)}.part"
+        probe.touch(0o600)
+        probe.unlink()
+
+    def _promote(self, item: Attachment) -> None:
+        target = self.object_path(item.attachment_id)
+        uploaded = self._incoming / item.attachment_id
+        if _size(target) == item.size_bytes:
+            uploaded.unlink(missing_ok=True)
+            return
+        found = _size(uploaded)
+        if found != item.size_bytes:
+            raise not_uploaded(
+                "nothing was uploaded" if found < 0 else f"{found} bytes were uploaded"
+            )
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        _sync_folder(self._objects)
+        try:
+            uploaded.replace(target)
+        except FileNotFoundError:
+            # The same call, made twice at a time.
+            if _size(target) != item.size_bytes:
+                raise
+        _sync_folder(target.parent)
+
+    def _remove(self, item: Attachment) -> None:
+        for path in (self._incoming / item.attachment_id, self.object_path(item.attachment_id)):
+            path.unlink(missing_ok=True)
+
+    def _sweep(self, before: float) -> int:
+        removed = 0
+        with os.scandir(self._incoming) as entries:
+            for entry in entries:
+                # Another process may have been quicker.
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                        Path(entry.path).unlink()
+                        removed += 1
+        return removed
+
+
+def _size(path: Path) -> int:
+    """Its size; -1: there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name is on disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

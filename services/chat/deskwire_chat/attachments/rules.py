@@ -1,0 +1,187 @@
+"""What holds for attachments. Pure, as `domain` is: no I/O, no protobuf, no clock reads."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Final
+from urllib.parse import quote
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire_chat.domain import Conversation, Writer, may_see
+from deskwire_common.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+
+UNSENT_SECONDS: Final = 24 * 3600
+"""So long an attachment waits to be sent; then it is removed."""
+
+
+class AttachmentState(IntEnum):
+    """Where it is in its life; the numbers are the contract's and the database's. REMOVED is never shown."""
+
+    PENDING = 1
+    READY = 2
+    SENT = 3
+    REMOVED = 4
+    """Its object is to be removed, and then its row: the durable mark that the remover works from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a message says of an attachment."""
+
+    attachment_id: str
+    file_name: str
+    content_type: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One file of a conversation. `remove_at`: when its object may go, 0: it stays."""
+
+    attachment_id: str
+    tenant: str
+    conversation_id: str
+    uploader_role: int
+    uploader_id: str
+    uploader_name: str
+    file_name: str
+    content_type: str
+    size_bytes: int
+    sha256: str
+    state: AttachmentState
+    seq: int
+    created_at: int
+    remove_at: int
+
+    @property
+    def reference(self) -> Reference:
+        """What a message that carries it must say."""
+        return Reference(self.attachment_id, self.file_name, self.content_type, self.size_bytes)
+
+    def is_of(self, who: Writer) -> bool:
+        """Whether `who` has made it."""
+        return (self.tenant, self.uploader_role, self.uploader_id) == (
+            who.tenant,
+            int(who.role),
+            who.subject,
+        )
+
+
+def not_found(attachment_id: str) -> NotFound:
+    """Return the error for attachments that aren't there, or aren't the caller's to see or send."""
+    return NotFound(
+        f"no attachment {attachment_id} that you can see, or send here",
+        reason=reasons.ERROR_REASON_ATTACHMENT_NOT_FOUND,
+    )
+
+
+def not_ready(state: AttachmentState, why: str) -> FailedPrecondition:
+    """Return the error for what a READY attachment is needed for."""
+    return FailedPrecondition(
+        why, reason=reasons.ERROR_REASON_ATTACHMENT_NOT_READY, metadata={"state": state.name}
+    )
+
+
+def not_uploaded(why: str) -> FailedPrecondition:
+    """Return the error for bytes that aren't there, or aren't the declared ones."""
+    return not_ready(AttachmentState.PENDING, f"{why}: PUT the declared bytes to the upload URL")
+
+
+def check_file(
+    file_name: str, content_type: str, size: int, *, allowed: Sequence[str], max_bytes: int
+) -> None:
+    """Raise InvalidArgument for a file that isn't taken. `allowed`: types, or their beginnings with a * behind."""
+    if not file_name.isprintable() or file_name != file_name.strip() or not file_name.strip("."):
+        raise InvalidArgument(
+            "file_name may hold printable characters only, none of them a blank at an end, and not only dots",
+            field="file_name",
+        )
+    if size > max_bytes:
+        raise InvalidArgument(
+            f"a file may have at most {max_bytes} bytes here (DESKWIRE_ATTACHMENTS_MAX_BYTES)",
+            field="size_bytes",
+        )
+    if not any(_matches(content_type, each) for each in allowed):
+        raise InvalidArgument(
+            f"files of type {content_type} aren't taken here: allowed are {', '.join(allowed)} "
+            "(DESKWIRE_ATTACHMENTS_TYPES)",
+            field="content_type",
+        )
+
+
+def _matches(content_type: str, pattern: str) -> bool:
+    if pattern.endswith("*"):
+        return content_type.startswith(pattern[:-1])
+    return content_type == pattern
+
+
+def check_unsent(count: int, limit: int) -> None:
+    """Raise ResourceExhausted (RATE_LIMITED) for somebody with too many files that no message carries."""
+    if count >= limit:
+        raise ResourceExhausted(
+            f"{count} of your attachments aren't sent yet: send one, or wait until they are removed",
+            reason=reasons.ERROR_REASON_RATE_LIMITED,
+            retry_after=60.0,
+        )
+
+
+def is_visible(item: Attachment | None, conversation: Conversation | None, who: Writer) -> bool:
+    """Whether `who` may fetch it: the uploader, and once it is sent whoever sees the conversation."""
+    if item is None or item.tenant != who.tenant or item.state == AttachmentState.REMOVED:
+        return False
+    if item.is_of(who):
+        # An agent's own stays theirs; a visitor's conversation may not be there yet.
+        return True
+    sent = item.state == AttachmentState.SENT
+    return sent and conversation is not None and may_see(conversation, who)
+
+
+def check_may_send(
+    item: Attachment | None, said: Reference, conversation_id: str, who: Writer
+) -> Attachment:
+    """Return the record of an attachment that `who` wants to send.
+
+    Raises NotFound (ATTACHMENT_NOT_FOUND) unless it is theirs and this conversation's, FailedPrecondition
+    (ATTACHMENT_NOT_READY) unless its bytes were checked and no message has it, InvalidArgument for a reference that
+    says something else than the record.
+    """
+    if (
+        item is None
+        or not item.is_of(who)
+        or item.conversation_id != conversation_id
+        or item.state == AttachmentState.REMOVED
+    ):
+        raise not_found(said.attachment_id)
+    if item.state == AttachmentState.PENDING:
+        raise not_ready(
+            item.state, "the attachment isn't complete: PUT its bytes, then call CompleteAttachment"
+        )
+    if item.state == AttachmentState.SENT:
+        raise not_ready(item.state, "a message has the attachment already: create another one")
+    if said != item.reference:
+        raise InvalidArgument(
+            "the attachment has another name, type or size than the message says",
+            field="content.attachment",
+        )
+    return item
+
+
+def sent(item: Attachment, seq: int) -> Attachment:
+    """Return it as it is in a message: it stays."""
+    return replace(item, state=AttachmentState.SENT, seq=seq, remove_at=0)
+
+
+def disposition(file_name: str) -> str:
+    """Return a Content-Disposition that has browsers save a file, never show it (RFC 6266, RFC 8187)."""
+    plain = unicodedata.normalize("NFKD", file_name).encode("ascii", "ignore").decode()
+    safe = "".join(each if each.isalnum() or each in " ._-()" else "_" for each in plain).strip()
+    encoded = quote(file_name, safe="")
+    return f"attachment; filename=\"{safe or 'file'}\"; filename*=UTF-8''{encoded}"

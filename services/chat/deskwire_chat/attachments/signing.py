@@ -1,0 +1,58 @@
+"""URLs of the directory store: an HMAC (RFC 2104) over method, attachment and all parameters, the expiry too."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlencode
+
+from deskwire_common.auth import KeySet
+from deskwire_common.clock import Clock
+
+PATH: Final = "/attachments/"
+_PURPOSE: Final = "attachment URLs"
+_SIGNATURE: Final = "signature"
+_EXPIRES: Final = "expires"
+
+
+class UrlSigner:
+    """Makes and checks the URLs. Every process with the same keys file takes those of the others."""
+
+    def __init__(self, base: str, keys: KeySet, clock: Clock) -> None:
+        """`base` is what clients reach: `https://files.example.com`."""
+        self.base = base.rstrip("/")
+        self._keys = keys
+        self._clock = clock
+
+    def sign(
+        self, method: str, attachment_id: str, parameters: Mapping[str, str], *, seconds: int
+    ) -> str:
+        """Return a URL that is good for so long. Raises KeysError without a private key."""
+        expires = int(self._clock.now().timestamp()) + seconds
+        query = {**parameters, _EXPIRES: str(expires)}
+        query[_SIGNATURE] = _signature(
+            self._keys.secrets(_PURPOSE)[0], method, attachment_id, query
+        )
+        return f"{self.base}{PATH}{attachment_id}?{urlencode(query)}"
+
+    def refusal(self, method: str, attachment_id: str, query: Mapping[str, str]) -> str:
+        """Return "" for a URL that was signed here and is still good, else what to do."""
+        self._keys.refresh()
+        given = query.get(_SIGNATURE, "").encode("utf-8", "surrogatepass")
+        signed = {name: value for name, value in query.items() if name != _SIGNATURE}
+        # All are compared, whichever it is.
+        matches = [
+            hmac.compare_digest(_signature(key, method, attachment_id, signed).encode(), given)
+            for key in self._keys.secrets(_PURPOSE)
+        ]
+        if not any(matches):
+            return "the URL isn't one that was signed here: take it as it came"
+        if self._clock.now().timestamp() >= int(signed[_EXPIRES]):
+            return "the URL has expired: ask for another one"
+        return ""
+
+
+def _signature(key: bytes, method: str, attachment_id: str, query: Mapping[str, str]) -> str:
+    text = "\n".join((method, attachment_id, urlencode(sorted(query.items()))))
+    return hmac.digest(key, text.encode("utf-8", "surrogatepass"), "sha256").hex()

@@ -7,7 +7,7 @@ every function here with what the generated classes give.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Final
 
@@ -44,25 +44,23 @@ def timestamp(micros: int) -> bytes:
     return number(b"\x08", seconds) + number(b"\x10", rest * 1000)
 
 
+@lru_cache(16_384)
 def actor(role: int, subject: str, name: str) -> bytes:
     """Return an encoded deskwire.common.v1.Actor."""
     return number(b"\x08", role) + text(b"\x12", subject) + text(b"\x1a", name)
 
 
 def message(item: Message, encoded_actor: bytes, encoded_time: bytes) -> bytes:
-    """Return an encoded deskwire.chat.v1.Message; `item.body` is its encoded Content."""
-    return b"".join(
-        (
-            text(b"\x0a", item.message_id),
-            text(b"\x12", item.conversation_id),
-            b"\x18",
-            varint(item.seq),
-            nested(b"\x22", encoded_actor),
-            text(b"\x2a", item.client_msg_id),
-            nested(b"\x32", item.body),
-            nested(b"\x3a", encoded_time),
-            nested(b"\x42", timestamp(item.changed_at)) if item.changed_at else b"",
-        )
+    """Return an encoded deskwire.chat.v1.Message; `item.body` is its encoded Content. Its ids have 36 characters."""
+    return b"\x0a$%b\x12$%b\x18%b%b%b%b%b%b" % (
+        item.message_id.encode(),
+        item.conversation_id.encode(),
+        varint(item.seq),
+        nested(b"\x22", encoded_actor),
+        text(b"\x2a", item.client_msg_id),
+        nested(b"\x32", item.body),
+        nested(b"\x3a", encoded_time),
+        nested(b"\x42", timestamp(item.changed_at)) if item.changed_at else b"",
     )
 
 
@@ -74,16 +72,14 @@ def message_push(encoded_message: bytes, epoch: int) -> bytes:
 
 def send_ack(item: Message, epoch: int, encoded_time: bytes, *, duplicate: bool) -> bytes:
     """Return an encoded Batch with one SendAck frame."""
-    ack = b"".join(
-        (
-            text(b"\x0a", item.conversation_id),
-            text(b"\x12", item.client_msg_id),
-            text(b"\x1a", item.message_id),
-            number(b"\x20", epoch),
-            number(b"\x28", item.seq),
-            nested(b"\x32", encoded_time),
-            b"\x38\x01" if duplicate else b"",
-        )
+    ack = b"\x0a$%b%b\x1a$%b%b\x28%b%b%b" % (
+        item.conversation_id.encode(),
+        text(b"\x12", item.client_msg_id),
+        item.message_id.encode(),
+        number(b"\x20", epoch),
+        varint(item.seq),
+        nested(b"\x32", encoded_time),
+        b"\x38\x01" if duplicate else b"",
     )
     return nested(b"\x0a", nested(_FRAME_SEND_ACK, ack))
 
@@ -94,7 +90,7 @@ def batch_of_frame(encoded_frame: bytes) -> bytes:
 
 
 def down_item(
-    connection_ids: Iterable[int],
+    connection_ids: Sequence[int],
     batch: bytes,
     *,
     send_id: int = 0,
@@ -103,7 +99,12 @@ def down_item(
     held: bool = False,
 ) -> bytes:
     """Return an encoded LinkResponse with one LinkDownItem; such bytes concatenate."""
-    ids = b"".join([varint(connection_id) for connection_id in connection_ids])
+    # Nearly always there is one.
+    ids = (
+        varint(connection_ids[0])
+        if len(connection_ids) == 1
+        else b"".join([varint(each) for each in connection_ids])
+    )
     item = nested(b"\x0a", ids) + nested(b"\x12", batch)
     if send_id:
         item += b"\x18" + varint(send_id)
@@ -133,18 +134,15 @@ def message_event(
 ) -> bytes:
     """Return the encoded deskwire.events.v1.Event of a message; all its types hold the message in field 1."""
     encoded_type, data_type = _event_parts(item.kind)
-    data = data_type + nested(b"\x12", nested(b"\x0a", encoded_message))
-    return b"".join(
-        (
-            text(b"\x0a", item.message_id),
-            encoded_type,
-            text(b"\x1a", item.tenant),
-            text(b"\x22", item.conversation_id),
-            number(b"\x28", item.seq),
-            nested(b"\x32", encoded_time),
-            text(b"\x3a", trace_id),
-            nested(b"\x42", encoded_actor),
-            text(b"\x4a", item.origin),
-            nested(b"\x5a", data),
-        )
+    return b"\x0a$%b%b%b\x22$%b\x28%b%b%b%b%b%b" % (
+        item.message_id.encode(),
+        encoded_type,
+        text(b"\x1a", item.tenant),
+        item.conversation_id.encode(),
+        varint(item.seq),
+        nested(b"\x32", encoded_time),
+        text(b"\x3a", trace_id),
+        nested(b"\x42", encoded_actor),
+        text(b"\x4a", item.origin),
+        nested(b"\x5a", data_type + nested(b"\x12", nested(b"\x0a", encoded_message))),
     )

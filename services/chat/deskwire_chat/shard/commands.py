@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
@@ -67,10 +67,16 @@ class Store:
     target_seq: int = 0
     term: int = 0
 
-    @property
-    def key(self) -> SentKey:
-        """What is stored once."""
-        return self.conversation_id, int(self.who.role), self.who.subject, self.client_msg_id
+    key: SentKey = field(init=False)
+    """What is stored once."""
+
+    def __post_init__(self) -> None:
+        self.key = (
+            self.conversation_id,
+            int(self.who.role),
+            self.who.subject,
+            self.client_msg_id,
+        )
 
 
 @dataclass(slots=True)

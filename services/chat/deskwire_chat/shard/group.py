@@ -230,7 +230,8 @@ class Group:
             target_seq=command.target_seq if command is not None else 0,
         )
         stored = Stored.of(item, conversation.epoch)
-        self.stored[item.conversation_id, item.role, item.subject, item.client_msg_id] = stored
+        key = item.conversation_id, item.role, item.subject, item.client_msg_id
+        self.stored[key if command is None else command.key] = stored
         _stored_by(who.role).inc()
         return stored
 

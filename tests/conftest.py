@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
+import gc
+import inspect
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -26,12 +27,32 @@ def pytest_runtest_makereport(
     """A test that hangs says where: the stack of its thread is only the event loop's."""
     report = yield
     if call.excinfo is not None and "pytest-timeout" in str(call.excinfo.value):
-        stacks = io.StringIO()
-        for task in list(asyncio.tasks._all_tasks):
-            if not task.done():
-                task.print_stack(file=stacks)
-        report.sections.append(("asyncio tasks", stacks.getvalue()))
+        stacks = [_stack(task) for task in list(asyncio.tasks._all_tasks) if not task.done()]
+        report.sections.append(("asyncio tasks", "\n\n".join(stacks)))
     return report
+
+
+def _stack(task: asyncio.Task[Any]) -> str:
+    """What a task waits for, all the way down; its own print_stack knows only the first coroutine."""
+    lines = [task.get_name()]
+    waits: Any = task.get_coro()
+    while waits is not None:
+        frame, inner = None, None
+        for kind, on in (("cr", "await"), ("gi", "yieldfrom"), ("ag", "await")):
+            frame = frame or getattr(waits, f"{kind}_frame", None)
+            inner = inner or getattr(waits, f"{kind}_{on}", None)
+        if frame is not None:
+            code = frame.f_code
+            lines.append(f"  {code.co_filename}:{frame.f_lineno} {code.co_qualname}")
+        else:
+            # A step of an async generator knows it, and doesn't say.
+            inner = next(
+                (each for each in gc.get_referents(waits) if inspect.isasyncgen(each)), None
+            )
+            if inner is None:
+                lines.append(f"  {waits!r}")
+        waits = inner
+    return "\n".join(lines)
 
 
 @pytest.fixture(scope="session")

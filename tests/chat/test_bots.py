@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-import deskwire_chat.app
 from deskwire.chat.v1 import (
     agent_pb2,
     agent_service_pb2,
@@ -25,15 +23,12 @@ from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2, gateway_service_pb2_grpc
 from deskwire_chat.domain import partition_of
-from deskwire_chat.store import partitions
 from deskwire_common import topics
 from deskwire_common.auth import Role, TokenSigner
-from deskwire_common.db import Database
 from deskwire_common.errors import from_rpc_error
-from deskwire_common.lifecycle import running
 from support import eventually
 from support.servers import DatabaseServer
-from support.suite import Desk, chat_settings, desk, new_id
+from support.suite import Desk, desk, new_id, second_process
 from support.topic import read_rows
 
 QUEUED = conversation_pb2.CONVERSATION_STATE_QUEUED
@@ -312,27 +307,6 @@ async def test_two_processes_share_a_bot(
         await eventually(lambda: is_with(d, dead, "ann"))
         assert (await conversation(d, dead)).human_wanted
     postgres.drop(url)
-
-
-@asynccontextmanager
-async def second_process(
-    url: str, kafka: str, keys_file: Path, **options: Any
-) -> AsyncIterator[None]:
-    """chat-1 beside chat-0, with its half of the partitions."""
-    db = await Database.open(url, pool_size=1)
-    settings = chat_settings(url, kafka, keys_file, shard_name="chat-1", **options)
-    try:
-        async with running("chat", settings, deskwire_chat.app.build):
-
-            async def is_shared() -> bool:
-                async with db.read() as c:
-                    found = await partitions.load(c)
-                return [each.owner for each in found] == ["chat-0", "chat-1"] * 8
-
-            await eventually(is_shared, timeout=30, interval=0.2)
-            yield
-    finally:
-        await db.close()
 
 
 async def test_a_bot_hears_of_its_customers(d: Desk) -> None:

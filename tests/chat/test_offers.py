@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-import deskwire_chat.app
 from deskwire.chat.v1 import (
     agent_pb2,
     agent_service_pb2,
@@ -23,15 +22,12 @@ from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.domain import Agent, OfferEnd, Status, Waiting, partition_of
 from deskwire_chat.routing import Offer, Router
-from deskwire_chat.store import partitions
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.clock import ManualClock, to_micros
-from deskwire_common.db import Database
 from deskwire_common.errors import from_rpc_error
-from deskwire_common.lifecycle import running
 from support import eventually
 from support.servers import DatabaseServer
-from support.suite import Desk, chat_settings, desk, new_id
+from support.suite import Desk, desk, new_id, second_process
 
 QUEUED = conversation_pb2.CONVERSATION_STATE_QUEUED
 ACTIVE = conversation_pb2.CONVERSATION_STATE_ACTIVE
@@ -330,27 +326,6 @@ async def test_the_next_owner_offers_anew_and_any_process_takes_the_answer(
         )
         assert (await ann.accept(left)).agent_id == "ann"
     postgres.drop(url)
-
-
-@asynccontextmanager
-async def second_process(
-    url: str, kafka: str, keys_file: Path, **options: Any
-) -> AsyncIterator[None]:
-    """chat-1 beside chat-0, with its half of the partitions."""
-    db = await Database.open(url, pool_size=1)
-    settings = chat_settings(url, kafka, keys_file, shard_name="chat-1", **options)
-    try:
-        async with running("chat", settings, deskwire_chat.app.build):
-
-            async def is_shared() -> bool:
-                async with db.read() as c:
-                    found = await partitions.load(c)
-                return [each.owner for each in found] == ["chat-0", "chat-1"] * 8
-
-            await eventually(is_shared, timeout=30, interval=0.2)
-            yield
-    finally:
-        await db.close()
 
 
 class Round:

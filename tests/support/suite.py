@@ -16,11 +16,14 @@ import deskwire_chat.config
 import deskwire_gateway.app
 import deskwire_gateway.config
 from deskwire.chat.v1 import agent_pb2, agent_service_pb2, agent_service_pb2_grpc
+from deskwire_chat.store import partitions
 from deskwire_client import Client
 from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.db import Database
 from deskwire_common.lifecycle import Runtime, running
 from deskwire_common.migrations import migrate
 from deskwire_common.rpc import make_channel
+from support import eventually
 
 
 def new_id() -> str:
@@ -125,3 +128,24 @@ async def desk(
         AsyncExitStack() as stack,
     ):
         yield Desk(signer, chat, gateway_runtime, stack, f"t-{uuid.uuid4().hex[:12]}")
+
+
+@asynccontextmanager
+async def second_process(
+    url: str, kafka: str, keys_file: Path, **options: Any
+) -> AsyncIterator[None]:
+    """chat-1 beside chat-0, with its half of the partitions."""
+    db = await Database.open(url, pool_size=1)
+    settings = chat_settings(url, kafka, keys_file, shard_name="chat-1", **options)
+    try:
+        async with running("chat", settings, deskwire_chat.app.build):
+
+            async def is_shared() -> bool:
+                async with db.read() as c:
+                    found = await partitions.load(c)
+                return [each.owner for each in found] == ["chat-0", "chat-1"] * 8
+
+            await eventually(is_shared, timeout=30, interval=0.2)
+            yield
+    finally:
+        await db.close()

@@ -207,7 +207,7 @@ async def test_any_process_serves_a_watch_and_another_goes_on_with_it(
 ) -> None:
     url = postgres.fresh()
     await migrate(url, "deskwire_chat")
-    settings = partial(chat_settings, url, kafka, keys_file, lease_seconds=1.0)
+    settings = partial(chat_settings, url, kafka, keys_file, lease_seconds=5.0)
     talks = [new_id() for _ in range(12)]
     async with running("chat", settings(), deskwire_chat.app.build) as there:
         stays = await there.stack.enter_async_context(somebody(there, signer, Role.VISITOR))

@@ -63,10 +63,12 @@ async def test_workers_share_an_address_and_come_back(
 
     await eventually(both_linked, timeout=30)
     signer = TokenSigner(KeySet.load(deskwire.home / "keys.json"))
-    operator = signer.mint(tenant="t", role=Role.OPERATOR, subject="olga")
+    # Of its own: other tests' sessions may still be in the directory.
+    tenant = f"t-{new_id()[:8]}"
+    operator = signer.mint(tenant=tenant, role=Role.OPERATOR, subject="olga")
     url = f"ws://127.0.0.1:{deskwire.base}/ws"
     clients = [
-        Client(url, signer.mint(tenant="t", role=Role.VISITOR, subject=f"v-{number}"))
+        Client(url, signer.mint(tenant=tenant, role=Role.VISITOR, subject=f"v-{number}"))
         for number in range(24)
     ]
     conversations = [new_id() for _ in clients]

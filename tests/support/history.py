@@ -124,14 +124,19 @@ class Crowd:
             await eventually(
                 lambda t=talker, s=stored: t.reading.messages[t.conversation_id] == s, timeout=60
             )
-            await eventually(
-                lambda t=talker, s=stored: any(
-                    each.messages.get(t.conversation_id) == s for each in self.readings
-                ),
-                timeout=60,
-            )
+            await eventually(lambda t=talker, s=stored: self._is_read(t, s), timeout=60)
             everything |= {message_id: talker.conversation_id for _, message_id, _ in stored}
         await check_kafka(self.world.kafka, everything)
+
+    def _is_read(self, talker: Talker, stored: list[tuple[int, str, str]]) -> bool:
+        """Whether an agent has all of a conversation; else says which seqs each of them has."""
+        theirs = [each.messages.get(talker.conversation_id, []) for each in self.readings]
+        assert stored in theirs, (
+            talker.conversation_id,
+            len(stored),
+            [_runs([seq for seq, _, _ in each]) for each in theirs],
+        )
+        return True
 
     async def _available(self, token: str) -> None:
         async with make_channel(self.world.chat, token=lambda: token) as channel:
@@ -159,6 +164,17 @@ class Crowd:
                 found += answer.messages
                 if not answer.messages or found[-1].seq >= answer.head_seq:
                     return [(each.seq, each.message_id, each.content.text) for each in found]
+
+
+def _runs(numbers: list[int]) -> str:
+    """Show numbers as runs: 1-7 9-12."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return " ".join(f"{first}-{last}" for first, last in runs)
 
 
 async def check_kafka(bootstrap: str, stored: dict[str, str]) -> None:

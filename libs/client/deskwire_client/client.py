@@ -402,6 +402,10 @@ class Client:
             except Refused as error:
                 self._fail(error)
                 return
+            except Exception as error:
+                # Whatever it is, nobody waits for what won't come any more.
+                self._fail(error)
+                raise
             finally:
                 self._socket = None
             self.reconnects += 1
@@ -430,7 +434,9 @@ class Client:
                 read_buffer_init_size=2048,
                 use_aiofastnet=False,
             )
-        assert isinstance(socket, _Socket)  # noqa: S101 - for the type checker
+        if not isinstance(socket, _Socket):
+            # It broke before it could be handed over.
+            raise ConnectionResetError("the connection was lost in its handshake")
         try:
             self._welcome = loop.create_future()
             hello = frame_pb2.Hello(token=token, client=self._name, device_id=self._device_id)

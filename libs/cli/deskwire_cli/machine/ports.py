@@ -83,7 +83,7 @@ _given: Final[set[int]] = set()
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on now, another one each time. Another program may take it before its use."""
+    """A loopback port that nothing listens on now, another one each time. Others may take it before its use."""
     while True:
         with socket.socket() as probe:
             probe.bind((HOST, 0))

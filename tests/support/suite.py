@@ -133,12 +133,12 @@ async def desk(
 @asynccontextmanager
 async def second_process(
     url: str, kafka: str, keys_file: Path, **options: Any
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Runtime[Any]]:
     """chat-1 beside chat-0, with its half of the partitions."""
     db = await Database.open(url, pool_size=1)
     settings = chat_settings(url, kafka, keys_file, shard_name="chat-1", **options)
     try:
-        async with running("chat", settings, deskwire_chat.app.build):
+        async with running("chat", settings, deskwire_chat.app.build) as chat:
 
             async def is_shared() -> bool:
                 async with db.read() as c:
@@ -146,6 +146,6 @@ async def second_process(
                 return [each.owner for each in found] == ["chat-0", "chat-1"] * 8
 
             await eventually(is_shared, timeout=30, interval=0.2)
-            yield
+            yield chat
     finally:
         await db.close()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import psutil
 from rich.console import Console
@@ -111,6 +113,35 @@ def free_base() -> int:
 def say(text: str) -> None:
     """Progress, on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+class Speedometer:
+    """How fast a core is while something runs, as neighbours take their part: CPU time of additions, on a thread."""
+
+    def __init__(self) -> None:
+        self._samples: list[float] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.2):
+            started, total = time.thread_time(), 0
+            for number in range(20_000):
+                total += number
+            self._samples.append((time.thread_time() - started) * 50)
+
+    @property
+    def million_additions_ms(self) -> float:
+        """CPU milliseconds of a million additions, the median."""
+        return round(statistics.median(self._samples) * 1000, 1) if self._samples else 0.0
 
 
 def speed() -> dict[str, float]:

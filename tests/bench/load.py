@@ -30,7 +30,6 @@ from deskwire_common.rpc import make_channel
 
 _TICK: Final = 0.005
 _GRACE: Final = 10.0
-_PING: Final = 5.0
 _DIGITS: Final = 10
 _TEXT: Final = "Is there a table for two at half past eleven in the morning, please?"
 
@@ -94,6 +93,8 @@ class Peer(picows.WSListener):
     def setting_up(self, data: bytes) -> None:
         """Read what comes before the load: the greeting says that an agent is there."""
         for each in frame_pb2.Batch.FromString(data).frames:
+            if each.HasField("welcome"):
+                self.load.interval = each.welcome.ping_interval.ToMilliseconds() / 1000
             if each.WhichOneof("kind") != "push" or not each.push.HasField("message"):
                 continue
             message = each.push.message
@@ -133,6 +134,7 @@ class Load:
         self.duplicates = 0
         self.out_of_order = 0
         self.errors = 0
+        self.interval = 25.0
         self.heads = 0  # the server says: something may have been missed, Sync
         self.last_error = ""
         self.closed = 0
@@ -235,8 +237,8 @@ class Load:
         return visitors, agents
 
     async def ping(self, peers: list[Peer]) -> None:
-        """Who says nothing for long is taken for gone; and the rings are to be emptied. Evenly, all in some seconds."""
-        portions = int(_PING / _TICK / 4)
+        """Everybody once in the interval that the server asked for, evenly."""
+        portions = int(self.interval / _TICK / 4)
         while True:
             for portion in range(portions):
                 for peer in peers[portion::portions]:

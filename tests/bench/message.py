@@ -79,12 +79,14 @@ def step(
         each.stdin.write(f"{rate / len(parts)}\n")
         each.stdin.flush()
     answers(parts)
+    say(f"sending {rate} messages a second for {options.seconds:g} s")
     cpu, started = running.cpu(SERVERS), time.perf_counter()
     profiles: list[dict[str, Any]] = []
-    if options.profile:
-        watched = {each: running.busiest(each) for each in SERVERS}
-        profiles = profiling.profile(watched, options.seconds - 2)
-    results = answers(parts)
+    with harness.Speedometer() as speed:
+        if options.profile:
+            watched = {each: running.busiest(each) for each in SERVERS}
+            profiles = profiling.profile(watched, options.seconds - 2)
+        results = answers(parts)
     used = running.cpu(SERVERS) - cpu
     seconds = time.perf_counter() - started
     profiling.show(profiles)
@@ -92,6 +94,7 @@ def step(
         "server_cpu_us_per_message": round(used / max(1, total(results, "sent")) * 1e6, 1),
         "server_cpu_cores": round(used / seconds, 2),
         "generator_cpu_cores": round(total(results, "generator_cpu_cores"), 2),
+        "million_additions_ms": speed.million_additions_ms,
     }
     if heads := total(results, "heads"):
         say(f"{heads} Heads: the server couldn't prove that nothing was missed")

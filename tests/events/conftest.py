@@ -236,7 +236,7 @@ async def produce(kafka: str) -> AsyncIterator[Produce]:
             }
         )
         value, headers = events.encode(event), events.headers(event)
-        await producer.send(topic.name, event.subject.encode(), value, headers)
+        await producer.send_batch([(topic.name, event.subject.encode(), value, headers)])
         return event
 
     yield produced

@@ -213,7 +213,7 @@ async def test_records_that_are_no_events_are_passed_over(
     await producer.start()
     async with client(tenant).subscribe() as stream:
         for value in (b"", b"{}", b"\xff\xfe", b'{"event_type": 7}'):
-            await producer.send(topics.EXTERNAL.name, b"junk", value, [])
+            await producer.send_batch([(topics.EXTERNAL.name, b"junk", value, [])])
         ids = await client(tenant).publish(*invoices("x", 1))
         assert [each.event.event_id for each in await stream.take(1)] == ids
     await producer.close()

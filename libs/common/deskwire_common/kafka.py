@@ -1,13 +1,14 @@
 """Kafka: a thin asyncio face of confluent-kafka's plain Producer and Consumer.
 
-librdkafka does the work on its own threads. A producer's callbacks run inside `poll`, so one thread polls and hands
-delivery reports to the event loop in batches. A consumer blocks, so each has one worker thread.
+librdkafka does the work on its own threads. Waiting for it blocks, so each producer and consumer has its own thread,
+and it hands over to the event loop what comes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
 import time
 from collections import defaultdict
@@ -68,10 +69,6 @@ _OUT_OF_RANGE: Final = frozenset(
 )
 
 
-_Report = Callable[[KafkaError | None, int], None]
-"""Is told of a delivery, or its failure, on the event loop."""
-
-
 class Rejected(Exception):
     """Raised by a handler: not now. The same records come again after `retry_after` seconds."""
 
@@ -98,7 +95,11 @@ def _silent(_error: KafkaError) -> None:
 
 
 class Producer:
-    """Idempotent, acks=all. A record's future is done when the broker has it."""
+    """Idempotent, acks=all; records go in batches, each awaited as a whole.
+
+    librdkafka reports failures only: every report takes the interpreter's lock, for which it waits while there is much
+    to do. That everything was delivered shows in its queue, which is empty then.
+    """
 
     def __init__(self, bootstrap: str, client_id: str, *, linger_ms: float = 2.0) -> None:
         self._config: dict[str, Any] = {
@@ -109,6 +110,7 @@ class Producer:
             "linger.ms": linger_ms,
             "compression.type": "lz4",
             "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+            "delivery.report.only.error": True,
             "queue.buffering.max.messages": _QUEUE,
             "message.max.bytes": 1_000_000,
             "allow.auto.create.topics": True,
@@ -117,52 +119,40 @@ class Producer:
         }
         self._bootstrap = bootstrap
         self._rd: RdProducer | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._reports: list[tuple[_Report, KafkaError | None, int]] = []
+        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
 
     async def start(self) -> None:
         """Begin; the broker need not be there yet."""
-        self._loop = asyncio.get_running_loop()
         self._begin()
 
     def _begin(self) -> None:
         self._rd = RdProducer(self._config)
         self._stop = threading.Event()
         self._thread = threading.Thread(
-            target=self._poll, args=(self._rd, self._stop), name="kafka-producer", daemon=True
+            target=self._work, args=(self._rd, self._stop), name="kafka-producer", daemon=True
         )
         self._thread.start()
 
-    def _poll(self, rd: RdProducer, stop: threading.Event) -> None:
+    def _work(self, rd: RdProducer, stop: threading.Event) -> None:
         while not stop.is_set():
-            rd.poll(0.1)
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        with self._lock:
-            if not self._reports or self._loop is None or self._loop.is_closed():
-                return
-            reports, self._reports = self._reports, []
-        with contextlib.suppress(RuntimeError):  # the loop is closing
-            self._loop.call_soon_threadsafe(_settle, reports)
-
-    def _report(self, report: _Report, error: KafkaError | None, offset: int) -> None:
-        """Hand a report over to the event loop: on the thread that polls."""
-        with self._lock:
-            self._reports.append((report, error, offset))
+            batch = self._batches.get()
+            while not stop.is_set() and rd.flush(0.1):
+                pass
+            if batch is not None:
+                # At the end it is for _end to say how it went.
+                self._batches.put(batch) if stop.is_set() else batch.delivered()
 
     def _produce(
-        self, record: Outgoing, done: Callable[[KafkaError | None, RdMessage], None]
+        self, record: Outgoing, failed: Callable[[KafkaError | None, RdMessage], None]
     ) -> None:
         if self._rd is None:
             raise Unavailable("the Kafka producer is not running")
         topic, key, value, headers = record
         given: Any = headers
         try:
-            self._rd.produce(topic, value=value, key=key, headers=given, on_delivery=done)
+            self._rd.produce(topic, value=value, key=key, headers=given, on_delivery=failed)
         except BufferError:
             raise ResourceExhausted(
                 "the Kafka producer's queue is full; try again", retry_after=0.5
@@ -170,37 +160,20 @@ class Producer:
         except KafkaException as error:
             raise Unavailable(f"Kafka: {error}") from error
 
-    def send(self, topic: str, key: bytes, value: bytes, headers: Headers) -> asyncio.Future[int]:
-        """Queue one record; the future has its offset, or Unavailable. Raises ResourceExhausted when full."""
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        def report(error: KafkaError | None, offset: int) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(offset)
-            else:
-                future.set_exception(_unavailable(error))
-
-        def done(error: KafkaError | None, message: RdMessage) -> None:
-            if error is not None:
-                METRICS.kafka_produce_failures.labels(topic).inc()
-            self._report(report, error, -1 if error else message.offset() or 0)
-
-        self._produce((topic, key, value, headers), done)
-        return future
-
     def send_batch(self, records: Sequence[Outgoing]) -> asyncio.Future[None]:
         """Queue records in their order; the future is done when all are on the broker, or one failed.
 
-        When it fails, some of the later ones may be on the broker: `purge_and_rebuild` and start again.
+        When it fails, some of the later ones may be on the broker: `purge_and_rebuild` and start again. Of batches that
+        are under way together none is done before all are.
         """
-        batch = _Batch(len(records), self._report)
+        batch = _Batch()
         try:
             for record in records:
-                self._produce(record, batch.done)
+                self._produce(record, batch.failed)
         except (Unavailable, ResourceExhausted) as error:
-            batch.fail(error)
+            batch.future.set_exception(error)
+        else:
+            self._batches.put(batch)
         return batch.future
 
     async def purge_and_rebuild(self) -> None:
@@ -219,54 +192,54 @@ class Producer:
             return
 
         def end() -> None:
-            if flush:
-                rd.flush(flush)
+            delivered = bool(flush) and rd.flush(flush) == 0
             self._stop.set()
+            self._batches.put(None)
             thread.join()
             rd.purge(in_queue=True, in_flight=True, blocking=True)
             rd.poll(0)
-            self._hand_over()
+            while not self._batches.empty():
+                batch = self._batches.get()
+                if batch is not None:
+                    batch.delivered() if delivered else batch.forgotten()
 
         await asyncio.to_thread(end)
 
 
 class _Batch:
-    """Records whose deliveries are awaited together: one report for all, or one per failure."""
+    """Records whose deliveries are awaited together. Its methods are for other threads than the event loop's."""
 
-    __slots__ = ("_left", "_report", "future")
+    __slots__ = ("_loop", "future")
 
-    def __init__(
-        self, size: int, report: Callable[[_Report, KafkaError | None, int], None]
-    ) -> None:
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._left = size
-        self._report = report
-        if not size:
-            self.future.set_result(None)
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self._loop.create_future()
 
-    def done(self, error: KafkaError | None, message: RdMessage) -> None:
-        """A record was delivered, or not: on the thread that polls."""
-        self._left -= 1
+    def delivered(self) -> None:
+        """All are on the broker, or a failure was told before."""
+        self._tell(None)
+
+    def failed(self, error: KafkaError | None, message: RdMessage) -> None:
+        """A record wasn't delivered."""
         if error is not None:
             METRICS.kafka_produce_failures.labels(message.topic()).inc()
-        if error is not None or self._left == 0:
-            self._report(self._settle, error, 0)
+            self._tell(_unavailable(error))
 
-    def fail(self, error: DeskwireError) -> None:
-        """Not all could be queued."""
-        if not self.future.done():
-            self.future.set_exception(error)
+    def forgotten(self) -> None:
+        """The producer has ended, and nobody knows."""
+        self._tell(Unavailable("the Kafka producer was stopped"))
 
-    def _settle(self, error: KafkaError | None, _offset: int) -> None:
-        if error is not None:
-            self.fail(_unavailable(error))
-        elif not self.future.done():
+    def _tell(self, error: DeskwireError | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._settle, error)
+
+    def _settle(self, error: DeskwireError | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
             self.future.set_result(None)
-
-
-def _settle(reports: list[tuple[_Report, KafkaError | None, int]]) -> None:
-    for report, error, offset in reports:
-        report(error, offset)
+        else:
+            self.future.set_exception(error)
 
 
 def _unavailable(error: KafkaError) -> Unavailable:

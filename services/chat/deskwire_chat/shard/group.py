@@ -39,9 +39,9 @@ from deskwire_chat.shard.memory import Memory
 from deskwire_chat.shard.visitors import Visitors
 from deskwire_chat.store import agents, attachments, conversations, messages
 from deskwire_chat.store.messages import SentKey
-from deskwire_chat.store.partitions import Partition
+from deskwire_chat.store.partitions import Partition, Steps
 from deskwire_common import telemetry
-from deskwire_common.db import UnitOfWork
+from deskwire_common.db import Statements, UnitOfWork
 from deskwire_common.errors import AlreadyExists, Unavailable
 from deskwire_common.events import DomainEvent
 from deskwire_common.ids import Ids
@@ -77,7 +77,7 @@ class Tools(Protocol):
 
 
 class Group:
-    """One transaction, built command by command; `after` is done when it was committed."""
+    """One transaction, built command by command; `after` is what `finish` does when it was committed."""
 
     def __init__(self, tools: Tools, partitions: Mapping[int, Partition], now: int) -> None:
         self.now = now
@@ -97,6 +97,15 @@ class Group:
         self._attachments: dict[str, Attachment] = {}
         self._carried: list[Attachment] = []
         self._discarded: list[tuple[str, int]] = []
+
+    def finish(self) -> None:
+        """Do what waited for the commit; once.
+
+        What waits knows the group. Kept, every group would be a cycle, and all its messages work for the collector.
+        """
+        after, self.after = self.after, []
+        for each in after:
+            each()
 
     # ------------------------------------------------------------------------------------ messages
 
@@ -360,6 +369,13 @@ class Group:
         self._push_message(greeting)
 
     # ---------------------------------------------------------------------------------------- end
+
+    async def append_to_log(
+        self, statements: Statements, moves: Steps, published: Mapping[int, int]
+    ) -> bool:
+        """Write a group of nothing but messages, and the heads; see messages.append_to_log."""
+        items = [each.message for each in self.stored.values()]
+        return await messages.append_to_log(statements, items, moves, published)
 
     async def flush(self, uow: UnitOfWork) -> list[DomainEvent]:
         """Write everything but the heads; return the events."""

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain import PARTITIONS
 from deskwire_chat.store import partitions, shards
-from deskwire_chat.store.partitions import Partition
+from deskwire_chat.store.partitions import Partition, Steps
 from deskwire_chat.store.shards import Shard
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
@@ -53,6 +53,21 @@ class Holder(Protocol):
     def owners_changed(self) -> None:
         """Who owns what is another than before, here or elsewhere."""
         ...
+
+
+class HeadsWrong(Unavailable):
+    """A term is over, or the heads in memory were not those of the database; nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__("the heads in memory were not those of the database")
+
+
+def steps(began_with: Mapping[int, Partition], heads: Mapping[int, int]) -> Steps:
+    """Return how a group moves the heads of the partitions that it began with."""
+    return {
+        number: (began_with[number].term, began_with[number].head, head)
+        for number, head in heads.items()
+    }
 
 
 def share(names: Sequence[str], name: str) -> set[int]:
@@ -374,16 +389,11 @@ class Ownership:
     ) -> None:
         """Move partitions to new heads in a transaction, proving the terms that it began with.
 
-        Raises Unavailable when a term is over, or only the heads in memory were wrong: see what is still held, and try
-        again.
+        Raises HeadsWrong: see what is still held, and try again.
         """
-        steps = {
-            number: (began_with[number].term, began_with[number].head, head)
-            for number, head in heads.items()
-        }
-        if not await partitions.fence(uow.connection, steps, published):
+        if not await partitions.fence(uow.connection, steps(began_with, heads), published):
             await self._read_heads(uow.connection)
-            raise Unavailable("the heads in memory were not those of the database")
+            raise HeadsWrong
 
     async def _read_heads(self, connection: AsyncConnection) -> None:
         self._adopt(await partitions.load(connection), heads=True)

@@ -20,7 +20,7 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -30,6 +30,7 @@ from deskwire_chat.domain import (
     ActorRole,
     Agent,
     Conversation,
+    Kind,
     Message,
     State,
     Waiting,
@@ -53,12 +54,12 @@ from deskwire_chat.shard.commands import (
 )
 from deskwire_chat.shard.group import Group
 from deskwire_chat.shard.memory import Memory
-from deskwire_chat.shard.ownership import Ownership
+from deskwire_chat.shard.ownership import HeadsWrong, Ownership, steps
 from deskwire_chat.store import conversations
 from deskwire_chat.store.messages import SentKey
 from deskwire_chat.store.partitions import Partition
 from deskwire_common.clock import Clock, to_micros
-from deskwire_common.db import Database, UnitOfWork
+from deskwire_common.db import Database, Statements, UnitOfWork
 from deskwire_common.errors import DeskwireError, Internal, ResourceExhausted, Unavailable
 from deskwire_common.ids import Ids
 from deskwire_common.logging import get_logger
@@ -77,6 +78,21 @@ _ATTEMPTS: Final = 3
 _ALONE: Final = (Alter, Accept, Mark)
 """These aren't joined to groups."""
 _RETRY_AFTER: Final = 1.0
+
+
+class _Lane:
+    """Commands of some partitions in their order, and the connection on which plain messages are written."""
+
+    __slots__ = ("queue", "statements", "wake")
+
+    def __init__(self, statements: Statements | None) -> None:
+        self.queue: deque[Command | Mark] = deque()
+        self.wake = asyncio.Event()
+        self.statements = statements
+
+    def put(self, command: Command | Mark) -> None:
+        self.queue.append(command)
+        self.wake.set()
 
 
 class ShardWriter:
@@ -111,8 +127,8 @@ class ShardWriter:
         self._held: dict[tuple[Hashable, str], str] = {}
         # SQLite has one writer anyway.
         lanes = 1 if db.dialect == "sqlite" else 2
-        self._lanes: list[deque[Command | Mark]] = [deque() for _ in range(lanes)]
-        self._wakes = [asyncio.Event() for _ in range(lanes)]
+        own = db.dialect == "postgresql"
+        self._lanes = [_Lane(db.statements() if own else None) for _ in range(lanes)]
         self._closing = False
 
     # ----------------------------------------------------------------------------------- commands
@@ -134,14 +150,13 @@ class ShardWriter:
         if not term or command.term not in {0, term}:
             raise NotOwner
         command.term = term
-        number = partition % len(self._lanes)
-        if len(self._lanes[number]) >= QUEUE and not isinstance(command, Assign):
+        lane = self._lane_of(partition)
+        if len(lane.queue) >= QUEUE and not isinstance(command, Assign):
             error = ResourceExhausted("too many messages wait to be stored", retry_after=0.5)
             if isinstance(command, Store):
                 self._hold(command)
             raise error
-        self._lanes[number].append(command)
-        self._wakes[number].set()
+        lane.put(command)
 
     def propose(self, waiting: Waiting, agent: Agent) -> None:
         """Queue routing's proposal (routing.Assign)."""
@@ -184,9 +199,8 @@ class ShardWriter:
     async def finish(self) -> None:
         """Return when everything is stored or refused that was queued before."""
         marks = [Mark(asyncio.get_running_loop().create_future()) for _ in self._lanes]
-        for lane, wake, mark in zip(self._lanes, self._wakes, marks, strict=True):
-            lane.append(mark)
-            wake.set()
+        for lane, mark in zip(self._lanes, marks, strict=True):
+            lane.put(mark)
         await asyncio.gather(*(mark.future for mark in marks))
 
     def forget_partitions(self, numbers: Collection[int]) -> None:
@@ -198,35 +212,46 @@ class ShardWriter:
     async def run(self) -> None:
         """Write until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for lane, wake in zip(self._lanes, self._wakes, strict=True):
-                group.create_task(self._run_lane(lane, wake))
+            for lane in self._lanes:
+                group.create_task(self._run_lane(lane))
 
     async def drain(self) -> None:
         """Take no more commands, and finish those that wait."""
         self._closing = True
-        while any(self._lanes):
+        while any(lane.queue for lane in self._lanes):
             await asyncio.sleep(0.01)
 
-    async def _run_lane(self, lane: deque[Command | Mark], wake: asyncio.Event) -> None:
+    def _lane_of(self, partition: int) -> _Lane:
+        return self._lanes[partition % len(self._lanes)]
+
+    async def _run_lane(self, lane: _Lane) -> None:
+        try:
+            await self._serve(lane)
+        finally:
+            if lane.statements is not None:
+                await lane.statements.close()
+
+    async def _serve(self, lane: _Lane) -> None:
         loop = asyncio.get_running_loop()
         pace = Pace(linger=0.0, spacing=_SPACING, many=_MANY)
+        queue = lane.queue
         while True:
-            await wake.wait()
-            wake.clear()
-            while lane:
-                if len(lane) < GROUP and (pause := pace.pause(loop.time())) > 0:
+            await lane.wake.wait()
+            lane.wake.clear()
+            while queue:
+                if len(queue) < GROUP and (pause := pace.pause(loop.time())) > 0:
                     await asyncio.sleep(pause)
-                pace.began(loop.time(), len(lane))
+                pace.began(loop.time(), len(queue))
                 group: list[Store | Assign] = []
-                while lane and len(group) < GROUP:
-                    command = lane[0]
+                while queue and len(group) < GROUP:
+                    command = queue[0]
                     if isinstance(command, _ALONE):
                         break
-                    lane.popleft()
+                    queue.popleft()
                     group.append(command)
                 if group:
                     await self._write(group)
-                elif isinstance(alone := lane.popleft(), Alter):
+                elif isinstance(alone := queue.popleft(), Alter):
                     await self._alter(alone)
                 elif isinstance(alone, Accept):
                     await self._accept(alone)
@@ -254,8 +279,7 @@ class ShardWriter:
                 self._ownership.doubt()
                 error = caught
                 continue
-            for after in group.after:
-                after()
+            group.finish()
             return
         self._forget(commands)
         if not isinstance(error, DeskwireError) and len(commands) > 1:
@@ -344,30 +368,57 @@ class ShardWriter:
         found = await self.memory.load(commands)
         started = self._clock.monotonic()
         group = Group(self, began_with, self._now())
-        async with self._db.transaction() as uow:
-            await group.visitors.load(uow, self._openers(commands))
-            await group.load_targets(uow, commands)
+        statements = self._lane_of(next(iter(began_with))).statements
+        published: dict[int, int] = {}
+        if statements is not None and all(self._is_plain(each) for each in commands):
             for command in commands:
-                if isinstance(command, Assign):
-                    if isinstance(command, Accept):
-                        give = partial(group.accept, uow, command)
-                        command.result = await command.once(uow, give)
-                    else:
-                        await group.assign(uow, command)
-                else:
-                    self._store(group, command, found)
+                self._store(group, cast("Store", command), found)
             self._check_held(began_with)
             if group.heads:
                 published = self._log.published(group.heads)
-                await self._ownership.fence(uow, began_with, group.heads, published)
-                await self._outbox.add(uow, await group.flush(uow))
-                await uow.commit()
+                moves = steps(began_with, group.heads)
+                if not await group.append_to_log(statements, moves, published):
+                    raise HeadsWrong
+        else:
+            async with self._db.transaction() as uow:
+                await group.visitors.load(uow, self._openers(commands))
+                await group.load_targets(uow, commands)
+                for command in commands:
+                    await self._do(group, uow, command, found)
+                self._check_held(began_with)
+                if group.heads:
+                    published = self._log.published(group.heads)
+                    await self._ownership.fence(uow, began_with, group.heads, published)
+                    await self._outbox.add(uow, await group.flush(uow))
+                    await uow.commit()
         if group.heads:
             METRICS.commit_group_size.observe(len(group.stored))
             METRICS.commit_seconds.observe(self._clock.monotonic() - started)
             self._log.saved(published)
             self._committed(group, began_with)
         return group
+
+    def _is_plain(self, command: Store | Assign) -> bool:
+        """Whether it writes a message and nothing else."""
+        return (
+            isinstance(command, Store)
+            and command.kind == Kind.TEXT
+            and command.conversation_id in self.memory
+        )
+
+    async def _do(
+        self,
+        group: Group,
+        uow: UnitOfWork,
+        command: Store | Assign,
+        found: dict[SentKey, Message],
+    ) -> None:
+        if isinstance(command, Accept):
+            command.result = await command.once(uow, partial(group.accept, uow, command))
+        elif isinstance(command, Assign):
+            await group.assign(uow, command)
+        else:
+            self._store(group, command, found)
 
     def _openers(self, commands: Sequence[Store | Assign]) -> list[Writer]:
         """The visitors who may open a conversation in this group."""
@@ -427,8 +478,7 @@ class ShardWriter:
                 self._forget([command])
             self._not_accepted(command, error)
             return
-        for after in group.after:
-            after()
+        group.finish()
         if not group.heads:
             # A repeated call: what it says was done before, and this offer is another one.
             self._offer_again(command, waits=command.waiting)

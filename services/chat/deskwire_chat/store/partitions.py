@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -78,9 +79,27 @@ async def save_published(c: AsyncConnection, *, number: int, term: int, position
     return bool(result.rowcount == 1)
 
 
-def fence_sql(
-    steps: Mapping[int, tuple[int, int, int]], published: Mapping[int, int] | None = None
-) -> str:
+Steps = Mapping[int, tuple[int, int, int]]
+"""Partition → the term under which its head is moved, the old head, the new one."""
+
+MOVE: Final = (
+    "UPDATE partitions AS p SET head = s.head, published = greatest(p.published, s.published) "
+    "FROM unnest(%s::integer[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) "
+    "AS s (id, term, old_head, head, published) WHERE p.id = s.id AND p.term = s.term AND p.head = s.old_head"
+)
+"""What `fence` does, on PostgreSQL, with the columns of `moves`."""
+
+
+def moves(steps: Steps, published: Mapping[int, int]) -> list[list[int]]:
+    """Return the columns of MOVE."""
+    return [
+        list(steps),
+        *(list(column) for column in zip(*steps.values(), strict=True)),
+        [published.get(number, 0) for number in steps],
+    ]
+
+
+def fence_sql(steps: Steps, published: Mapping[int, int] | None = None) -> str:
     """Return the statement that moves heads: partition → (term, old head, new head).
 
     Its rowcount is len(steps), or somebody else owns a partition or moved its head: roll back then. It holds nothing
@@ -99,9 +118,7 @@ def fence_sql(
 
 
 async def fence(
-    c: AsyncConnection,
-    steps: Mapping[int, tuple[int, int, int]],
-    published: Mapping[int, int] | None = None,
+    c: AsyncConnection, steps: Steps, published: Mapping[int, int] | None = None
 ) -> bool:
     """Move heads as `fence_sql` says; False when this process isn't the owner, or not of these heads."""
     result = await c.execute(text(fence_sql(steps, published)))

@@ -187,8 +187,7 @@ async def _copy(uow: UnitOfWork, entries: Sequence[Entry]) -> None:
             f"{each.id}\t{each.tenant}\t{each.conversation_id}\t{each.seq}\t{each.message_id}\t"
             f"{each.created_at}\t{'t' if each.note else 'f'}\t{words}\n"
         )
-    driver = await raw_psycopg(uow)
-    async with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
+    async with raw_psycopg(uow) as driver, driver.cursor() as cursor, cursor.copy(_COPY) as copy:
         await copy.write("".join(lines).encode())
 
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from deskwire_common import db as dbs
-from deskwire_common.db import ConnectionLost, Database, UnitOfWork, WriteConflict
-from deskwire_common.errors import InvalidArgument, Unavailable
+from deskwire_common.db import (
+    CommitInDoubt,
+    ConnectionLost,
+    Database,
+    UnitOfWork,
+    WriteConflict,
+)
+from deskwire_common.errors import FailedPrecondition, InvalidArgument, Unavailable
+from support import eventually
+from support.servers import DatabaseServer
 
 METADATA = dbs.metadata()
 ITEMS = sa.Table(
@@ -47,6 +56,69 @@ async def add(uow: UnitOfWork, name: str) -> None:
     await uow.execute(
         sa.update(ITEMS).where(ITEMS.c.name == name).values(amount=ITEMS.c.amount + 1)
     )
+
+
+@pytest.fixture
+async def pg(postgres: DatabaseServer) -> AsyncIterator[Database]:
+    """PostgreSQL, where the others have nothing of the kind."""
+    url = postgres.fresh()
+    database = await Database.open(url)
+    async with database.engine.begin() as connection:
+        await connection.run_sync(METADATA.create_all)
+    yield database
+    await database.close()
+    postgres.drop(url)
+
+
+async def test_text_that_postgresql_does_not_store_is_the_callers_fault(pg: Database) -> None:
+    with pytest.raises(InvalidArgument, match="NUL"):
+        await pg.run(lambda uow: put(uow, "a\0b", 1))
+    with pytest.raises(InvalidArgument, match="NUL"):
+        async with pg.read() as connection:
+            await connection.execute(sa.select(ITEMS).where(ITEMS.c.name == "a\0b"))
+    with pytest.raises(sa.exc.SQLAlchemyError, match="NUL"):
+        dbs.array(["a", "b\0", "c"])
+
+
+async def test_arrays_hold_what_was_put_in(pg: Database) -> None:
+    texts = ["", "NULL", "a,b", "{}", '"', "\\", '\\"', " 李 🙂 ", "a\nb\tc", "'"]
+    async with pg.read() as connection:
+        for kind, values in (("text", texts), ("text", [""]), ("bigint", [0, -1, 2**62])):
+            statement = f"SELECT * FROM unnest(%s::{kind}[])"
+            rows = await connection.exec_driver_sql(statement, (dbs.array(values),))
+            assert [row[0] for row in rows] == values
+
+
+async def test_single_statements_commit_themselves(pg: Database) -> None:
+    statements = pg.statements()
+    insert = (
+        "INSERT INTO items (name, amount, note) SELECT *, '' FROM unnest(%s::text[], %s::bigint[])"
+    )
+    for number in range(8):  # psycopg prepares it meanwhile
+        names = dbs.array([f"{number}a", f"{number}b"])
+        assert await statements.run(insert, [names, dbs.array([number, number])]) == 2
+    # What fails writes nothing, and the connection goes on.
+    with pytest.raises(IntegrityError) as failed:
+        await statements.run(insert, [dbs.array(["new", "1a"]), dbs.array([1, 1])])
+    assert dbs.is_unique_violation(failed.value)
+    with pytest.raises(DataError) as failed_too:
+        await statements.run("SELECT 1 / %s", [0])
+    assert dbs.is_division_by_zero(failed_too.value)
+    # One that breaks is replaced, and what it was at is in doubt.
+    with pytest.raises(CommitInDoubt):
+        await statements.run("SELECT pg_terminate_backend(pg_backend_pid())", [])
+    assert await statements.run(insert, [dbs.array(["last"]), dbs.array([9])]) == 1
+    await statements.close()
+    await statements.close()
+    assert len(await items(pg)) == 17
+    assert "checked out connections: 0" in pg.engine.pool.status().lower()
+
+
+async def test_single_statements_are_postgresqls(tmp_path: Path) -> None:
+    database = await Database.open(f"sqlite:///{tmp_path / 'a.db'}")
+    with pytest.raises(FailedPrecondition):
+        database.statements()
+    await database.close()
 
 
 async def test_without_a_commit_nothing_is_written(db: Database) -> None:
@@ -168,6 +240,27 @@ async def test_a_connection_that_breaks_in_a_transaction_is_replaced(db: Databas
     calls = 0
     await db.run(work)
     assert (calls, await items(db)) == (2, {"a": 2})
+
+
+async def test_what_is_cancelled_gives_its_connection_back(db: Database) -> None:
+    async def read() -> None:
+        await items(db)
+
+    async def write() -> None:
+        async with db.transaction() as uow:
+            await put(uow, "a", 1)
+            await uow.commit()
+
+    for turns in range(60):
+        for work in (read, write):
+            task = asyncio.create_task(work())
+            for _ in range(turns % 30):
+                await asyncio.sleep(turns / 30_000 if turns > 30 else 0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    await eventually(lambda: "checked out connections: 0" in db.engine.pool.status().lower())
+    await db.run(lambda uow: put(uow, "b", 1))
+    assert (await items(db))["b"] == 1
 
 
 async def test_upsert_writes_new_rows_and_updates_old_ones(db: Database) -> None:

@@ -247,7 +247,7 @@ def service_main(
         sys.exit(OK)
     setup_logging(name, settings.log_level)
     # Messages and connections are objects by the hundred thousand that live on, or die by themselves: look seldom.
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(20_000, 20, 100)
     try:
         if command == "migrate" and package:
             from deskwire_common.migrations import run_migrations  # noqa: PLC0415 (an optional part)

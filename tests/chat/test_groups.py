@@ -1,0 +1,118 @@
+"""Groups of the writer: one statement on PostgreSQL, all or nothing, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from deskwire_chat.domain import Kind, Message, partition_of
+from deskwire_chat.shard.group import Group
+from deskwire_chat.store import messages, partitions
+from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.db import Database, Statements
+from deskwire_common.migrations import migrate
+from support.servers import DatabaseServer
+from support.suite import desk, new_id
+
+
+@pytest.fixture
+async def db(postgres: DatabaseServer) -> AsyncIterator[Database]:
+    url = postgres.fresh()
+    await migrate(url, "deskwire_chat")
+    database = await Database.open(url)
+    await database.run(lambda uow: partitions.create_missing(uow.connection, []))
+    yield database
+    await database.close()
+    postgres.drop(url)
+
+
+@pytest.fixture
+async def statements(db: Database) -> AsyncIterator[Statements]:
+    statements = db.statements()
+    yield statements
+    await statements.close()
+
+
+def a_message(conversation_id: str, seq: int, position: int, name: str = "") -> Message:
+    return Message(
+        message_id=str(uuid.uuid4()),
+        conversation_id=conversation_id,
+        tenant="acme",
+        seq=seq,
+        position=position,
+        role=1,
+        subject="v:1@x.y-z",
+        name=name,
+        origin="",
+        client_msg_id=f"{name} {seq}",
+        body=b'\x00\x01\\"{},\xff' * seq,
+        created_at=1_795_532_270_000_001,
+        traceparent="",
+        kind=Kind.TEXT,
+        target_seq=0,
+        changed_at=0,
+    )
+
+
+async def stored(db: Database, conversation_id: str) -> list[Message]:
+    async with db.read() as c:
+        return await messages.after_seq(c, conversation_id, seq=0, limit=100)
+
+
+async def test_messages_come_back_as_they_went_in(db: Database, statements: Statements) -> None:
+    talk = str(uuid.uuid4())
+    names = ["", 'Ann "the" {Agent}, NULL\\', "NULL", "Zoë 李 🙂", "\\", "a\tb"]
+    items = [a_message(talk, place, place, name) for place, name in enumerate(names, 1)]
+    number = partition_of(talk)
+    assert await messages.append_to_log(statements, items[:2], {number: (0, 0, 2)}, {number: 1})
+    assert await messages.append_to_log(statements, items[2:4], {number: (0, 2, 4)}, {})
+    async with db.transaction() as uow:
+        await messages.append(uow, items[4:])
+        await uow.commit()
+    assert await stored(db, talk) == items
+    async with db.read() as c:
+        found = {each.id: each for each in await partitions.load(c)}
+    assert (found[number].head, found[number].published) == (4, 1)
+
+
+async def test_without_all_of_its_heads_a_group_writes_nothing(
+    db: Database, statements: Statements
+) -> None:
+    one, other = "", ""
+    while not one or not other:
+        talk = str(uuid.uuid4())
+        one, other = (talk, other) if partition_of(talk) == 3 else (one, other)
+        one, other = (one, talk) if partition_of(talk) == 4 else (one, other)
+    items = [a_message(one, 1, 1), a_message(other, 1, 1)]
+    good = {3: (0, 0, 1), 4: (0, 0, 1)}
+    for wrong in ({4: (1, 0, 1)}, {4: (0, 7, 8)}, {3: (1, 0, 1), 4: (1, 0, 1)}):
+        assert not await messages.append_to_log(statements, items, good | wrong, {3: 5})
+        assert [await stored(db, each) for each in (one, other)] == [[], []]
+        async with db.read() as c:
+            assert {(each.head, each.published) for each in await partitions.load(c)} == {(0, 0)}
+    assert await messages.append_to_log(statements, items, good, {})
+    assert [await stored(db, each) for each in (one, other)] == [items[:1], items[1:]]
+
+
+async def test_groups_are_no_work_for_the_collector(
+    postgres: DatabaseServer, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner
+) -> None:
+    url = postgres.fresh()
+    async with desk(url, kafka, valkey, keys_file, signer) as d:
+        await d.available("ann")
+        visitor = await d.client(Role.VISITOR, "1001")
+        talk = new_id()
+        await visitor.send(talk, "0")
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(1, 20):
+                await visitor.send(talk, str(number))
+            assert not [each for each in gc.get_objects() if isinstance(each, Group)]
+        finally:
+            gc.enable()
+    postgres.drop(url)

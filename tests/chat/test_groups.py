@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import uuid
 from collections.abc import AsyncIterator
@@ -9,14 +10,21 @@ from pathlib import Path
 
 import pytest
 
+import deskwire_chat.app
+from deskwire.chat.v1 import conversation_pb2
+from deskwire.chat.v1.conversation_service_pb2 import SendMessageRequest
+from deskwire.chat.v1.conversation_service_pb2_grpc import ConversationServiceStub
 from deskwire_chat.domain import Kind, Message, partition_of
+from deskwire_chat.shard import memory
 from deskwire_chat.shard.group import Group
 from deskwire_chat.store import messages, partitions
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database, Statements
+from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
+from deskwire_common.rpc import make_channel
 from support.servers import DatabaseServer
-from support.suite import desk, new_id
+from support.suite import chat_settings, desk, new_id
 
 
 @pytest.fixture
@@ -116,3 +124,40 @@ async def test_groups_are_no_work_for_the_collector(
         finally:
             gc.enable()
     postgres.drop(url)
+
+
+async def test_what_was_forgotten_to_make_room_is_still_stored_once(
+    database_url: str,
+    kafka: str,
+    keys_file: Path,
+    signer: TokenSigner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "CACHED", 1)
+    await migrate(database_url, "deskwire_chat")
+    settings = chat_settings(database_url, kafka, keys_file)
+    token = signer.mint(tenant="acme", role=Role.VISITOR, subject="me")
+    async with (
+        running("chat", settings, deskwire_chat.app.build) as chat,
+        make_channel(f"127.0.0.1:{chat.port}", token=lambda: token) as channel,
+    ):
+        stub = ConversationServiceStub(channel)
+
+        async def send(talk: str, number: int) -> tuple[int, bool]:
+            answer = await stub.SendMessage(
+                SendMessageRequest(
+                    conversation_id=talk,
+                    client_msg_id=str(number),
+                    content=conversation_pb2.Content(text=str(number)),
+                )
+            )
+            return answer.message.seq, answer.duplicate
+
+        talks = [new_id() for _ in range(6)]
+        for number in range(1, 6):
+            # Together, so that they are in one group and each makes the others forgotten.
+            assert await asyncio.gather(*(send(talk, number) for talk in talks)) == [
+                (number, False)
+            ] * len(talks)
+            again = await asyncio.gather(*(send(talk, 1) for talk in talks))
+            assert again == [(1, True)] * len(talks)

@@ -17,7 +17,6 @@ from deskwire_chat.domain import (
     ActorRole,
     Agent,
     Conversation,
-    Customer,
     Kind,
     Message,
     State,
@@ -89,7 +88,7 @@ class Group:
         self.spans: list[Span] = []
         self._tools = tools
         self._partitions = partitions
-        self._opened: list[tuple[Conversation, Customer]] = []
+        self.opened: set[str] = set()
         self._altered: list[tuple[Conversation, int]] = []
         self._events: list[DomainEvent] = []
         self._targets: dict[tuple[str, int], Message] = {}
@@ -287,7 +286,7 @@ class Group:
             traceparent=traceparent,
         )
         self.touched[conversation.conversation_id] = conversation
-        self._opened.append((conversation, customer))
+        self.opened.add(conversation.conversation_id)
         self._events.append(
             events.conversation_opened(
                 conversation,
@@ -380,13 +379,10 @@ class Group:
     async def flush(self, uow: UnitOfWork) -> list[DomainEvent]:
         """Write everything but the heads; return the events."""
         await self.visitors.flush(uow)
-        if self._opened:
-            await conversations.add(
-                uow.connection,
-                [self.touched[each.conversation_id] for each, _ in self._opened],
-            )
+        if self.opened:
+            await conversations.add(uow.connection, [self.touched[each] for each in self.opened])
         for conversation, old_version in self._altered:
-            if any(conversation is each for each, _ in self._opened):
+            if conversation.conversation_id in self.opened:
                 continue  # inserted as it is now
             if not await conversations.save(uow.connection, conversation, old_version=old_version):
                 raise Unavailable("a conversation was changed by somebody else")

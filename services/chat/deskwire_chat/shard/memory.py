@@ -67,14 +67,15 @@ class Memory:
         theirs = [each for each in self._entries if partition_of(each) in numbers]
         self.forget(theirs)
 
-    def update(self, conversation: Conversation) -> None:
-        """Take a conversation as it was committed."""
+    def update(self, conversation: Conversation, *, opened: bool = False) -> None:
+        """Take a conversation as it was committed; one just `opened` has no messages but those that `sent` tells."""
         self.updated(conversation)
         entry = self._entries.get(conversation.conversation_id)
-        if entry is None:
-            self._remember(conversation, set())
-        else:
+        if entry is not None:
             entry.conversation = conversation
+        elif opened:
+            self._remember(conversation, set())
+        # Else it was forgotten meanwhile, to make room for others.
 
     def sent(self, keys: Iterable[SentKey]) -> None:
         """Take the keys of committed messages."""

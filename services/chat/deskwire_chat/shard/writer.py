@@ -456,7 +456,8 @@ class ShardWriter:
         for conversation in group.touched.values():
             number = conversation.partition
             if owned.get(number) is began_with[number]:
-                self.memory.update(conversation)
+                opened = conversation.conversation_id in group.opened
+                self.memory.update(conversation, opened=opened)
         self.memory.sent(group.stored)
         for span in group.spans:
             span.end()

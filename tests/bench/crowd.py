@@ -7,7 +7,9 @@ JSON line when all are connected, one more for every line on stdin, and ends wit
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import itertools
 import json
 import sys
 import time
@@ -22,6 +24,7 @@ from deskwire_common.auth import KeySet, Role, TokenSigner
 
 _AT_ONCE: Final = 64
 _TICK: Final = 0.02
+_FIRST_PORT: Final = 10_000
 _PING: Final = frame_pb2.Batch(
     frames=[frame_pb2.Frame(ping=frame_pb2.Ping(id=1))]
 ).SerializeToString()
@@ -70,6 +73,7 @@ class Crowd:
         self.closed: Counter[int] = Counter()
         self.pings = 0
         self.interval = 0.0
+        self._ports = itertools.count(_FIRST_PORT)
 
     async def run(self) -> None:
         """Connect, tell, and stay."""
@@ -125,16 +129,22 @@ class Crowd:
     async def _open(self) -> Visitor:
         """Connect; a full machine may end a handshake that took too long, and then we come again."""
         while True:
-            _, visitor = await picows.ws_connect(
-                lambda: Visitor(self),
-                self.plan["url"],
-                extra_headers={"Sec-WebSocket-Protocol": "deskwire.v1"},
-                websocket_handshake_timeout=60,
-                read_buffer_init_size=512,
-                use_aiofastnet=False,
-                proxy=None,
-                local_addr=(self.plan["address"], 0),
-            )
+            try:
+                _, visitor = await picows.ws_connect(
+                    lambda: Visitor(self),
+                    self.plan["url"],
+                    extra_headers={"Sec-WebSocket-Protocol": "deskwire.v1"},
+                    websocket_handshake_timeout=60,
+                    read_buffer_init_size=512,
+                    use_aiofastnet=False,
+                    proxy=None,
+                    # The kernel's own search for one takes long where many are taken: most of this process' time.
+                    local_addr=(self.plan["address"], next(self._ports)),
+                )
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
             if isinstance(visitor, Visitor):
                 return visitor
             self.lost -= 1  # it wasn't there yet

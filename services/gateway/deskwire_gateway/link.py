@@ -78,6 +78,7 @@ class Link:
         self._signer = signer
         self._sessions = sessions
         self._owner = owner
+        self._pace = link_pace()
         self._up: deque[bytes] | None = None
         self._wake = asyncio.Event()
         self._frames_out = METRICS.gateway_frames.labels("out")
@@ -137,7 +138,6 @@ class Link:
 
     async def _write(self, call: Any) -> None:
         loop = asyncio.get_running_loop()
-        pace = link_pace()
         while True:
             queue = self._up
             if queue is None:
@@ -146,7 +146,7 @@ class Link:
             if not queue:
                 self._wake.clear()
                 await self._wake.wait()
-                await asyncio.sleep(pace.pause(loop.time()))
+                await asyncio.sleep(self._pace.pause(loop.time()))
                 continue
             parts: list[bytes] = []
             size = 0
@@ -155,12 +155,13 @@ class Link:
                 size += len(item)
                 parts.append(item)
             METRICS.gateway_link_items.observe(len(parts))
-            pace.began(loop.time(), len(parts))
+            self._pace.began(loop.time(), len(parts))
             await call.write(b"".join(parts))
 
     # ---------------------------------------------------------------------------------------- down
 
     def _owners(self, owners: pb.Owners) -> bool:
+        self._pace = link_pace(max(1, owners.links))
         if self.address:
             self._owner.told(self, owners)
             return True

@@ -88,7 +88,7 @@ class Stream:
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
-        self._pace = link_pace()
+        self.pace = link_pace()
         self._ended = False
 
     def put(self, item: bytes) -> None:
@@ -124,7 +124,7 @@ class Stream:
                     return
                 self._wake.clear()
                 await self._wake.wait()
-                await asyncio.sleep(self._pace.pause(loop.time()))
+                await asyncio.sleep(self.pace.pause(loop.time()))
                 continue
             parts: list[bytes] = []
             size = 0
@@ -133,7 +133,7 @@ class Stream:
                 size += len(item)
                 parts.append(item)
             self._bytes -= size
-            self._pace.began(loop.time(), len(parts))
+            self.pace.began(loop.time(), len(parts))
             yield b"".join(parts)
 
 

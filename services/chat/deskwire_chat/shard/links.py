@@ -48,6 +48,7 @@ from deskwire_common.errors import (
 from deskwire_common.ids import is_uuid
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_common.pacing import link_pace
 from deskwire_common.validation import Validator
 
 SERVICE: Final = "deskwire.shard.v1.ShardService"
@@ -107,8 +108,8 @@ class Links:
             self._spawn(self._heads(here[start : start + _HEADS_CHUNK], set(numbers)))
 
     def owners_changed(self) -> None:
-        """Tell the gateways who owns what."""
-        if self._ownership is not None:
+        """Tell the gateways who owns what, once this process is there for others."""
+        if self._ownership is not None and self._ownership.address:
             item = self._owners()
             for stream in self._open:
                 if stream.worker_id:
@@ -116,7 +117,11 @@ class Links:
 
     def _owners(self) -> bytes:
         assert self._ownership is not None  # noqa: S101 - callers have looked
-        owners = pb.Owners(address=self._ownership.address, partition_count=PARTITIONS)
+        owners = pb.Owners(
+            address=self._ownership.address,
+            partition_count=PARTITIONS,
+            links=len(self._open),
+        )
         for shard, theirs in self._ownership.owners():
             told = owners.shards.add(name=shard.name, address=shard.address)
             for number, term in theirs:
@@ -149,6 +154,7 @@ class Links:
             )
         stream = Stream()
         self._open.add(stream)
+        self._keep_pace()
         reading = asyncio.create_task(self._read(stream, requests))
         try:
             async for batch in stream.batches():
@@ -158,6 +164,13 @@ class Links:
             await asyncio.gather(reading, return_exceptions=True)
             self._open.discard(stream)
             self._drop(stream)
+            self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        """There is a stream more, or less: both sides of all are to know."""
+        for stream in self._open:
+            stream.pace = link_pace(len(self._open))
+        self.owners_changed()
 
     async def drain(self) -> None:
         """End all streams; the gateway's workers open others, elsewhere or later."""
@@ -191,7 +204,7 @@ class Links:
                 attached.append(connection)
         elif kind == "hello":
             stream.worker_id, stream.generation = item.hello.worker_id, item.hello.generation
-            # Before this process is there for others, the first word of the owners is its beginning's.
+            # Otherwise the first word of the owners is that of the beginning.
             if self._ownership is not None and self._ownership.address:
                 stream.put(self._owners())
         elif kind == "snapshot_end":

@@ -14,8 +14,9 @@ import deskwire_chat.app
 from deskwire.chat.v1 import conversation_pb2
 from deskwire.chat.v1.conversation_service_pb2 import SendMessageRequest
 from deskwire.chat.v1.conversation_service_pb2_grpc import ConversationServiceStub
-from deskwire_chat.domain import Kind, Message, partition_of
+from deskwire_chat.domain import ActorRole, Kind, Message, Writer, partition_of
 from deskwire_chat.shard import memory
+from deskwire_chat.shard.commands import Store
 from deskwire_chat.shard.group import Group
 from deskwire_chat.store import messages, partitions
 from deskwire_common.auth import Role, TokenSigner
@@ -161,3 +162,11 @@ async def test_what_was_forgotten_to_make_room_is_still_stored_once(
             ] * len(talks)
             again = await asyncio.gather(*(send(talk, 1) for talk in talks))
             assert again == [(1, True)] * len(talks)
+
+    me = Writer("acme", ActorRole.VISITOR, "me")
+    repeated = [Store(me, talk, "1", b"", lambda _: None) for talk in talks]
+    database = await Database.open(database_url)
+    known = await memory.Memory(database).load(repeated)
+    await database.close()
+    assert known.conversations.keys() == set(talks)
+    assert known.sent.keys() == {each.key for each in repeated}

@@ -34,7 +34,7 @@ from deskwire_chat.shard.commands import (
     participants,
     waiting_of,
 )
-from deskwire_chat.shard.memory import Memory
+from deskwire_chat.shard.memory import Known
 from deskwire_chat.shard.visitors import Visitors
 from deskwire_chat.store import agents, attachments, conversations, messages
 from deskwire_chat.store.messages import SentKey
@@ -69,7 +69,6 @@ class Tools(Protocol):
 
     ids: Ids
     router: Router
-    memory: Memory
     deliver: Deliver
     introduce: Callable[[Conversation], None]
     region: str
@@ -78,7 +77,9 @@ class Tools(Protocol):
 class Group:
     """One transaction, built command by command; `after` is what `finish` does when it was committed."""
 
-    def __init__(self, tools: Tools, partitions: Mapping[int, Partition], now: int) -> None:
+    def __init__(
+        self, tools: Tools, partitions: Mapping[int, Partition], known: Known, now: int
+    ) -> None:
         self.now = now
         self.heads: dict[int, int] = {}
         self.stored: dict[SentKey, Stored] = {}
@@ -88,6 +89,7 @@ class Group:
         self.spans: list[Span] = []
         self._tools = tools
         self._partitions = partitions
+        self._known = known
         self.opened: set[str] = set()
         self._altered: list[tuple[Conversation, int]] = []
         self._events: list[DomainEvent] = []
@@ -108,21 +110,21 @@ class Group:
 
     # ------------------------------------------------------------------------------------ messages
 
-    def store(self, command: Store, found: Mapping[SentKey, Message]) -> Stored:
+    def store(self, command: Store) -> Stored:
         """Give a message its place, or return the one it has. Raises the domain's refusals."""
-        stored = self._place(command, found)
+        stored = self._place(command)
         self.after.append(lambda: command.reply(stored))
         if not stored.duplicate:
             self._push_message(stored, without=command.line)
         return stored
 
-    def _place(self, command: Store, found: Mapping[SentKey, Message]) -> Stored:
+    def _place(self, command: Store) -> Stored:
         earlier = self.stored.get(command.key)
         conversation = self._conversation(command.conversation_id)
         if conversation is not None and not domain.may_see(conversation, command.who):
             raise domain.conversation_not_found(command.conversation_id)
-        if earlier is None and command.key in found and conversation is not None:
-            earlier = Stored.of(found[command.key], conversation.epoch)
+        if earlier is None and command.key in self._known.sent and conversation is not None:
+            earlier = Stored.of(self._known.sent[command.key], conversation.epoch)
         if earlier is not None:
             return _again(command, earlier)
         traceparent = ""
@@ -259,7 +261,7 @@ class Group:
     def _conversation(self, conversation_id: str) -> Conversation | None:
         """The conversation as this group has it: a copy that may be changed."""
         found = self.touched.get(conversation_id)
-        if found is None and (known := self._tools.memory.get(conversation_id)) is not None:
+        if found is None and (known := self._known.conversations.get(conversation_id)) is not None:
             found = self.touched[conversation_id] = known.copy()
         return found
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain import Conversation, Message, partition_of
 from deskwire_chat.shard.commands import Command, Store
@@ -18,6 +21,17 @@ KEYS: Final = 4_000_000
 """Keys of their messages in memory, some 60 bytes each."""
 LONG: Final = 10_000
 """The keys of a conversation with more messages aren't kept: the database is asked about each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What commands are about: their conversations (copy before a change), and those of their messages that are stored.
+
+    It lasts as long as a group does, whatever memory forgets meanwhile to make room.
+    """
+
+    conversations: Mapping[str, Conversation]
+    sent: Mapping[SentKey, Message]
 
 
 class _Entry:
@@ -45,9 +59,6 @@ class Memory:
         self._keys = 0
         self.updated: Callable[[Conversation], None] = lambda _conversation: None
         """Is told of every conversation that was committed."""
-
-    def __contains__(self, conversation_id: str) -> bool:
-        return conversation_id in self._entries
 
     def get(self, conversation_id: str) -> Conversation | None:
         """Return the conversation itself: copy it before a change that may fail."""
@@ -90,37 +101,46 @@ class Memory:
                 entry.sent = None
         self._make_room()
 
-    async def load(self, commands: Sequence[Command]) -> dict[SentKey, Message]:
-        """Read the commands' conversations; return those of their messages that are stored already."""
-        missing = {c.conversation_id for c in commands}.difference(self._entries)
-        again = [c.key for c in commands if isinstance(c, Store) and self._may_have(c)]
-        if not missing and not again:
-            return {}
-        async with self._db.read() as connection:
-            if missing:
-                loaded = await conversations.get_many(connection, list(missing))
-                short = [each.conversation_id for each in loaded if each.head_seq <= LONG]
-                sent: dict[str, set[int]] = {each: set() for each in short}
-                for key in await messages.sent_keys(connection, short) if short else ():
-                    sent[key[0]].add(hash(key))
-                for conversation in loaded:
-                    self._remember(conversation, sent.get(conversation.conversation_id))
-                again += [
-                    c.key
-                    for c in commands
-                    if isinstance(c, Store) and c.conversation_id in missing and self._may_have(c)
-                ]
-            return await messages.find_sent(connection, again) if again else {}
+    async def load(self, commands: Sequence[Command]) -> Known:
+        """Return what these commands are about; what isn't in memory is read."""
+        entries: dict[str, _Entry] = {}
+        missing: list[str] = []
+        for conversation_id in {c.conversation_id for c in commands}:
+            entry = self._entries.get(conversation_id)
+            if entry is None:
+                missing.append(conversation_id)
+            else:
+                self._entries.move_to_end(conversation_id)
+                entries[conversation_id] = entry
+        stores = [c for c in commands if isinstance(c, Store)]
+        sent: dict[SentKey, Message] = {}
+        if missing or _doubtful(stores, entries):
+            async with self._db.read() as connection:
+                if missing:
+                    entries |= await self._read(connection, missing)
+                if again := _doubtful(stores, entries):
+                    sent = await messages.find_sent(connection, again)
+        return Known({key: entry.conversation for key, entry in entries.items()}, sent)
 
-    def _may_have(self, command: Store) -> bool:
-        entry = self._entries.get(command.conversation_id)
-        return entry is not None and entry.may_have(command.key)
+    async def _read(
+        self, connection: AsyncConnection, conversation_ids: Sequence[str]
+    ) -> dict[str, _Entry]:
+        loaded = await conversations.get_many(connection, conversation_ids)
+        short = [each.conversation_id for each in loaded if each.head_seq <= LONG]
+        sent: dict[str, set[int]] = {each: set() for each in short}
+        for key in await messages.sent_keys(connection, short) if short else ():
+            sent[key[0]].add(hash(key))
+        return {
+            each.conversation_id: self._remember(each, sent.get(each.conversation_id))
+            for each in loaded
+        }
 
-    def _remember(self, conversation: Conversation, sent: set[int] | None) -> None:
+    def _remember(self, conversation: Conversation, sent: set[int] | None) -> _Entry:
         self._dropped(self._entries.pop(conversation.conversation_id, None))
-        self._entries[conversation.conversation_id] = _Entry(conversation, sent)
+        entry = self._entries[conversation.conversation_id] = _Entry(conversation, sent)
         self._keys += len(sent or ())
         self._make_room()
+        return entry
 
     def _make_room(self) -> None:
         """Forget those that were used longest ago."""
@@ -130,3 +150,12 @@ class Memory:
     def _dropped(self, entry: _Entry | None) -> None:
         if entry is not None:
             self._keys -= len(entry.sent or ())
+
+
+def _doubtful(stores: Iterable[Store], entries: Mapping[str, _Entry]) -> list[SentKey]:
+    """Return the keys of those that may be stored already."""
+    return [
+        c.key
+        for c in stores
+        if (entry := entries.get(c.conversation_id)) is not None and entry.may_have(c.key)
+    ]

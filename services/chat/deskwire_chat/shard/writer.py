@@ -31,7 +31,6 @@ from deskwire_chat.domain import (
     Agent,
     Conversation,
     Kind,
-    Message,
     State,
     Waiting,
     Writer,
@@ -53,10 +52,9 @@ from deskwire_chat.shard.commands import (
     waiting_of,
 )
 from deskwire_chat.shard.group import Group
-from deskwire_chat.shard.memory import Memory
+from deskwire_chat.shard.memory import Known, Memory
 from deskwire_chat.shard.ownership import HeadsWrong, Ownership, steps
 from deskwire_chat.store import conversations
-from deskwire_chat.store.messages import SentKey
 from deskwire_chat.store.partitions import Partition
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, Statements, UnitOfWork
@@ -365,14 +363,14 @@ class ShardWriter:
     async def _transact(
         self, commands: list[Store | Assign], began_with: dict[int, Partition]
     ) -> Group:
-        found = await self.memory.load(commands)
+        known = await self.memory.load(commands)
         started = self._clock.monotonic()
-        group = Group(self, began_with, self._now())
+        group = Group(self, began_with, known, self._now())
         statements = self._lane_of(next(iter(began_with))).statements
         published: dict[int, int] = {}
-        if statements is not None and all(self._is_plain(each) for each in commands):
+        if statements is not None and all(_is_plain(each, known) for each in commands):
             for command in commands:
-                self._store(group, cast("Store", command), found)
+                self._store(group, cast("Store", command))
             self._check_held(began_with)
             if group.heads:
                 published = self._log.published(group.heads)
@@ -381,10 +379,10 @@ class ShardWriter:
                     raise HeadsWrong
         else:
             async with self._db.transaction() as uow:
-                await group.visitors.load(uow, self._openers(commands))
+                await group.visitors.load(uow, _openers(commands, known))
                 await group.load_targets(uow, commands)
                 for command in commands:
-                    await self._do(group, uow, command, found)
+                    await self._do(group, uow, command)
                 self._check_held(began_with)
                 if group.heads:
                     published = self._log.published(group.heads)
@@ -398,39 +396,15 @@ class ShardWriter:
             self._committed(group, began_with)
         return group
 
-    def _is_plain(self, command: Store | Assign) -> bool:
-        """Whether it writes a message and nothing else."""
-        return (
-            isinstance(command, Store)
-            and command.kind == Kind.TEXT
-            and command.conversation_id in self.memory
-        )
-
-    async def _do(
-        self,
-        group: Group,
-        uow: UnitOfWork,
-        command: Store | Assign,
-        found: dict[SentKey, Message],
-    ) -> None:
+    async def _do(self, group: Group, uow: UnitOfWork, command: Store | Assign) -> None:
         if isinstance(command, Accept):
             command.result = await command.once(uow, partial(group.accept, uow, command))
         elif isinstance(command, Assign):
             await group.assign(uow, command)
         else:
-            self._store(group, command, found)
+            self._store(group, command)
 
-    def _openers(self, commands: Sequence[Store | Assign]) -> list[Writer]:
-        """The visitors who may open a conversation in this group."""
-        return [
-            c.who
-            for c in commands
-            if isinstance(c, Store)
-            and c.who.role == ActorRole.VISITOR
-            and c.conversation_id not in self.memory
-        ]
-
-    def _store(self, group: Group, command: Store, found: dict[SentKey, Message]) -> None:
+    def _store(self, group: Group, command: Store) -> None:
         held = self._held.get((command.line, command.conversation_id))
         if held is not None and held != command.client_msg_id:
             refusal = ResourceExhausted(
@@ -441,7 +415,7 @@ class ShardWriter:
             group.after.append(lambda: self._answer_refused(command, refusal))
             return
         try:
-            group.store(command, found)
+            group.store(command)
         except DeskwireError as error:
             refused = error
             group.after.append(lambda: self._answer_refused(command, refused))
@@ -513,8 +487,8 @@ class ShardWriter:
             if mine is None or mine.term != command.term:
                 raise NotOwner
             began_with = {number: mine}
-            await self.memory.load([command])
-            before = self.memory.get(command.conversation_id)
+            known = await self.memory.load([command])
+            before = known.conversations.get(command.conversation_id)
             copy = before.copy() if before is not None else None
             async with self._db.transaction() as uow:
                 self._check_held(began_with)
@@ -554,3 +528,23 @@ class ShardWriter:
 def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)
+
+
+def _is_plain(command: Store | Assign, known: Known) -> bool:
+    """Whether it writes a message and nothing else."""
+    return (
+        isinstance(command, Store)
+        and command.kind == Kind.TEXT
+        and command.conversation_id in known.conversations
+    )
+
+
+def _openers(commands: Iterable[Store | Assign], known: Known) -> list[Writer]:
+    """The visitors who may open a conversation in this group."""
+    return [
+        c.who
+        for c in commands
+        if isinstance(c, Store)
+        and c.who.role == ActorRole.VISITOR
+        and c.conversation_id not in known.conversations
+    ]

@@ -12,7 +12,7 @@ import message
 
 
 def main() -> None:
-    """Run it; exit 1 when a message or a connection was lost."""
+    """Run it; exit 1 when a message or a connection was lost, or came twice or out of order."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--connections", type=int, default=100_000)
     parser.add_argument("--pairs", type=int, default=500)
@@ -37,7 +37,8 @@ def main() -> None:
         "connects_per_second": round(rate, 1),
     }
     harness.record("headline", figures=figures, parameters=vars(options), rows=rows)
-    sys.exit(1 if figures["lost"] or lost else 0)
+    wrong = ("lost", "duplicates", "out_of_order", "connections_lost")
+    sys.exit(any(figures[each] for each in wrong))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,17 @@ import pytest
 import deskwire_chat.app
 from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2_grpc
 from deskwire.chat.v1 import conversation_service_pb2 as pb
+from deskwire_chat import words
+from deskwire_chat.domain import Message, partition_of
+from deskwire_chat.store import messages, search
 from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import from_rpc_error
 from deskwire_common.lifecycle import Runtime, running
 from deskwire_common.migrations import migrate
 from deskwire_common.rpc import make_channel
 from support import eventually
+from support.servers import DatabaseServer
 from support.suite import chat_settings, new_id
 
 Start = Callable[[], AbstractAsyncContextManager[Runtime[Any]]]
@@ -186,3 +191,73 @@ async def test_what_was_written_before_a_restart_is_found_once(
             await me.say(talk, f"after {number}")
         await eventually(lambda: me.finds("after", 40, page_size=100))
         assert await me.finds("before", 40, page_size=100)
+
+
+async def test_postgresql_cuts_plain_text_as_the_others_do(postgres: DatabaseServer) -> None:
+    plain = [
+        "Refund, please: order-4711 to a@B.com, see https://x.example/a_b?c=1.5e5&d=%20#top!",
+        "a" * 38 + " " + "b" * 39 + " 12" + "3" * 60,
+        "1e5 0x1F 3.14 -7 1,000 v1.2.3 10:30 don't the and",
+        "z",
+        "x" * 125,
+        "x y" * 42,
+        " ".join(f"word{each}" for each in range(800)),
+        "a\tb\nc\r\\ \"'{}|&!():*<->",
+    ]
+    by_hand = ["caf\u00e9 now", "nul \0 here", "\u6211\u8981\u9000\u6b3e", "naive\u0301"]
+    nothing = ["?!", "- . -"]
+    talk = new_id()
+    number = partition_of(talk)
+    url = postgres.fresh()
+    await migrate(url, "deskwire_chat")
+    db = await Database.open(url)
+    items = [
+        a_message(talk, seq, conversation_pb2.Content(text=each).SerializeToString())
+        for seq, each in enumerate([*plain, *nothing, *by_hand], 1)
+    ]
+    # As a later client could write it: a field that isn't known here.
+    items.append(a_message(talk, len(items) + 1, items[0].body + b"\xfa\x01\x01x"))
+    steps = {number: (0, len(items))}
+
+    async def work(uow: UnitOfWork) -> tuple[int, dict[int, str]]:
+        await messages.append(uow, items)
+        count = await search.put_plain(uow, steps)
+        assert await search.put_plain(uow, steps) == 0
+        found = await uow.connection.exec_driver_sql("SELECT seq, words FROM message_search")
+        return count, {row.seq: row.words for row in found}
+
+    count, found = await db.run(work)
+    async with db.read() as c:
+        rest = await search.log(c, steps)
+        every = await search.at(c, [(talk, each.seq) for each in items])
+        vectors = {}
+        for seq, each in enumerate(plain, 1):
+            said = " ".join(f"{word}:{at}" for at, word in enumerate(words.of_text(each), 1))
+            vectors[seq] = (await c.exec_driver_sql(f"SELECT '{said}'::tsvector")).scalar()
+    await db.close()
+    postgres.drop(url)
+    assert found == {seq: vectors[seq] for seq in found}
+    # A single letter is too short to tell, and left to the general way.
+    assert set(found) == {1, 2, 3, 5, 6, 7, 8}
+    assert count == len(found)
+    hand = {4, *range(len(plain) + len(nothing) + 1, len(items) + 1)}
+    assert {row.seq for row in rest} == hand
+    assert {row.seq for row in every if not row.plain} == hand
+
+
+def a_message(talk: str, seq: int, body: bytes) -> Message:
+    return Message(
+        message_id=new_id(),
+        conversation_id=talk,
+        tenant="acme",
+        seq=seq,
+        position=seq,
+        role=1,
+        subject="me",
+        name="",
+        origin="",
+        client_msg_id=str(seq),
+        body=body,
+        created_at=1_795_532_270_000_001,
+        traceparent="",
+    )

@@ -16,6 +16,7 @@ from deskwire.chat.v1 import conversation_pb2
 from deskwire_chat import domain, words
 from deskwire_chat.domain import Kind
 from deskwire_chat.store import partitions, search
+from deskwire_chat.store.partitions import Partition
 from deskwire_chat.store.search import Entry
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
@@ -67,41 +68,50 @@ class SearchIndexer:
 
     async def _round(self) -> bool:
         """Put the next messages in; whether there are more."""
-        steps: dict[int, tuple[int, int]] = {}
-        rows: list[Any] = []
         async with self._db.read() as c:
             found = await partitions.load(c)
             late = [each for each in found if each.head > self._positions[each.id]]
-            share = self._round_size // max(1, len(late))
-            for each in late:
-                after = self._positions[each.id]
-                theirs = await search.log(c, each.id, after=after, up_to=each.head, limit=share)
-                steps[each.id] = (
-                    after,
-                    theirs[-1].position if len(theirs) == share else each.head,
-                )
-                rows += theirs
+            behind = sum(each.head - self._positions[each.id] for each in late)
+            METRICS.search_behind.set(behind)
+            if not late:
+                METRICS.search_lag_seconds.set(0)
+                return False
+            steps = self._steps(late)
+            oldest = await search.oldest(c, steps)
+            rows = await search.log(c, steps)
             changed = await search.at(c, _targets(rows))
-        behind = sum(each.head - self._positions[each.id] for each in late)
-        METRICS.search_behind.set(behind)
-        oldest = min((row.created_at for row in rows), default=None)
         waits = 0 if oldest is None else to_micros(self._clock.now()) - oldest
         METRICS.search_lag_seconds.set(max(0, waits) / 1_000_000)
-        if not steps:
-            return False
-        latest = {(row.partition_id, row.position): row for row in [*rows, *changed]}
+        # What was changed to be plain, and is within the steps, isn't cut here.
+        latest = {
+            (row.partition_id, row.position): row
+            for row in [*rows, *changed]
+            if not (getattr(row, "plain", False) and _is_within(row, steps))
+        }
         entries = await _entries(list(latest.values()))
         gone = [search.entry_id(row.partition_id, row.position) for row in changed]
 
-        async def work(uow: UnitOfWork) -> None:
+        async def work(uow: UnitOfWork) -> int:
             if not await search.advance(uow, steps):
                 raise Aborted("another process follows the log")
             await search.put(uow, entries, gone=gone)
+            return await search.put_plain(uow, steps)
 
-        await self._db.run(work)
+        plain = await self._db.run(work)
         self._positions.update({number: new for number, (_, new) in steps.items()})
-        METRICS.search_indexed.inc(len(entries))
+        METRICS.search_indexed.inc(len(entries) + plain)
         return behind > sum(new - old for old, new in steps.values())
+
+    def _steps(self, late: Sequence[Partition]) -> dict[int, tuple[int, int]]:
+        """A round's share for every partition; positions have no holes."""
+        share = self._round_size // len(late)
+        olds = {each.id: self._positions[each.id] for each in late}
+        return {each.id: (olds[each.id], min(each.head, olds[each.id] + share)) for each in late}
+
+
+def _is_within(row: Any, steps: search.Steps) -> bool:
+    old, new = steps.get(row.partition_id, (0, 0))
+    return bool(old < row.position <= new)
 
 
 async def _entries(rows: Sequence[Any]) -> list[Entry]:

@@ -18,7 +18,7 @@ from deskwire_common.errors import InvalidArgument
 
 MAX_TERMS: Final = 16
 _MIN_PREFIX: Final = 2
-_MAX_BYTES: Final = 38
+MAX_BYTES: Final = 38
 """Of a word; longer ones are found by their beginning."""
 _ASCII: Final = re.compile(r"[a-z0-9]+")
 _CHUNKS: Final = re.compile(r'"([^"]*)"|([^\s"]+)')
@@ -46,7 +46,7 @@ def of_text(text: str) -> list[str]:
     """Return the words of a text, in order."""
     if text.isascii():
         # As _coded has it: most texts come here.
-        return ["ww" + word[:_MAX_BYTES] for word in _ASCII.findall(text.lower())]
+        return ["ww" + word[:MAX_BYTES] for word in _ASCII.findall(text.lower())]
     found: list[str] = []
     for run, unspaced in _runs(text):
         if unspaced:
@@ -128,8 +128,8 @@ def _runs(text: str) -> Iterator[tuple[str, bool]]:
 
 def _coded(word: str) -> str:
     if word.isascii():
-        return "ww" + word[:_MAX_BYTES]
-    cut = word.encode()[:_MAX_BYTES].decode(errors="ignore")
+        return "ww" + word[:MAX_BYTES]
+    cut = word.encode()[:MAX_BYTES].decode(errors="ignore")
     return "uu" + cut.encode().hex()
 
 

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     SmallInteger,
     Table,
     delete,
     false,
+    func,
     insert,
+    literal_column,
     select,
     text,
     tuple_,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deskwire_chat.domain import Kind
 from deskwire_chat.store.tables import conversations, messages
-from deskwire_chat.words import Term
+from deskwire_chat.words import MAX_BYTES, Term
 from deskwire_common import db
 from deskwire_common.db import UnitOfWork, raw_psycopg
 
@@ -75,6 +79,33 @@ _MATCH: Final = {
     "sqlite": "message_search.id IN (SELECT rowid FROM message_words WHERE message_words MATCH :query)",
 }
 
+Steps = Mapping[int, tuple[int, int]]
+"""Partition → how far the index has got in its log, and how far it is to get."""
+
+# An encoded Content with a text and nothing else: 0x0a, the length in one byte or two, the text. Null for others, and
+# for text with a NUL, which PostgreSQL's own text can't have. LATIN1 has a character for every byte.
+_SAID: Final = (
+    f"CASE WHEN kind <> {Kind.TEXT:d} OR octet_length(body) < 4 THEN NULL"
+    " WHEN get_byte(body, 0) <> 10 OR position('\\x00'::bytea IN body) > 0 THEN NULL"
+    " WHEN get_byte(body, 1) < 128 THEN CASE WHEN octet_length(body) = 2 + get_byte(body, 1)"
+    " THEN convert_from(substring(body FROM 3), 'LATIN1') END"
+    " WHEN octet_length(body) = 3 + get_byte(body, 1) - 128 + 128 * get_byte(body, 2)"
+    " THEN convert_from(substring(body FROM 4), 'LATIN1') END"
+)
+_IS_ASCII: Final = "'^[\\x01-\\x7f]+$'"
+# As words.of_text has it. Blanks between, and "ww" before each: there is nothing for a parser to be clever with.
+_WORDS: Final = (
+    "to_tsvector('pg_catalog.simple', regexp_replace(regexp_replace(lower(said COLLATE \"C\"),"
+    f" '[^a-z0-9]+', ' ', 'g'), '([a-z0-9]{{1,{MAX_BYTES}}})[a-z0-9]*', 'ww\\1', 'g'))"
+)
+_PUT_PLAIN: Final = (
+    f"INSERT INTO message_search ({', '.join(_COLUMNS)}, words)"  # noqa: S608
+    f" SELECT {', '.join(_COLUMNS)}, {_WORDS}"
+    " FROM (SELECT (partition_id::bigint << 48) | position AS id, tenant_id, conversation_id, seq, message_id,"
+    f" created_at, false AS note, {_SAID} AS said FROM messages WHERE %s OFFSET 0) AS m"
+    f" WHERE said ~ {_IS_ASCII} AND said ~ '[A-Za-z0-9]' ON CONFLICT DO NOTHING"
+)
+
 
 @dataclass(slots=True)
 class Entry:
@@ -120,8 +151,8 @@ async def followed(uow: UnitOfWork, partitions: Iterable[int]) -> dict[int, int]
     return {**dict.fromkeys(missing, 0), **found}
 
 
-async def advance(uow: UnitOfWork, steps: Mapping[int, tuple[int, int]]) -> bool:
-    """Move positions (partition → old, new); False when somebody else has moved one."""
+async def advance(uow: UnitOfWork, steps: Steps) -> bool:
+    """Move positions; False when somebody else has moved one."""
     cases = " ".join(f"WHEN {number} THEN {new}" for number, (_, new) in steps.items())
     wheres = " OR ".join(
         f"(partition_id={number} AND position={old})" for number, (old, _) in steps.items()
@@ -133,6 +164,22 @@ async def advance(uow: UnitOfWork, steps: Mapping[int, tuple[int, int]]) -> bool
         )
     )
     return bool(result.rowcount == len(steps))
+
+
+def _within(steps: Steps) -> str:
+    """Return what selects the messages of some steps; nothing but integers."""
+    return " OR ".join(
+        f"(partition_id={number} AND position>{old} AND position<={new})"
+        for number, (old, new) in steps.items()
+    )
+
+
+async def put_plain(uow: UnitOfWork, steps: Steps) -> int:
+    """Put in what PostgreSQL can by itself: messages of nothing but ASCII text. Return how many; elsewhere none."""
+    if uow.dialect != "postgresql":
+        return 0
+    result = await uow.connection.exec_driver_sql(_PUT_PLAIN % _within(steps))
+    return result.rowcount
 
 
 async def put(uow: UnitOfWork, entries: Sequence[Entry], *, gone: Sequence[int]) -> None:
@@ -250,36 +297,46 @@ def _query(dialect: str, terms: Sequence[Term]) -> str:
     return " AND ".join(f'"{" ".join(term.words)}"{" *" if term.prefix else ""}' for term in terms)
 
 
-async def log(
-    c: AsyncConnection, partition: int, *, after: int, up_to: int, limit: int
-) -> list[Any]:
-    """Return what the index needs of a partition's log, between two positions (see messages.log)."""
-    columns = messages.c
+async def log(c: AsyncConnection, steps: Steps) -> list[Any]:
+    """Return what the index needs of the messages of some steps, but not of those that `put_plain` sees to."""
+    plain = _plain(c)
     rows = await c.execute(
-        select(*_OF_MESSAGES)
-        .where(
-            columns.partition_id == partition,
-            columns.position > after,
-            columns.position <= up_to,
-        )
-        .order_by(columns.position)
-        .limit(limit)
+        select(*_OF_MESSAGES).where(text(f"({_within(steps)})"), plain == false())
     )
     return list(rows)
 
 
 async def at(c: AsyncConnection, places: Sequence[tuple[str, int]]) -> list[Any]:
-    """Return the same of the messages at (conversation, seq)."""
+    """Return the same of the messages at (conversation, seq), `plain` or not."""
     found: list[Any] = []
     columns = messages.c
     for start in range(0, len(places), _CHUNK):
         rows = await c.execute(
-            select(*_OF_MESSAGES).where(
+            select(*_OF_MESSAGES, _plain(c).label("plain")).where(
                 tuple_(columns.conversation_id, columns.seq).in_(places[start : start + _CHUNK])
             )
         )
         found += rows
     return found
+
+
+async def oldest(c: AsyncConnection, steps: Steps) -> int | None:
+    """Return when the first message of some steps was written, in microseconds."""
+    columns = messages.c
+    places = [(number, old + 1) for number, (old, _) in steps.items()]
+    found = await c.execute(
+        select(func.min(columns.created_at)).where(
+            tuple_(columns.partition_id, columns.position).in_(places)
+        )
+    )
+    return cast("int | None", found.scalar())
+
+
+def _plain(c: AsyncConnection) -> ColumnElement[bool]:
+    """Whether a message is one for `put_plain`."""
+    if c.dialect.name != "postgresql":
+        return false()
+    return literal_column(f"coalesce(({_SAID}) ~ {_IS_ASCII}, false)", Boolean)
 
 
 _OF_MESSAGES: Final = (

@@ -32,7 +32,7 @@ _LOG_CHUNK: Final = 500
 _TAIL: Final = 20_000
 """Encoded messages kept in memory per partition while Kafka is behind."""
 _QUIET_SECONDS: Final = 1.0
-_LINGER: Final = 0.005
+_LINGER: Final = 0.025
 _MAX_BACKOFF: Final = 5.0
 
 

@@ -69,7 +69,7 @@ GROUP: Final = 500
 """Commands per transaction at the most."""
 QUEUE: Final = 20_000
 """Commands that may wait per lane; more are refused with OVERLOADED."""
-_SPACING: Final = 0.010
+_SPACING: Final = 0.025
 _MANY: Final = 4
 """Transactions of so many commands are so many seconds apart: fewer, and each carries more."""
 _ATTEMPTS: Final = 3

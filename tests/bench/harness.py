@@ -83,7 +83,10 @@ def a_suite(*, database: str = "postgresql", workers: int = 1) -> Iterator[Runni
         command = [str(_DESKWIRE), "up", "-d", "--no-demo", "--port-base", str(free_base())]
         command += ["--gateway-workers", str(workers)]
         if database == "postgresql":
-            server = stack.enter_context(servers.postgres_server(folder))
+            # What PostgreSQL itself begins with; the tests have less.
+            server = stack.enter_context(
+                servers.postgres_server(folder, shared_buffers="128MB", max_wal_size="1GB")
+            )
             for service in ("chat", "tickets", "events", "cdc"):
                 command += ["--database", f"{service}={server.url(f'bench_{service}')}"]
         down = [str(_DESKWIRE), "down"]

@@ -108,19 +108,19 @@ def execute_mariadb(url: str, statement: str) -> None:
 
 
 @contextmanager
-def postgres_server(folder: Path) -> Iterator[DatabaseServer]:
-    """PostgreSQL with wal_level=logical and its normal durability."""
+def postgres_server(folder: Path, **options: str) -> Iterator[DatabaseServer]:
+    """PostgreSQL with wal_level=logical and its normal durability, small unless `options` say otherwise."""
     if given := os.environ.get("DESKWIRE_TEST_POSTGRES_URL"):
         server = DatabaseServer(given, execute_postgres, '"')
         yield server
         server.drop_all()
         return
-    process, url = postgres_process(folder)
+    process, url = postgres_process(folder, **options)
     with running(process, postgres_probe(url)):
         yield DatabaseServer(url, execute_postgres, '"')
 
 
-def postgres_process(folder: Path) -> tuple[Process, str]:
+def postgres_process(folder: Path, **more: str) -> tuple[Process, str]:
     """A PostgreSQL that isn't started yet, and the URL of its account."""
     programs = newest_postgres()
     if programs is None:
@@ -145,6 +145,7 @@ def postgres_process(folder: Path) -> tuple[Process, str]:
         "max_wal_size": "256MB",
         "log_min_messages": "warning",
         "timezone": "UTC",
+        **more,
     }
     settings = [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
     process = Process(

@@ -19,8 +19,8 @@ from harness import Running, say
 GATEWAY: Final = ("gateway",)
 #: Descriptors of a process are few (20,000 on this class of machine): so many visitors in one.
 PER_PROCESS: Final = 15_000
-#: A worker takes 15,000; the kernel spreads connections evenly, but not exactly.
-PER_WORKER: Final = 14_400
+#: A worker takes 18,000; the kernel spreads connections evenly, but not exactly.
+PER_WORKER: Final = 17_000
 
 
 class Crowds:

@@ -19,13 +19,14 @@ from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.auth import Role
 from deskwire_common.lifecycle import running
 from deskwire_common.metrics import METRICS
+from deskwire_gateway.frames import encoded, pong
 from support import eventually
 from support.suite import Desk, Start, gateway_settings, new_id
 from support.wire import reason, wire
 
 
 async def test_who_says_nothing_is_sent_away_and_may_come_back(start: Start) -> None:
-    async with start(ping_interval=1.0) as d, AsyncExitStack() as stack:
+    async with start(ping_interval=1.0, visitor_ping_interval=1.0) as d, AsyncExitStack() as stack:
         silent = await stack.enter_async_context(
             wire(d, d.token(Role.VISITOR, "1"), ping_interval=None)
         )
@@ -42,7 +43,10 @@ async def test_who_says_nothing_is_sent_away_and_may_come_back(start: Start) -> 
 
 
 async def test_a_connection_ends_with_its_token(start: Start) -> None:
-    async with start(ping_interval=1.0) as d, wire(d, d.token(Role.VISITOR, "1", ttl=2)) as brief:
+    async with (
+        start(ping_interval=1.0, visitor_ping_interval=1.0) as d,
+        wire(d, d.token(Role.VISITOR, "1", ttl=2)) as brief,
+    ):
         await brief.works()
         assert await brief.ended() == ("TOKEN_EXPIRED", 3001)
 
@@ -222,3 +226,20 @@ async def test_who_reads_too_slowly_over_grpc(start: Start) -> None:
             last = batch
         assert last.frames[-1].goodbye.code == 3002
         assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_agents_are_asked_for_signs_of_life_more_often_than_visitors(start: Start) -> None:
+    async with start(ping_interval=1.0, visitor_ping_interval=60.0) as d, AsyncExitStack() as stack:
+        visitor = await stack.enter_async_context(wire(d, d.token(Role.VISITOR, "1")))
+        agent = await stack.enter_async_context(
+            wire(d, d.token(Role.AGENT, "ann"), ping_interval=None)
+        )
+        assert agent.welcome.ping_interval.ToSeconds() == 1
+        assert visitor.welcome.ping_interval.ToSeconds() == 60
+        assert await agent.ended() == ("UNSPECIFIED", 3003)
+        await visitor.works()
+
+
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 2**63])
+def test_a_pong_by_hand_is_one(number: int) -> None:
+    assert pong(number) == encoded(pong=frame_pb2.Pong(id=number))

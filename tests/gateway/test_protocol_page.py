@@ -48,7 +48,8 @@ def test_every_frame_is_there_with_its_fields() -> None:
 
 def test_clients_say_what_the_page_says() -> None:
     limits: Any = Limits.__new__(Limits)
-    object.__setattr__(limits, "ping_interval", 25.0)
+    for name in ("ping_interval", "visitor_ping_interval"):
+        object.__setattr__(limits, name, 25.0)
     for name in ("tenant_send_rate", "ring_bytes", "ring_total_bytes"):
         object.__setattr__(limits, name, 0)
     verifier = TokenVerifier(KeySet.generate())

@@ -225,7 +225,7 @@ async def test_a_device_has_one_connection_the_newest(start: Start) -> None:
 
 
 async def test_a_new_token_keeps_the_connection(start: Start) -> None:
-    async with start(ping_interval=1.0) as d:
+    async with start(ping_interval=1.0, visitor_ping_interval=1.0) as d:
         async with wire(d, d.token(Role.VISITOR, "1", ttl=3)) as brief:
             await brief.say(refresh=frame_pb2.Refresh(token=d.token(Role.VISITOR, "2")))
             assert await brief.refused() == "ROLE_NOT_ALLOWED"

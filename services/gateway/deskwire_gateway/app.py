@@ -37,6 +37,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     sessions = Sessions(
         Limits(
             ping_interval=settings.ping_interval,
+            visitor_ping_interval=settings.visitor_ping_interval,
             hello_timeout=settings.hello_timeout,
             max_message_bytes=settings.max_message_bytes,
             max_unacked_sends=settings.max_unacked_sends,

@@ -18,9 +18,10 @@ class Settings(ServiceSettings):
     """Processes that share the ports; each has the limits below for itself."""
     worker: int | None = None
     """Which of them this process is: set by the one that starts them."""
-    max_connections: int = Field(default=15_000, ge=1)
+    max_connections: int = Field(default=18_000, ge=1)
     """Of one process; less where its descriptor limit is lower."""
     ping_interval: float = Field(default=25.0, ge=0.1, le=600)
+    visitor_ping_interval: float = Field(default=50.0, ge=0.1, le=600)
     hello_timeout: float = Field(default=10.0, ge=0.1, le=60)
     max_message_bytes: int = Field(default=16_384, ge=1_024, le=1_048_576)
     max_unacked_sends: int = Field(default=64, ge=1, le=1_024)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.errors import DeadlineExceeded, DeskwireError, ResourceExhausted
+from deskwire_common.protobytes import nested, number
 from deskwire_gateway.session import Close
 
 
@@ -12,6 +13,11 @@ def encoded(**kind: object) -> bytes:
     """Return an encoded Batch of one frame."""
     frame = frame_pb2.Frame(**kind)  # type: ignore[arg-type] # one member of the oneof
     return frame_pb2.Batch(frames=[frame]).SerializeToString()
+
+
+def pong(ping_id: int) -> bytes:
+    """Return an encoded Batch with the answer to a Ping; by hand, as most frames of many connections are heartbeats."""
+    return nested(b"\x0a", nested(b"\x22", number(b"\x08", ping_id)))
 
 
 def error_batch(

@@ -102,6 +102,7 @@ class Limits:
     """What one connection may do; seconds, bytes, per second."""
 
     ping_interval: float
+    visitor_ping_interval: float
     hello_timeout: float
     max_message_bytes: int
     max_unacked_sends: int

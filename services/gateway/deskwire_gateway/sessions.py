@@ -32,7 +32,7 @@ from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
 from deskwire_common.protobytes import varint
 from deskwire_common.validation import Validator
-from deskwire_gateway.frames import encoded, error_batch, error_frame, too_large
+from deskwire_gateway.frames import encoded, error_batch, error_frame, pong, too_large
 from deskwire_gateway.limits import TenantRates
 from deskwire_gateway.ring import Budget, Ring
 from deskwire_gateway.session import (
@@ -91,8 +91,9 @@ class Sessions:
         self._next = 0
         self._bytes_in = METRICS.gateway_bytes.labels("in")
         self._frames_in = METRICS.gateway_frames.labels("in")
-        # One bucket per second of the heartbeat interval: each session is looked at once a turn.
-        self._wheel: list[set[Session]] = [set() for _ in range(max(1, int(limits.ping_interval)))]
+        # One bucket per second of the shorter interval: each session is looked at once a turn.
+        turn = int(min(limits.ping_interval, limits.visitor_ping_interval))
+        self._wheel: list[set[Session]] = [set() for _ in range(max(1, turn))]
         self._tick = 0
         self._greeting: deque[tuple[float, Session]] = deque()
         self._waiting: deque[tuple[float, Session]] = deque()
@@ -200,7 +201,6 @@ class Sessions:
                 self.lost(session)
         self._tick = (self._tick + 1) % len(self._wheel)
         wall = self._clock.now().timestamp()
-        silent = now - _SILENT_AFTER * self.limits.ping_interval
         for session in list(self._wheel[self._tick]):
             if session.expires <= wall:
                 self.goodbye(
@@ -209,7 +209,10 @@ class Sessions:
                     reasons.ERROR_REASON_TOKEN_EXPIRED,
                     "the token has expired; come back with a new one",
                 )
-            elif session.seen < silent and not session.parked:
+            elif (
+                session.seen < now - _SILENT_AFTER * self._ping_interval(session)
+                and not session.parked
+            ):
                 self.goodbye(
                     session,
                     Close.SILENT,
@@ -363,12 +366,18 @@ class Sessions:
             max_unacked_sends=limits.max_unacked_sends,
             max_calls=limits.max_calls,
         )
-        welcome.ping_interval.FromMilliseconds(int(limits.ping_interval * 1000))
+        welcome.ping_interval.FromMilliseconds(int(self._ping_interval(session) * 1000))
         welcome.token_expire_time.FromSeconds(int(session.expires))
         welcome.backoff.initial.FromMilliseconds(int(limits.backoff_initial * 1000))
         welcome.backoff.max.FromMilliseconds(int(limits.backoff_max * 1000))
         welcome.resume_window.FromMilliseconds(int(limits.resume_window * 1000))
         session.transport.send(encoded(welcome=welcome))
+
+    def _ping_interval(self, session: Session) -> float:
+        """Visitors are many, and whether they are still there matters less than with those who serve them."""
+        who = session.principal
+        is_visitor = who is not None and who.role is Role.VISITOR
+        return self.limits.visitor_ping_interval if is_visitor else self.limits.ping_interval
 
     def _known(self, resume: frame_pb2.Resume, principal: Principal) -> Session | None:
         """The session that a client may resume: its own, and not older than what it has of it."""
@@ -427,7 +436,7 @@ class Sessions:
         session.transport.send(encoded(refreshed=refreshed))
 
     def _ping(self, session: Session, frame: frame_pb2.Frame) -> None:
-        session.transport.send(encoded(pong=frame_pb2.Pong(id=frame.ping.id)))
+        session.transport.send(pong(frame.ping.id))
 
     def _delivered(self, session: Session, frame: frame_pb2.Frame) -> None:
         self._validator.check(frame.delivered)

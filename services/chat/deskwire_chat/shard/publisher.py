@@ -25,6 +25,7 @@ from deskwire_common.errors import DeskwireError
 from deskwire_common.kafka import Headers, Outgoing, Producer
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_common.pacing import Pace
 
 _ROUND: Final = 4_000
 """Records in flight at the most."""
@@ -32,7 +33,10 @@ _LOG_CHUNK: Final = 500
 _TAIL: Final = 20_000
 """Encoded messages kept in memory per partition while Kafka is behind."""
 _QUIET_SECONDS: Final = 1.0
-_LINGER: Final = 0.025
+_LINGER: Final = 0.005
+_SPACING: Final = 0.05
+_MANY: Final = 16
+"""Rounds of so many records are so many seconds apart: the producer sends a request per partition and round."""
 _MAX_BACKOFF: Final = 5.0
 
 
@@ -62,6 +66,7 @@ class Publisher:
         self._producer = producer
         self._feeds: dict[int, _Feed] = {}
         self._wake = asyncio.Event()
+        self._pace = Pace(linger=_LINGER, spacing=_SPACING, many=_MANY)
 
     def own(self, partitions: Sequence[Partition]) -> None:
         """Begin where the partitions' last owner stopped."""
@@ -130,7 +135,6 @@ class Publisher:
         except TimeoutError:
             await self._save()
             await self._wake.wait()
-        await asyncio.sleep(_LINGER)
 
     async def finish(self, numbers: Iterable[int], seconds: float = 5.0) -> None:
         """Wait until Kafka has everything of some partitions, for a while."""
@@ -143,6 +147,8 @@ class Publisher:
             await asyncio.sleep(0.01)
 
     async def _round(self) -> int:
+        now = asyncio.get_running_loop().time
+        await asyncio.sleep(self._pace.pause(now()))
         batch: list[Outgoing] = []
         reached: list[tuple[_Feed, int]] = []
         share = max(1, _ROUND // max(1, len(self._feeds)))
@@ -155,6 +161,7 @@ class Publisher:
                 batch += [record for _, record in found]
         if not batch:
             return 0
+        self._pace.began(now(), len(batch))
         await self._producer.send_batch(batch)
         for feed, position in reached:
             feed.published = position

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 from contextlib import AsyncExitStack
@@ -20,6 +21,8 @@ from deskwire_common.auth import Role
 from deskwire_common.lifecycle import running
 from deskwire_common.metrics import METRICS
 from deskwire_gateway.frames import encoded, pong
+from deskwire_gateway.session import Session
+from deskwire_gateway.websocket import _Connection
 from support import eventually
 from support.suite import Desk, Start, gateway_settings, new_id
 from support.wire import reason, wire
@@ -243,3 +246,26 @@ async def test_agents_are_asked_for_signs_of_life_more_often_than_visitors(start
 @pytest.mark.parametrize("number", [0, 1, 127, 128, 2**63])
 def test_a_pong_by_hand_is_one(number: int) -> None:
     assert pong(number) == encoded(pong=frame_pb2.Pong(id=number))
+
+
+async def test_connections_that_ended_are_no_work_for_the_collector(start: Start) -> None:
+    async with start(resume_window=1.0, hello_timeout=1.0) as d:
+
+        async def come_and_go(goodbye: bool) -> None:
+            async with wire(d, d.token(Role.VISITOR, new_id())) as one:
+                await one.works()
+                if goodbye:
+                    await one.say(goodbye=frame_pb2.Goodbye())
+
+        def left() -> int:
+            return sum(type(each) in {Session, _Connection} for each in gc.get_objects())
+
+        await come_and_go(goodbye=True)
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(10):
+                await come_and_go(goodbye=number % 2 == 0)
+            await eventually(lambda: left() == 0, timeout=15)
+        finally:
+            gc.enable()

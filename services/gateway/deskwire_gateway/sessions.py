@@ -136,7 +136,8 @@ class Sessions:
         """A connection is gone, whoever ended it. Its session waits for a Resume, unless it said Goodbye."""
         self.connections -= 1
         METRICS.gateway_connections.labels(transport.name).dec()
-        session = transport.session
+        # Without it they would be a cycle, and work for the collector.
+        session, transport.session = transport.session, None
         if session is None or session.transport is not transport or session.closed:
             return
         if session.principal is None or not self.limits.resume_window:

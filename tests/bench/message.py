@@ -95,6 +95,7 @@ def step(
         "server_cpu_cores": round(used / seconds, 2),
         "generator_cpu_cores": round(total(results, "generator_cpu_cores"), 2),
         "million_additions_ms": speed.million_additions_ms,
+        "slowest_sync_ms": speed.slowest_sync_ms,
     }
     if heads := total(results, "heads"):
         say(f"{heads} Heads: the server couldn't prove that nothing was missed")

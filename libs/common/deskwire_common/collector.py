@@ -2,8 +2,8 @@
 
 A full collection walks everything that is alive while nothing else runs: 300 ms over 16,000 connections, more than a
 message may take. So what has outlived a young collection is put out of its sight every few seconds, which costs
-nothing, and looked through about once in an hour. What ends frees itself by its reference count: tests see to it that groups
-and connections are no cycles.
+nothing, and looked through about once in an hour. What ends frees itself by its reference count: tests see to it that
+groups and connections are no cycles.
 """
 
 from __future__ import annotations

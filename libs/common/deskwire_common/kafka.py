@@ -145,14 +145,16 @@ class Producer:
                 self._batches.put(batch) if stop.is_set() else batch.delivered()
 
     def _produce(
-        self, record: Outgoing, failed: Callable[[KafkaError | None, RdMessage], None]
+        self,
+        records: Iterable[Outgoing],
+        failed: Callable[[KafkaError | None, RdMessage], None],
     ) -> None:
-        if self._rd is None:
+        rd: Any = self._rd
+        if rd is None:
             raise Unavailable("the Kafka producer is not running")
-        topic, key, value, headers = record
-        given: Any = headers
         try:
-            self._rd.produce(topic, value=value, key=key, headers=given, on_delivery=failed)
+            for topic, key, value, headers in records:
+                rd.produce(topic, value=value, key=key, headers=headers, on_delivery=failed)
         except BufferError:
             raise ResourceExhausted(
                 "the Kafka producer's queue is full; try again", retry_after=0.5
@@ -168,8 +170,7 @@ class Producer:
         """
         batch = _Batch()
         try:
-            for record in records:
-                self._produce(record, batch.failed)
+            self._produce(records, batch.failed)
         except (Unavailable, ResourceExhausted) as error:
             batch.future.set_exception(error)
         else:

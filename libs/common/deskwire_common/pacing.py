@@ -35,4 +35,4 @@ def link_pace(links: int = 1) -> Pace:
     No linger at all was the slowest setting; a batch costs some 180 µs of both sides, whatever it carries. So the more
     links share what there is to say, the longer each waits.
     """
-    return Pace(linger=0.002, spacing=min(0.006 + 0.006 * links, 0.04), many=3)
+    return Pace(linger=0.002, spacing=min(0.006 + 0.006 * links, 0.03), many=3)

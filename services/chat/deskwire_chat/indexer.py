@@ -62,8 +62,8 @@ class SearchIndexer:
         while lease.held:
             began = loop.time()
             more = await self._round()
-            # Half of the time at the most: when there is too much to do, messages go first and the index is late.
-            pause = max(_PAUSE_SECONDS, loop.time() - began)
+            # A quarter of the time at the most: when there is too much to do, messages go first and the index is late.
+            pause = max(_PAUSE_SECONDS, 3 * (loop.time() - began))
             await asyncio.sleep(pause if more else POLL_SECONDS)
 
     async def _round(self) -> bool:

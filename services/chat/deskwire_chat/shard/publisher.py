@@ -214,6 +214,16 @@ _FIXED: Final[Headers] = [
 ]
 
 
+@lru_cache(4_096)
+def _headers(kind: int, origin: str, tenant: str) -> Headers:
+    return [
+        *_FIXED,
+        ("ce_type", codec.event_type(kind)),
+        ("ce_source", origin.encode()),
+        ("ce_tenantid", tenant.encode()),
+    ]
+
+
 @lru_cache(64)  # all of a group have the same
 def _time(micros: int) -> bytes:
     return from_micros(micros).isoformat().replace("+00:00", "Z").encode()
@@ -226,13 +236,10 @@ def _outgoing(stored: Stored) -> Outgoing:
         item, stored.encoded, stored.encoded_actor, stored.encoded_time, trace_id
     )
     headers: Headers = [
-        *_FIXED,
-        ("ce_type", codec.event_type(item.kind)),
+        *_headers(item.kind, item.origin, item.tenant),
         ("ce_id", item.message_id.encode()),
-        ("ce_source", item.origin.encode()),
         ("ce_subject", item.conversation_id.encode()),
         ("ce_time", _time(item.created_at)),
-        ("ce_tenantid", item.tenant.encode()),
     ]
     if item.traceparent:
         traceparent = item.traceparent

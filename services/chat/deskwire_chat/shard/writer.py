@@ -277,7 +277,7 @@ class ShardWriter:
                 self._ownership.doubt()
                 error = caught
                 continue
-            group.finish()
+            self._finish(group)
             return
         self._forget(commands)
         if not isinstance(error, DeskwireError) and len(commands) > 1:
@@ -437,7 +437,12 @@ class ShardWriter:
             span.end()
         for customer, told in group.visitors.updated:
             self.deliver(told, views.customer_push(customer))
-        self._log.committed(list(group.stored.values()))
+
+    def _finish(self, group: Group) -> None:
+        """Say what was done: to those who wait first, then to the log."""
+        group.finish()
+        if group.stored:
+            self._log.committed(list(group.stored.values()))
 
     # ------------------------------------------------------------------------------------- accept
 
@@ -453,7 +458,7 @@ class ShardWriter:
                 self._forget([command])
             self._not_accepted(command, error)
             return
-        group.finish()
+        self._finish(group)
         if not group.heads:
             # A repeated call: what it says was done before, and this offer is another one.
             self._offer_again(command, waits=command.waiting)

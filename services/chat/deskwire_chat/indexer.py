@@ -82,12 +82,9 @@ class SearchIndexer:
             changed = await search.at(c, _targets(rows))
         waits = 0 if oldest is None else to_micros(self._clock.now()) - oldest
         METRICS.search_lag_seconds.set(max(0, waits) / 1_000_000)
-        # What was changed to be plain, and is within the steps, isn't cut here.
-        latest = {
-            (row.partition_id, row.position): row
-            for row in [*rows, *changed]
-            if not (getattr(row, "plain", False) and _is_within(row, steps))
-        }
+        # What is within the steps, and plain now, isn't cut here.
+        here = [row for row in changed if not (row.plain and _is_within(row, steps))]
+        latest = {(row.partition_id, row.position): row for row in [*rows, *here]}
         entries = await _entries(list(latest.values()))
         gone = [search.entry_id(row.partition_id, row.position) for row in changed]
 

@@ -13,30 +13,12 @@ from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as shard_pb
 from deskwire_chat.domain import Kind, Message
 from deskwire_chat.shard import codec
+from deskwire_chat.views import text_content
 from deskwire_common import protobytes
 from deskwire_common.clock import to_timestamp
-from support.suite import new_id
+from support.suite import a_message
 
 SIZES = [0, 1, 127, 128, 16_383, 16_384, 2**31, 2**63]
-
-
-def a_message(**more: Any) -> Message:
-    content = conversation_pb2.Content(text=more.pop("text", "wo ist mein Paket? 🙂"))
-    given: dict[str, Any] = {
-        "message_id": new_id(),
-        "conversation_id": new_id(),
-        "tenant": "demo",
-        "seq": 7,
-        "position": 9,
-        "role": 1,
-        "subject": "1001",
-        "name": "Li Na",
-        "origin": "deskwire",
-        "client_msg_id": "m-1",
-        "body": content.SerializeToString(),
-        "created_at": 1_795_532_270_765_029,
-    }
-    return Message(**given | more)
 
 
 def expected(item: Message) -> conversation_pb2.Message:
@@ -56,9 +38,9 @@ def expected(item: Message) -> conversation_pb2.Message:
 
 MESSAGES = [
     a_message(),
-    a_message(seq=2**32 - 1, name="", client_msg_id="x" * 64, text="x" * 8_000),
+    a_message(seq=2**32 - 1, name="", client_msg_id="x" * 64, body=text_content("x" * 8_000)),
     a_message(changed_at=1_795_532_271_000_001, created_at=1_795_532_270_000_000),
-    a_message(text="字" * 8_000, kind=int(Kind.NOTE)),
+    a_message(body=text_content("字" * 8_000), kind=int(Kind.NOTE)),
 ]
 
 

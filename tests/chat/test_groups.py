@@ -14,7 +14,7 @@ import deskwire_chat.app
 from deskwire.chat.v1 import conversation_pb2
 from deskwire.chat.v1.conversation_service_pb2 import SendMessageRequest
 from deskwire.chat.v1.conversation_service_pb2_grpc import ConversationServiceStub
-from deskwire_chat.domain import ActorRole, Kind, Message, Writer, partition_of
+from deskwire_chat.domain import ActorRole, Message, Writer, partition_of
 from deskwire_chat.shard import memory
 from deskwire_chat.shard.commands import Store
 from deskwire_chat.shard.group import Group
@@ -25,7 +25,7 @@ from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
 from deskwire_common.rpc import make_channel
 from support.servers import DatabaseServer
-from support.suite import chat_settings, desk, new_id
+from support.suite import a_message, chat_settings, desk, new_id
 
 
 @pytest.fixture
@@ -46,24 +46,17 @@ async def statements(db: Database) -> AsyncIterator[Statements]:
     await statements.close()
 
 
-def a_message(conversation_id: str, seq: int, position: int, name: str = "") -> Message:
-    return Message(
-        message_id=str(uuid.uuid4()),
+def an_item(conversation_id: str, seq: int, position: int, name: str = "") -> Message:
+    """A message with what is awkward in an array of PostgreSQL."""
+    return a_message(
         conversation_id=conversation_id,
-        tenant="acme",
         seq=seq,
         position=position,
-        role=1,
-        subject="v:1@x.y-z",
         name=name,
-        origin="",
+        subject="v:1@x.y-z",
         client_msg_id=f"{name} {seq}",
+        origin="",
         body=b'\x00\x01\\"{},\xff' * seq,
-        created_at=1_795_532_270_000_001,
-        traceparent="",
-        kind=Kind.TEXT,
-        target_seq=0,
-        changed_at=0,
     )
 
 
@@ -75,7 +68,7 @@ async def stored(db: Database, conversation_id: str) -> list[Message]:
 async def test_messages_come_back_as_they_went_in(db: Database, statements: Statements) -> None:
     talk = str(uuid.uuid4())
     names = ["", 'Ann "the" {Agent}, NULL\\', "NULL", "Zoë 李 🙂", "\\", "a\tb"]
-    items = [a_message(talk, place, place, name) for place, name in enumerate(names, 1)]
+    items = [an_item(talk, place, place, name) for place, name in enumerate(names, 1)]
     number = partition_of(talk)
     assert await messages.append_to_log(statements, items[:2], {number: (0, 0, 2)}, {number: 1})
     assert await messages.append_to_log(statements, items[2:4], {number: (0, 2, 4)}, {})
@@ -96,7 +89,7 @@ async def test_without_all_of_its_heads_a_group_writes_nothing(
         talk = str(uuid.uuid4())
         one, other = (talk, other) if partition_of(talk) == 3 else (one, other)
         one, other = (one, talk) if partition_of(talk) == 4 else (one, other)
-    items = [a_message(one, 1, 1), a_message(other, 1, 1)]
+    items = [an_item(one, 1, 1), an_item(other, 1, 1)]
     good = {3: (0, 0, 1), 4: (0, 0, 1)}
     for wrong in ({4: (1, 0, 1)}, {4: (0, 7, 8)}, {3: (1, 0, 1), 4: (1, 0, 1)}):
         assert not await messages.append_to_log(statements, items, good | wrong, {3: 5})

@@ -15,8 +15,9 @@ import deskwire_chat.app
 from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2_grpc
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire_chat import words
-from deskwire_chat.domain import Message, partition_of
+from deskwire_chat.domain import partition_of
 from deskwire_chat.store import messages, search
+from deskwire_chat.views import text_content
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import from_rpc_error
@@ -25,7 +26,7 @@ from deskwire_common.migrations import migrate
 from deskwire_common.rpc import make_channel
 from support import eventually
 from support.servers import DatabaseServer
-from support.suite import chat_settings, new_id
+from support.suite import a_message, chat_settings, new_id
 
 Start = Callable[[], AbstractAsyncContextManager[Runtime[Any]]]
 
@@ -211,12 +212,13 @@ async def test_postgresql_cuts_plain_text_as_the_others_do(postgres: DatabaseSer
     url = postgres.fresh()
     await migrate(url, "deskwire_chat")
     db = await Database.open(url)
-    items = [
-        a_message(talk, seq, conversation_pb2.Content(text=each).SerializeToString())
-        for seq, each in enumerate([*plain, *nothing, *by_hand], 1)
-    ]
+    bodies = [text_content(each) for each in [*plain, *nothing, *by_hand]]
     # As a later client could write it: a field that isn't known here.
-    items.append(a_message(talk, len(items) + 1, items[0].body + b"\xfa\x01\x01x"))
+    bodies.append(bodies[0] + b"\xfa\x01\x01x")
+    items = [
+        a_message(conversation_id=talk, seq=seq, position=seq, client_msg_id=str(seq), body=body)
+        for seq, body in enumerate(bodies, 1)
+    ]
     steps = {number: (0, len(items))}
 
     async def work(uow: UnitOfWork) -> tuple[int, dict[int, str]]:
@@ -243,21 +245,3 @@ async def test_postgresql_cuts_plain_text_as_the_others_do(postgres: DatabaseSer
     hand = {4, *range(len(plain) + len(nothing) + 1, len(items) + 1)}
     assert {row.seq for row in rest} == hand
     assert {row.seq for row in every if not row.plain} == hand
-
-
-def a_message(talk: str, seq: int, body: bytes) -> Message:
-    return Message(
-        message_id=new_id(),
-        conversation_id=talk,
-        tenant="acme",
-        seq=seq,
-        position=seq,
-        role=1,
-        subject="me",
-        name="",
-        origin="",
-        client_msg_id=str(seq),
-        body=body,
-        created_at=1_795_532_270_000_001,
-        traceparent="",
-    )

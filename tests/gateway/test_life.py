@@ -47,7 +47,7 @@ async def test_who_says_nothing_is_sent_away_and_may_come_back(start: Start) -> 
 
 async def test_a_connection_ends_with_its_token(start: Start) -> None:
     async with (
-        start(ping_interval=1.0, visitor_ping_interval=1.0) as d,
+        start(ping_interval=1.0) as d,
         wire(d, d.token(Role.VISITOR, "1", ttl=2)) as brief,
     ):
         await brief.works()

@@ -16,7 +16,9 @@ import deskwire_chat.config
 import deskwire_gateway.app
 import deskwire_gateway.config
 from deskwire.chat.v1 import agent_pb2, agent_service_pb2, agent_service_pb2_grpc
+from deskwire_chat.domain import Message
 from deskwire_chat.store import partitions
+from deskwire_chat.views import text_content
 from deskwire_client import Client
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database
@@ -29,6 +31,25 @@ from support import eventually
 def new_id() -> str:
     """A conversation id, as a client makes them."""
     return str(uuid.uuid4())
+
+
+def a_message(**more: Any) -> Message:
+    """A message as the store has it; what isn't given is made up."""
+    given: dict[str, Any] = {
+        "message_id": new_id(),
+        "conversation_id": new_id(),
+        "tenant": "demo",
+        "seq": 7,
+        "position": 9,
+        "role": 1,
+        "subject": "1001",
+        "name": "Li Na",
+        "origin": "deskwire",
+        "client_msg_id": "m-1",
+        "body": text_content("wo ist mein Paket? 🙂"),
+        "created_at": 1_795_532_270_765_029,
+    }
+    return Message(**given | more)
 
 
 Start = Callable[..., "AbstractAsyncContextManager[Desk]"]

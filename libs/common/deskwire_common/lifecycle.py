@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Final, Generic, NoReturn, ParamSpec, TypeVar
 
 import grpc
 import uvloop
@@ -31,13 +31,39 @@ from deskwire_common.validation import Validator
 OK, FAILED, USAGE = 0, 1, 2
 """Exit codes: done; it failed, and one line says why; the command or a setting is wrong."""
 
+_CLOSE_SECONDS: Final = 10.0
+"""For each thing that is closed; then it is left as it is, and the next one closed."""
+
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ClosingStack(AsyncExitStack):
+    """Closes what it was given, last one first; a process that ends waits for none of them for ever."""
+
+    def push_async_callback(
+        self, callback: Callable[P, Awaitable[T]], /, *args: P.args, **kwds: P.kwargs
+    ) -> Callable[P, Awaitable[T]]:
+        """Have this called, and log `close_cut_short` when it takes too long."""
+
+        async def close() -> None:
+            try:
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await callback(*args, **kwds)
+            except TimeoutError:
+                get_logger().warning(
+                    "close_cut_short", what=getattr(callback, "__qualname__", repr(callback))
+                )
+
+        super().push_async_callback(close)
+        return callback
 
 
 class Runtime(Generic[SettingsT]):
     """What a service is built with. Everything that is opened through it is closed by it, last one first."""
 
-    def __init__(self, name: str, settings: SettingsT, stack: AsyncExitStack) -> None:
+    def __init__(self, name: str, settings: SettingsT, stack: ClosingStack) -> None:
         self.name = name
         self.settings = settings
         self.stack = stack
@@ -98,9 +124,14 @@ class Runtime(Generic[SettingsT]):
         async def supervised() -> None:
             try:
                 await work()
-                error: BaseException = RuntimeError("it returned")
-            except asyncio.CancelledError:
-                raise
+                error: Exception = RuntimeError("it returned")
+            except asyncio.CancelledError as caught:
+                me = asyncio.current_task()
+                if me is None or me.cancelling():
+                    raise
+                # Something that it waited for was: it would be gone without a word.
+                error = RuntimeError("what it waited for was cancelled")
+                error = error.with_traceback(caught.__traceback__)
             except Exception as caught:  # noqa: BLE001 - the process ends with it
                 error = caught
             METRICS.background_crashes.labels(name).inc()
@@ -112,7 +143,8 @@ class Runtime(Generic[SettingsT]):
 
         async def cancel() -> None:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            # Not a gather: that, once it is cancelled itself, waits for a task that doesn't end.
+            await asyncio.wait([task])
 
         self.stack.push_async_callback(cancel)
         return task
@@ -173,7 +205,7 @@ async def running(
     name: str, settings: SettingsT, build: Build[SettingsT]
 ) -> AsyncIterator[Runtime[SettingsT]]:
     """A built and serving service while the block runs; then it drains and closes."""
-    async with AsyncExitStack() as stack:
+    async with ClosingStack() as stack:
         telemetry = setup_telemetry(
             name, otlp_endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio
         )

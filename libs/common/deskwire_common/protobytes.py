@@ -9,16 +9,17 @@ from __future__ import annotations
 from typing import Final
 
 _TABLED: Final = 16_384
-_VARINTS: Final = [
+SHORT: Final = [
     bytes((number,)) if number < 128 else bytes((number & 127 | 128, number >> 7))
     for number in range(_TABLED)
 ]
+"""The varints of numbers below 16,384: for lengths that can't be more, a call less."""
 
 
 def varint(number: int) -> bytes:
     """Return the base-128 varint of a number that isn't negative."""
     if number < _TABLED:
-        return _VARINTS[number]
+        return SHORT[number]
     parts = bytearray()
     while number > 127:
         parts.append(number & 127 | 128)
@@ -36,7 +37,7 @@ def nested(tag: bytes, value: bytes) -> bytes:
     """Return a field of bytes or of an encoded message."""
     size = len(value)
     # A call less for nearly all: this is done some twenty times a message.
-    return tag + (_VARINTS[size] if size < _TABLED else varint(size)) + value
+    return tag + (SHORT[size] if size < _TABLED else varint(size)) + value
 
 
 def number(tag: bytes, value: int) -> bytes:

@@ -149,6 +149,8 @@ def _parse(traceparent: str) -> SpanContext:
 
 def sampled(traceparent: str) -> bool:
     """Return whether `traceparent` is valid and its trace is recorded."""
+    if not traceparent:
+        return False
     context = _parse(traceparent)
     return context.is_valid and context.trace_flags.sampled
 

@@ -185,23 +185,24 @@ class Link:
                 self._owner.answered(item)
             elif item.HasField("owners") and not self._owners(item.owners):
                 return False
+            batch = item.batch
             for number in item.connection_ids:
                 session = by_number.get(number)
                 if session is None:
                     METRICS.gateway_dropped.labels("gone").inc()
                     continue
-                if item.HasField("refusal"):
+                if not batch:  # nothing else has none
                     refused.append((session, item.refusal))
                     continue
                 frames += 1
                 if item.ephemeral:
-                    session.transport.send(item.batch)
+                    session.transport.send(batch)
                     continue
                 parts = outgoing.get(session)
                 if parts is None:
-                    outgoing[session] = [item.batch]
+                    outgoing[session] = [batch]
                 else:
-                    parts.append(item.batch)
+                    parts.append(batch)
         self._frames_out.inc(frames)
         size = 0
         for session, parts in outgoing.items():

@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from typing import Final
 
 from deskwire_chat.domain import Kind, Message
-from deskwire_common.protobytes import nested, number, text, varint
+from deskwire_common.protobytes import SHORT, nested, number, text, varint
 
 _FRAME_SEND_ACK: Final = b"\x32"  # Frame.send_ack = 6
 _FRAME_PUSH: Final = b"\x3a"  # Frame.push = 7
@@ -37,6 +37,16 @@ def _event_parts(kind: int) -> tuple[bytes, bytes]:
     return nested(b"\x12", event_type(kind)), nested(b"\x0a", name.encode())
 
 
+@lru_cache(4_096)
+def _tenant(tenant: str) -> bytes:
+    return text(b"\x1a", tenant)
+
+
+@lru_cache(4_096)
+def _origin(origin: str) -> bytes:
+    return text(b"\x4a", origin)
+
+
 @lru_cache(64)  # all of a group have the same
 def timestamp(micros: int) -> bytes:
     """Return an encoded google.protobuf.Timestamp."""
@@ -52,15 +62,29 @@ def actor(role: int, subject: str, name: str) -> bytes:
 
 def message(item: Message, encoded_actor: bytes, encoded_time: bytes) -> bytes:
     """Return an encoded deskwire.chat.v1.Message; `item.body` is its encoded Content. Its ids have 36 characters."""
-    return b"\x0a$%b\x12$%b\x18%b%b%b%b%b%b" % (
-        item.message_id.encode(),
-        item.conversation_id.encode(),
-        varint(item.seq),
-        nested(b"\x22", encoded_actor),
-        text(b"\x2a", item.client_msg_id),
-        nested(b"\x32", item.body),
-        nested(b"\x3a", encoded_time),
-        nested(b"\x42", timestamp(item.changed_at)) if item.changed_at else b"",
+    client_msg_id, body = item.client_msg_id.encode(), item.body
+    return b"".join(
+        (
+            b"\x0a$",
+            item.message_id.encode(),
+            b"\x12$",
+            item.conversation_id.encode(),
+            b"\x18",
+            varint(item.seq),
+            b"\x22",
+            SHORT[len(encoded_actor)],
+            encoded_actor,
+            b"\x2a",
+            SHORT[len(client_msg_id)],
+            client_msg_id,
+            b"\x32",
+            varint(len(body)),
+            body,
+            b"\x3a",
+            SHORT[len(encoded_time)],
+            encoded_time,
+            nested(b"\x42", timestamp(item.changed_at)) if item.changed_at else b"",
+        )
     )
 
 
@@ -72,16 +96,30 @@ def message_push(encoded_message: bytes, epoch: int) -> bytes:
 
 def send_ack(item: Message, epoch: int, encoded_time: bytes, *, duplicate: bool) -> bytes:
     """Return an encoded Batch with one SendAck frame."""
-    ack = b"\x0a$%b%b\x1a$%b%b\x28%b%b%b" % (
-        item.conversation_id.encode(),
-        text(b"\x12", item.client_msg_id),
-        item.message_id.encode(),
-        number(b"\x20", epoch),
-        varint(item.seq),
-        nested(b"\x32", encoded_time),
-        b"\x38\x01" if duplicate else b"",
+    client_msg_id = item.client_msg_id.encode()
+    ack = b"".join(
+        (
+            b"\x0a$",
+            item.conversation_id.encode(),
+            b"\x12",
+            SHORT[len(client_msg_id)],
+            client_msg_id,
+            b"\x1a$",
+            item.message_id.encode(),
+            number(b"\x20", epoch),
+            b"\x28",
+            varint(item.seq),
+            b"\x32",
+            SHORT[len(encoded_time)],
+            encoded_time,
+            b"\x38\x01" if duplicate else b"",
+        )
     )
-    return nested(b"\x0a", nested(_FRAME_SEND_ACK, ack))
+    size = len(ack)
+    # Frame.send_ack in Batch.frames; an ack is short.
+    return b"".join(
+        (b"\x0a", SHORT[1 + len(SHORT[size]) + size], _FRAME_SEND_ACK, SHORT[size], ack)
+    )
 
 
 def batch_of_frame(encoded_frame: bytes) -> bytes:
@@ -105,15 +143,20 @@ def down_item(
         if len(connection_ids) == 1
         else b"".join([varint(each) for each in connection_ids])
     )
-    item = nested(b"\x0a", ids) + nested(b"\x12", batch)
-    if send_id:
-        item += b"\x18" + varint(send_id)
-    if stored:
-        item += b"\x20\x01"
-    if ephemeral:
-        item += b"\x30\x01"
-    if held:
-        item += b"\x48\x01"
+    item = b"".join(
+        (
+            b"\x0a",
+            varint(len(ids)),
+            ids,
+            b"\x12",
+            varint(len(batch)),
+            batch,
+            b"\x18" + varint(send_id) if send_id else b"",
+            b"\x20\x01" if stored else b"",
+            b"\x30\x01" if ephemeral else b"",
+            b"\x48\x01" if held else b"",
+        )
+    )
     return nested(b"\x0a", item)
 
 
@@ -134,15 +177,25 @@ def message_event(
 ) -> bytes:
     """Return the encoded deskwire.events.v1.Event of a message; all its types hold the message in field 1."""
     encoded_type, data_type = _event_parts(item.kind)
-    return b"\x0a$%b%b%b\x22$%b\x28%b%b%b%b%b%b" % (
-        item.message_id.encode(),
-        encoded_type,
-        text(b"\x1a", item.tenant),
-        item.conversation_id.encode(),
-        varint(item.seq),
-        nested(b"\x32", encoded_time),
-        text(b"\x3a", trace_id),
-        nested(b"\x42", encoded_actor),
-        text(b"\x4a", item.origin),
-        nested(b"\x5a", data_type + nested(b"\x12", nested(b"\x0a", encoded_message))),
+    return b"".join(
+        (
+            b"\x0a$",
+            item.message_id.encode(),
+            encoded_type,
+            _tenant(item.tenant),
+            b"\x22$",
+            item.conversation_id.encode(),
+            b"\x28",
+            varint(item.seq),
+            b"\x32",
+            SHORT[len(encoded_time)],
+            encoded_time,
+            b"\x3a\x20",
+            trace_id.encode(),
+            b"\x42",
+            SHORT[len(encoded_actor)],
+            encoded_actor,
+            _origin(item.origin),
+            nested(b"\x5a", data_type + nested(b"\x12", nested(b"\x0a", encoded_message))),
+        )
     )

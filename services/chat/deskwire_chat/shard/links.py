@@ -11,6 +11,7 @@ import grpc
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deskwire.chat.v1 import conversation_pb2
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
@@ -198,7 +199,13 @@ class Links:
 
     def _handle(self, stream: Stream, item: pb.LinkUpItem, attached: list[Connection]) -> None:
         kind = item.WhichOneof("kind")
-        if kind == "attach":
+        if kind == "send":
+            # Nearly all are.
+            sent = item.send
+            connection = stream.connections.get(sent.connection_id)
+            if connection is not None:
+                self._send(connection, sent)
+        elif kind == "attach":
             connection = self._attach(stream, item.attach)
             if connection is not None:
                 attached.append(connection)
@@ -217,9 +224,7 @@ class Links:
                 self._frame(connection, kind, said)
 
     def _frame(self, connection: Connection, kind: str, said: Any) -> None:
-        if kind == "send":
-            self._send(connection, said)
-        elif kind == "sync":
+        if kind == "sync":
             self._spawn(self._sync(connection, said.sync, said.send_id))
         elif kind == "detach":
             self._connections.remove(connection)
@@ -333,8 +338,8 @@ class Links:
     # ------------------------------------------------------------------------------------- frames
 
     def _send(self, connection: Connection, item: pb.LinkSend) -> None:
-        send = item.send
-        send_id = item.send_id
+        send, send_id = item.send, item.send_id
+        conversation_id, client_msg_id = send.conversation_id, send.client_msg_id
 
         def reply(result: Stored | DeskwireError) -> None:
             held = False
@@ -343,19 +348,19 @@ class Links:
                 return
             if isinstance(result, Stored):
                 if connection.held:
-                    connection.held.discard(send.conversation_id)
+                    connection.held.discard(conversation_id)
                 batch = codec.send_ack(
                     result.message, result.epoch, result.encoded_time, duplicate=result.duplicate
                 )
             else:
                 if result.temporary:
                     connection.held = connection.held or set()
-                    connection.held.add(send.conversation_id)
+                    connection.held.add(conversation_id)
                     held = result.reason != reasons.ERROR_REASON_LINE_HELD
                 batch = views.error_frame(
                     result,
-                    client_msg_id=send.client_msg_id,
-                    conversation_id=send.conversation_id,
+                    client_msg_id=client_msg_id,
+                    conversation_id=conversation_id,
                 )
             connection.stream.put(
                 codec.down_item(
@@ -370,17 +375,18 @@ class Links:
         try:
             if connection.refused is not None:
                 raise connection.refused
-            kind, target_seq = self._check_send(send)
+            content, traceparent = send.content, send.traceparent
+            kind, target_seq = self._check_send(send, content)
             if self._writer is None:
                 raise Unavailable("the shard is not ready", retry_after=0.5)
             self._writer.submit(
                 Store(
                     who=connection.who,
-                    conversation_id=send.conversation_id,
-                    client_msg_id=send.client_msg_id,
-                    body=send.content.SerializeToString(),
+                    conversation_id=conversation_id,
+                    client_msg_id=client_msg_id,
+                    body=content.SerializeToString(),
                     reply=reply,
-                    traceparent=send.traceparent if telemetry.sampled(send.traceparent) else "",
+                    traceparent=traceparent if telemetry.sampled(traceparent) else "",
                     line=connection,
                     kind=kind,
                     target_seq=target_seq,
@@ -393,25 +399,28 @@ class Links:
             METRICS.messages_refused.labels(error.reason_name).inc()
             reply(error)
 
-    def _check_send(self, send: frame_pb2.Send) -> tuple[Kind, int]:
+    def _check_send(
+        self, send: frame_pb2.Send, content: conversation_pb2.Content
+    ) -> tuple[Kind, int]:
         """The contract's rules by hand, as this is the hot path; the validator words what they find.
 
         Returns what is to be written, and the seq that it changes.
         """
-        check_client_msg_id(send.client_msg_id)
+        client_msg_id, conversation_id = send.client_msg_id, send.conversation_id
+        check_client_msg_id(client_msg_id)
         if not (
-            is_uuid(send.conversation_id)
-            and 0 < len(send.client_msg_id) <= 64
-            and send.content.WhichOneof("kind") == "text"
-            and 0 < len(send.content.text) <= _MAX_TEXT
+            is_uuid(conversation_id)
+            and 0 < len(client_msg_id) <= 64
+            and content.WhichOneof("kind") == "text"
+            and 0 < len(content.text) <= _MAX_TEXT
             and len(send.traceparent) <= 55
         ):
             self._validator.check(send)
-            if not is_uuid(send.conversation_id):
+            if not is_uuid(conversation_id):
                 raise InvalidArgument(
                     "write conversation_id in lower case", field="conversation_id"
                 )
-            return views.kind_of(send.content)
+            return views.kind_of(content)
         return Kind.TEXT, 0
 
     async def _sync(self, connection: Connection, sync: frame_pb2.Sync, sync_id: int) -> None:

@@ -131,7 +131,7 @@ class Runtime(Generic[SettingsT]):
                     raise
                 # Something that it waited for was: it would be gone without a word.
                 error = RuntimeError("what it waited for was cancelled")
-                error = error.with_traceback(caught.__traceback__)
+                error.__cause__ = caught
             except Exception as caught:  # noqa: BLE001 - the process ends with it
                 error = caught
             METRICS.background_crashes.labels(name).inc()

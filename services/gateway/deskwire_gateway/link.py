@@ -185,24 +185,23 @@ class Link:
                 self._owner.answered(item)
             elif item.HasField("owners") and not self._owners(item.owners):
                 return False
-            batch = item.batch
             for number in item.connection_ids:
                 session = by_number.get(number)
                 if session is None:
                     METRICS.gateway_dropped.labels("gone").inc()
                     continue
-                if not batch:  # nothing else has none
+                if item.HasField("refusal"):
                     refused.append((session, item.refusal))
                     continue
                 frames += 1
                 if item.ephemeral:
-                    session.transport.send(batch)
+                    session.transport.send(item.batch)
                     continue
                 parts = outgoing.get(session)
                 if parts is None:
-                    outgoing[session] = [batch]
+                    outgoing[session] = [item.batch]
                 else:
-                    parts.append(batch)
+                    parts.append(item.batch)
         self._frames_out.inc(frames)
         size = 0
         for session, parts in outgoing.items():

@@ -26,7 +26,6 @@ from deskwire_gateway.sessions import Sessions
 
 SUBPROTOCOL: Final = "deskwire.v1"
 PATH: Final = "/ws"
-_BINARY: Final = picows.WSMsgType.BINARY
 _READ_BUFFER: Final = 2_048
 _SLACK: Final = 4
 """Messages up to this many times the limit are answered with TOO_LARGE; larger ones end the connection."""
@@ -70,12 +69,12 @@ class _Connection(picows.WSListener):
 
     def _frame(self, session: Session, transport: Any, frame: Any) -> None:
         kind = frame.msg_type
-        if kind == _BINARY and frame.fin:
+        if kind == picows.WSMsgType.BINARY and frame.fin:
             self._sessions.receive(session, frame.get_payload_as_bytes())
         elif kind == picows.WSMsgType.CLOSE:
             transport.send_close(frame.get_close_code() or picows.WSCloseCode.OK)
             transport.disconnect()
-        elif kind in {_BINARY, picows.WSMsgType.CONTINUATION}:
+        elif kind in {picows.WSMsgType.BINARY, picows.WSMsgType.CONTINUATION}:
             self._fragment(session, kind, frame)
         elif kind == picows.WSMsgType.TEXT:
             self._sessions.fault(
@@ -87,7 +86,7 @@ class _Connection(picows.WSListener):
             )
 
     def _fragment(self, session: Session, kind: Any, frame: Any) -> None:
-        if kind == _BINARY:
+        if kind == picows.WSMsgType.BINARY:
             self._parts = []
         if self._parts is None:
             return
@@ -111,10 +110,10 @@ class _Connection(picows.WSListener):
             METRICS.gateway_dropped.labels("slow_reader").inc()
             METRICS.gateway_closed.labels("slow_reader").inc()
             # Said behind what waits, for a reader that is slow and not gone.
-            ws.send(_BINARY, slow_reader())
+            ws.send(picows.WSMsgType.BINARY, slow_reader())
             self.close(Close.SLOW_READER, "slow reader")
             return
-        ws.send(_BINARY, data)
+        ws.send(picows.WSMsgType.BINARY, data)
 
     def close(self, code: int, text: str) -> None:
         """Close after what was sent."""

@@ -37,14 +37,8 @@ def _event_parts(kind: int) -> tuple[bytes, bytes]:
     return nested(b"\x12", event_type(kind)), nested(b"\x0a", name.encode())
 
 
-@lru_cache(4_096)
-def _tenant(tenant: str) -> bytes:
-    return text(b"\x1a", tenant)
-
-
-@lru_cache(4_096)
-def _origin(origin: str) -> bytes:
-    return text(b"\x4a", origin)
+# Of tenants and systems there are few.
+_known_text: Final = lru_cache(4_096)(text)
 
 
 @lru_cache(64)  # all of a group have the same
@@ -115,11 +109,7 @@ def send_ack(item: Message, epoch: int, encoded_time: bytes, *, duplicate: bool)
             b"\x38\x01" if duplicate else b"",
         )
     )
-    size = len(ack)
-    # Frame.send_ack in Batch.frames; an ack is short.
-    return b"".join(
-        (b"\x0a", SHORT[1 + len(SHORT[size]) + size], _FRAME_SEND_ACK, SHORT[size], ack)
-    )
+    return nested(b"\x0a", nested(_FRAME_SEND_ACK, ack))
 
 
 def batch_of_frame(encoded_frame: bytes) -> bytes:
@@ -143,20 +133,15 @@ def down_item(
         if len(connection_ids) == 1
         else b"".join([varint(each) for each in connection_ids])
     )
-    item = b"".join(
-        (
-            b"\x0a",
-            varint(len(ids)),
-            ids,
-            b"\x12",
-            varint(len(batch)),
-            batch,
-            b"\x18" + varint(send_id) if send_id else b"",
-            b"\x20\x01" if stored else b"",
-            b"\x30\x01" if ephemeral else b"",
-            b"\x48\x01" if held else b"",
-        )
-    )
+    item = nested(b"\x0a", ids) + nested(b"\x12", batch)
+    if send_id:
+        item += b"\x18" + varint(send_id)
+    if stored:
+        item += b"\x20\x01"
+    if ephemeral:
+        item += b"\x30\x01"
+    if held:
+        item += b"\x48\x01"
     return nested(b"\x0a", item)
 
 
@@ -182,7 +167,7 @@ def message_event(
             b"\x0a$",
             item.message_id.encode(),
             encoded_type,
-            _tenant(item.tenant),
+            _known_text(b"\x1a", item.tenant),
             b"\x22$",
             item.conversation_id.encode(),
             b"\x28",
@@ -190,12 +175,11 @@ def message_event(
             b"\x32",
             SHORT[len(encoded_time)],
             encoded_time,
-            b"\x3a\x20",
-            trace_id.encode(),
+            text(b"\x3a", trace_id),
             b"\x42",
             SHORT[len(encoded_actor)],
             encoded_actor,
-            _origin(item.origin),
+            _known_text(b"\x4a", item.origin),
             nested(b"\x5a", data_type + nested(b"\x12", nested(b"\x0a", encoded_message))),
         )
     )

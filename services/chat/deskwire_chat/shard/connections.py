@@ -276,17 +276,9 @@ class Connections:
         """Send an encoded Batch to all connections of some users, but not to the connection `without`."""
         ids: dict[Stream, list[int]] = {}
         for user in users:
-            here = self._users.get(user)
-            if here is None:
-                continue
-            for connection in here.values():
-                if connection is without:
-                    continue
-                stream = connection.stream
-                if stream in ids:
-                    ids[stream].append(connection.id)
-                else:
-                    ids[stream] = [connection.id]
+            for connection in self._users.get(user, {}).values():
+                if connection is not without:
+                    ids.setdefault(connection.stream, []).append(connection.id)
         for stream, numbers in ids.items():
             self._deliveries.inc(len(numbers))
             stream.put(codec.down_item(numbers, batch, ephemeral=ephemeral))

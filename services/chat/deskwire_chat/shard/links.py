@@ -11,7 +11,6 @@ import grpc
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire.chat.v1 import conversation_pb2
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
@@ -199,13 +198,7 @@ class Links:
 
     def _handle(self, stream: Stream, item: pb.LinkUpItem, attached: list[Connection]) -> None:
         kind = item.WhichOneof("kind")
-        if kind == "send":
-            # Nearly all are.
-            sent = item.send
-            connection = stream.connections.get(sent.connection_id)
-            if connection is not None:
-                self._send(connection, sent)
-        elif kind == "attach":
+        if kind == "attach":
             connection = self._attach(stream, item.attach)
             if connection is not None:
                 attached.append(connection)
@@ -224,7 +217,9 @@ class Links:
                 self._frame(connection, kind, said)
 
     def _frame(self, connection: Connection, kind: str, said: Any) -> None:
-        if kind == "sync":
+        if kind == "send":
+            self._send(connection, said)
+        elif kind == "sync":
             self._spawn(self._sync(connection, said.sync, said.send_id))
         elif kind == "detach":
             self._connections.remove(connection)
@@ -375,8 +370,8 @@ class Links:
         try:
             if connection.refused is not None:
                 raise connection.refused
-            content, traceparent = send.content, send.traceparent
-            kind, target_seq = self._check_send(send, content)
+            kind, target_seq = self._check_send(send)
+            traceparent = send.traceparent
             if self._writer is None:
                 raise Unavailable("the shard is not ready", retry_after=0.5)
             self._writer.submit(
@@ -384,7 +379,7 @@ class Links:
                     who=connection.who,
                     conversation_id=conversation_id,
                     client_msg_id=client_msg_id,
-                    body=content.SerializeToString(),
+                    body=send.content.SerializeToString(),
                     reply=reply,
                     traceparent=traceparent if telemetry.sampled(traceparent) else "",
                     line=connection,
@@ -399,14 +394,13 @@ class Links:
             METRICS.messages_refused.labels(error.reason_name).inc()
             reply(error)
 
-    def _check_send(
-        self, send: frame_pb2.Send, content: conversation_pb2.Content
-    ) -> tuple[Kind, int]:
+    def _check_send(self, send: frame_pb2.Send) -> tuple[Kind, int]:
         """The contract's rules by hand, as this is the hot path; the validator words what they find.
 
         Returns what is to be written, and the seq that it changes.
         """
         client_msg_id, conversation_id = send.client_msg_id, send.conversation_id
+        content = send.content
         check_client_msg_id(client_msg_id)
         if not (
             is_uuid(conversation_id)

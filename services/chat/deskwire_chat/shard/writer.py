@@ -405,8 +405,8 @@ class ShardWriter:
             self._store(group, command)
 
     def _store(self, group: Group, command: Store) -> None:
-        held = self._held and self._held.get((command.line, command.conversation_id))
-        if held and held != command.client_msg_id:
+        held = self._held.get((command.line, command.conversation_id))
+        if held is not None and held != command.client_msg_id:
             refusal = ResourceExhausted(
                 f"send {held!r} again first: it was refused for now, and order is kept",
                 reason=reasons.ERROR_REASON_LINE_HELD,
@@ -419,7 +419,7 @@ class ShardWriter:
         except DeskwireError as error:
             refused = error
             group.after.append(lambda: self._answer_refused(command, refused))
-        if held:
+        if held is not None:
             group.after.append(lambda: self.forget_line(command.line, [command.conversation_id]))
 
     def _committed(self, group: Group, began_with: Mapping[int, Partition]) -> None:

@@ -7,10 +7,12 @@ JSON line when all are connected, one more for every line on stdin, and ends wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import itertools
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -18,6 +20,7 @@ from typing import Any, Final
 
 import picows
 import uvloop
+from load import yield_to_servers
 
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.auth import KeySet, Role, TokenSigner
@@ -25,19 +28,25 @@ from deskwire_common.auth import KeySet, Role, TokenSigner
 _AT_ONCE: Final = 64
 _TICK: Final = 0.02
 _FIRST_PORT: Final = 10_000
+_READ: Final = 4_096
 _PING: Final = frame_pb2.Batch(
     frames=[frame_pb2.Frame(ping=frame_pb2.Ping(id=1))]
 ).SerializeToString()
+# RFC 6455, 5.2: the last fragment, binary, and a mask of four zeros.
+_PING_FRAME: Final = bytes((0x82, 0x80 | len(_PING), 0, 0, 0, 0)) + _PING
+_CLOSE: Final = 0x88
 
 
 class Visitor(picows.WSListener):
-    """One connection."""
+    """One connection. Its Pongs wait in its socket for its next Ping: nobody here is woken by them."""
 
-    __slots__ = ("crowd", "transport", "welcome")
+    __slots__ = ("answered", "crowd", "descriptor", "transport", "welcome")
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__()
         self.crowd = crowd
+        self.descriptor = -1
+        self.answered = True
         self.transport: Any = None
         self.welcome: asyncio.Future[float] | None = asyncio.get_running_loop().create_future()
 
@@ -49,9 +58,6 @@ class Visitor(picows.WSListener):
         self.crowd.lost += 1
 
     def on_ws_frame(self, _transport: Any, frame: Any) -> None:
-        self.crowd.frames += 1
-        if frame.msg_type == picows.WSMsgType.CLOSE:
-            self.crowd.closed[frame.get_close_code()] += 1
         if self.welcome is None or frame.msg_type != picows.WSMsgType.BINARY:
             return
         for each in frame_pb2.Batch.FromString(frame.get_payload_as_bytes()).frames:
@@ -59,6 +65,54 @@ class Visitor(picows.WSListener):
                 self.welcome.set_result(each.welcome.ping_interval.ToMilliseconds() / 1000)
                 self.welcome = None
                 return
+
+    def settle(self) -> None:
+        """From here on the event loop doesn't look at this connection."""
+        underlying = self.transport.underlying_transport
+        underlying.pause_reading()
+        self.descriptor = underlying.get_extra_info("socket").fileno()
+
+    def beat(self) -> None:
+        """Read what came since the last time, the Pong to the last Ping, and send the next one."""
+        self.read()
+        if self.transport is None:
+            return
+        self.crowd.unanswered += not self.answered
+        self.answered = False
+        with contextlib.suppress(OSError):  # the next read says so
+            os.write(self.descriptor, _PING_FRAME)
+        self.crowd.pings += 1
+
+    def read(self) -> None:
+        """Read what came."""
+        if self.transport is None:
+            return
+        try:
+            data = os.read(self.descriptor, _READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self.answered = True
+        code = close_code(data)
+        if code:
+            self.crowd.closed[code] += 1
+        if code or not data:
+            self.transport.underlying_transport.abort()
+
+
+def close_code(data: bytes) -> int:
+    """Return the code of a Close among whole WebSocket frames of a server, 0 without one."""
+    place = 0
+    while place + 4 <= len(data):
+        size = data[place + 1]
+        start = place + 2
+        if size == 126:
+            size, start = int.from_bytes(data[start : start + 2], "big"), start + 2
+        if data[place] == _CLOSE:
+            return int.from_bytes(data[start : start + 2], "big")
+        place = start + size
+    return 0
 
 
 class Crowd:
@@ -69,7 +123,7 @@ class Crowd:
         self.visitors: list[Visitor] = []
         self.lost = 0
         self.again = 0
-        self.frames = 0
+        self.unanswered = 0
         self.closed: Counter[int] = Counter()
         self.pings = 0
         self.interval = 0.0
@@ -101,19 +155,12 @@ class Crowd:
         told = {"connected": len(self.visitors), "seconds": seconds, "again": self.again}
         print(json.dumps(told), flush=True)
         while await loop.run_in_executor(None, sys.stdin.readline):
-            used = time.process_time()
-            print(
-                json.dumps(
-                    {
-                        "lost": self.lost,
-                        "closed": self.closed,
-                        "frames": self.frames,
-                        "pings": self.pings,
-                        "cpu_seconds": used,
-                    }
-                ),
-                flush=True,
-            )
+            told = {"pings": self.pings, "cpu_seconds": time.process_time()}
+            for visitor in self.visitors:
+                visitor.read()
+            await asyncio.sleep(_TICK)  # those who were closed count as lost then
+            told |= {"lost": self.lost, "closed": self.closed, "unanswered": self.unanswered}
+            print(json.dumps(told), flush=True)
         pinging.cancel()
 
     async def _connect_all(self, tokens: Any) -> None:
@@ -124,6 +171,7 @@ class Crowd:
             batch = frame_pb2.Batch(frames=[frame_pb2.Frame(hello=hello)])
             visitor.transport.send(picows.WSMsgType.BINARY, batch.SerializeToString())
             self.interval = await asyncio.wait_for(visitor.welcome, 60)
+            visitor.settle()
             self.visitors.append(visitor)
 
     async def _open(self) -> Visitor:
@@ -163,11 +211,9 @@ class Crowd:
             while due >= 1:
                 due -= 1
                 place = place + 1 if place + 1 < len(self.visitors) else 0
-                visitor = self.visitors[place]
-                if visitor.transport is not None:
-                    visitor.transport.send(picows.WSMsgType.BINARY, _PING)
-                    self.pings += 1
+                self.visitors[place].beat()
 
 
 if __name__ == "__main__":
+    yield_to_servers()
     uvloop.run(Crowd(json.loads(sys.argv[1])).run())

@@ -19,6 +19,7 @@ import re
 import sys
 import time
 import uuid
+from collections import deque
 from typing import Any, Final
 
 import picows
@@ -31,6 +32,7 @@ from deskwire_common.rpc import make_channel
 
 _TICK: Final = 0.005
 _GRACE: Final = 10.0
+_PORTION: Final = 200
 _DIGITS: Final = 10
 _TEXT: Final = "Is there a table for two at half past eleven in the morning, please?"
 
@@ -123,7 +125,7 @@ class Load:
         self.started = False
         self.number = 0
         self.first = 0
-        self.came: list[tuple[float, Peer, bytes]] = []
+        self.came: deque[tuple[float, Peer, bytes]] = deque()
         """What came, when and to whom; read when the sending is over."""
         self.due: list[float] = []
         self.seen = bytearray()
@@ -155,20 +157,25 @@ class Load:
             self.seen[place] = 1
             self.delivery.append(now - self.due[place])
 
-    def read(self) -> None:
-        """Read what came."""
-        came, self.came = self.came, []
-        for now, peer, data in came:
-            if peer.writes:
-                found = _SEND_ACK.findall(data)
-                for number in found:
-                    self.acked(int(number), now)
-            else:
-                found = _MESSAGE.findall(data)
-                for seq, number in found:
-                    self.delivered(peer, varint(seq), int(number), now)
-            if not found:
-                self.note(data)
+    async def read(self) -> None:
+        """Read what came, in portions of a few milliseconds: what comes meanwhile would look late."""
+        while self.came:
+            for _ in range(min(_PORTION, len(self.came))):
+                self.read_one(*self.came.popleft())
+            await asyncio.sleep(0)
+
+    def read_one(self, now: float, peer: Peer, data: bytes) -> None:
+        """Read what came to a peer at once."""
+        if peer.writes:
+            found = _SEND_ACK.findall(data)
+            for number in found:
+                self.acked(int(number), now)
+        else:
+            found = _MESSAGE.findall(data)
+            for seq, number in found:
+                self.delivered(peer, varint(seq), int(number), now)
+        if not found:
+            self.note(data)
 
     def note(self, data: bytes) -> None:
         """Count what shouldn't come: refusals, and Heads, which say that something may be missing."""
@@ -312,10 +319,10 @@ class Load:
     async def settle(self) -> None:
         """Wait for what is on its way, and read all that came."""
         deadline = time.perf_counter() + _GRACE
-        self.read()
+        await self.read()
         while len(self.delivery) < len(self.due) and time.perf_counter() < deadline:
             await asyncio.sleep(0.02)
-            self.read()
+            await self.read()
 
 
 if __name__ == "__main__":

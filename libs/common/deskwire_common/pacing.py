@@ -29,10 +29,10 @@ class Pace:
         self._due = now + self._spacing if count >= self._many else 0.0
 
 
-def link_pace(links: int = 1) -> Pace:
+def link_pace(links: int = 1, *, longest: float = 0.04) -> Pace:
     """Return the pace of either side of a batched stream that is one of so many.
 
     No linger at all was the slowest setting; a batch costs some 180 µs of both sides, whatever it carries. So the more
-    links share what there is to say, the longer each waits.
+    links share what there is to say, the longer each waits; `longest` seconds at the most.
     """
-    return Pace(linger=0.002, spacing=min(0.006 + 0.006 * links, 0.03), many=3)
+    return Pace(linger=0.002, spacing=min(0.006 + 0.006 * links, longest), many=3)

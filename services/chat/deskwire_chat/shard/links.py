@@ -60,6 +60,8 @@ _MAX_TYPED: Final = 100
 _HEADS_CHUNK: Final = 500
 _SYNC_LIMIT: Final = 200
 _MAX_TEXT: Final = 8_000
+_DOWN_SECONDS: Final = 0.02
+"""Batches of a stream aren't further apart: commits are (writer), and what one brings waits for no second pause."""
 _TYPING_SECONDS: Final = 2.0
 """So soon the same Typing of a connection isn't told again."""
 
@@ -169,7 +171,7 @@ class Links:
     def _keep_pace(self) -> None:
         """There is a stream more, or less: both sides of all are to know."""
         for stream in self._open:
-            stream.pace = link_pace(len(self._open))
+            stream.pace = link_pace(len(self._open), longest=_DOWN_SECONDS)
         self.owners_changed()
 
     async def drain(self) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import deskwire_chat.app
 from deskwire.chat.v1 import conversation_pb2
-from deskwire.chat.v1.conversation_service_pb2 import SendMessageRequest
+from deskwire.chat.v1.conversation_service_pb2 import CloseConversationRequest, SendMessageRequest
 from deskwire.chat.v1.conversation_service_pb2_grpc import ConversationServiceStub
 from deskwire_chat.domain import ActorRole, Message, Writer, partition_of
 from deskwire_chat.shard import memory
 from deskwire_chat.shard.commands import Store
 from deskwire_chat.shard.group import Group
+from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.store import messages, partitions
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database, Statements
@@ -163,3 +166,72 @@ async def test_what_was_forgotten_to_make_room_is_still_stored_once(
     await database.close()
     assert known.conversations.keys() == set(talks)
     assert known.sent.keys() == {each.key for each in repeated}
+
+
+async def test_what_is_little_is_one_group_of_both_lanes_and_nothing_waits_for_ever(
+    postgres: DatabaseServer,
+    kafka: str,
+    keys_file: Path,
+    signer: TokenSigner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    groups: list[set[int]] = []
+    write = ShardWriter._write
+
+    async def recorded(
+        self: ShardWriter, commands: list[Any], statements: Statements | None = None
+    ) -> None:
+        groups.append({partition_of(each.conversation_id) % 2 for each in commands})
+        await write(self, commands, statements)
+
+    monkeypatch.setattr(ShardWriter, "_write", recorded)
+    url = postgres.fresh()
+    await migrate(url, "deskwire_chat")
+    settings = chat_settings(url, kafka, keys_file)
+    me = signer.mint(tenant="acme", role=Role.VISITOR, subject="me")
+    operator = signer.mint(tenant="acme", role=Role.OPERATOR, subject="op")
+    talks: dict[int, str] = {}
+    while len(talks) < 2:
+        talk = new_id()
+        talks.setdefault(partition_of(talk) % 2, talk)
+    async with (
+        running("chat", settings, deskwire_chat.app.build) as chat,
+        make_channel(f"127.0.0.1:{chat.port}", token=lambda: me) as channel,
+        make_channel(f"127.0.0.1:{chat.port}", token=lambda: operator) as desk_channel,
+    ):
+        stub = ConversationServiceStub(channel)
+        closed = asyncio.Event()
+
+        async def send(talk: str, number: int) -> int:
+            content = conversation_pb2.Content(text=str(number))
+            answer = await stub.SendMessage(
+                SendMessageRequest(conversation_id=talk, client_msg_id=str(number), content=content)
+            )
+            return answer.message.seq
+
+        async def send_ten(talk: str, round_number: int) -> None:
+            numbers = range(10 * round_number + 1, 10 * round_number + 11)
+            assert sorted(await asyncio.gather(*(send(talk, each) for each in numbers))) == [
+                *numbers
+            ]
+
+        async def busy(talk: str) -> None:
+            for number in itertools.count():
+                await send_ten(talk, number)
+                if number >= 10 and closed.is_set():
+                    return
+
+        async def quiet(talk: str) -> None:
+            for number in range(10):
+                await send_ten(talk, number)
+            # A command that has to be alone, in a lane that the other's groups would take along.
+            await ConversationServiceStub(desk_channel).CloseConversation(
+                CloseConversationRequest(request_id="1", conversation_id=talk)
+            )
+            closed.set()
+
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(busy(talks[0]))
+            group.create_task(quiet(talks[1]))
+    postgres.drop(url)
+    assert {0, 1} in groups

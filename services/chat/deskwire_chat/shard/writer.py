@@ -72,6 +72,8 @@ QUEUE: Final = 20_000
 _SPACING: Final = 0.025
 _MANY: Final = 4
 """Transactions of so many commands are so many seconds apart: fewer, and each carries more."""
+_FEW: Final = 100
+"""So many commands of two lanes are written in one transaction, which costs less than two; more in two at once."""
 _ATTEMPTS: Final = 3
 _ALONE: Final = (Alter, Accept, Mark)
 """These aren't joined to groups."""
@@ -81,16 +83,34 @@ _RETRY_AFTER: Final = 1.0
 class _Lane:
     """Commands of some partitions in their order, and the connection on which plain messages are written."""
 
-    __slots__ = ("queue", "statements", "wake")
+    __slots__ = ("free", "pace", "queue", "statements", "wake")
 
     def __init__(self, statements: Statements | None) -> None:
         self.queue: deque[Command | Mark] = deque()
         self.wake = asyncio.Event()
+        self.pace = Pace(linger=0.0, spacing=_SPACING, many=_MANY)
         self.statements = statements
+        self.free = asyncio.Event()
+        """Whether none of its commands is being written."""
+        self.free.set()
 
     def put(self, command: Command | Mark) -> None:
         self.queue.append(command)
         self.wake.set()
+
+    def begin(self, now: float) -> list[Store | Assign]:
+        """Begin a round: the next commands that go into one transaction, none when the next has to be alone."""
+        queue = self.queue
+        self.free.clear()
+        self.pace.began(now, len(queue))
+        group: list[Store | Assign] = []
+        while queue and len(group) < GROUP:
+            command = queue[0]
+            if isinstance(command, _ALONE):
+                break
+            queue.popleft()
+            group.append(command)
+        return group
 
 
 class ShardWriter:
@@ -231,34 +251,56 @@ class ShardWriter:
 
     async def _serve(self, lane: _Lane) -> None:
         loop = asyncio.get_running_loop()
-        pace = Pace(linger=0.0, spacing=_SPACING, many=_MANY)
         queue = lane.queue
         while True:
             await lane.wake.wait()
             lane.wake.clear()
             while queue:
-                if len(queue) < GROUP and (pause := pace.pause(loop.time())) > 0:
+                if len(queue) < GROUP and (pause := lane.pace.pause(loop.time())) > 0:
                     await asyncio.sleep(pause)
-                pace.began(loop.time(), len(queue))
-                group: list[Store | Assign] = []
-                while queue and len(group) < GROUP:
-                    command = queue[0]
-                    if isinstance(command, _ALONE):
-                        break
-                    queue.popleft()
-                    group.append(command)
-                if group:
-                    await self._write(group)
-                elif isinstance(alone := queue.popleft(), Alter):
-                    await self._alter(alone)
-                elif isinstance(alone, Accept):
-                    await self._accept(alone)
-                elif isinstance(alone, Mark) and not alone.future.done():
-                    alone.future.set_result(None)
+                if not lane.free.is_set():
+                    await lane.free.wait()
+                elif queue:
+                    await self._next(lane)
+
+    async def _next(self, lane: _Lane) -> None:
+        """Write a lane's next group, or the command that has to be alone."""
+        now = asyncio.get_running_loop().time()
+        others = self._at_rest(lane)
+        group = lane.begin(now)
+        if not group:
+            others = []
+        for other in others:
+            group += other.begin(now)
+        try:
+            if group:
+                # Of both lanes always on the same connection: what serves it has its caches warm.
+                await self._write(group, (self._lanes[0] if others else lane).statements)
+            else:
+                await self._alone(lane.queue.popleft())
+        finally:
+            for each in (lane, *others):
+                each.free.set()
+
+    def _at_rest(self, lane: _Lane) -> list[_Lane]:
+        """Return the others, when what waits everywhere is little, and nothing of theirs is being written."""
+        if sum(len(each.queue) for each in self._lanes) > _FEW:
+            return []
+        return [each for each in self._lanes if each is not lane and each.free.is_set()]
+
+    async def _alone(self, command: Command | Mark) -> None:
+        if isinstance(command, Alter):
+            await self._alter(command)
+        elif isinstance(command, Accept):
+            await self._accept(command)
+        elif isinstance(command, Mark) and not command.future.done():
+            command.future.set_result(None)
 
     # -------------------------------------------------------------------------------------- groups
 
-    async def _write(self, commands: list[Store | Assign]) -> None:
+    async def _write(
+        self, commands: list[Store | Assign], statements: Statements | None = None
+    ) -> None:
         error: Exception = Internal("nothing was tried")
         for attempt in range(_ATTEMPTS):
             if attempt:
@@ -269,7 +311,7 @@ class ShardWriter:
                 commands, began_with = self._ours(commands)
                 if not commands:
                     return
-                group = await self._transact(commands, began_with)
+                group = await self._transact(commands, began_with, statements)
             except (DeskwireError, SQLAlchemyError, OSError) as caught:
                 get_logger().warning(
                     "group_failed", attempt=attempt, error=type(caught).__name__, size=len(commands)
@@ -283,7 +325,7 @@ class ShardWriter:
         if not isinstance(error, DeskwireError) and len(commands) > 1:
             # One of them can't be stored: each by itself, so that it fails alone.
             for command in commands:
-                await self._write([command])
+                await self._write([command], statements)
             return
         self._refuse(commands, error)
 
@@ -361,12 +403,14 @@ class ShardWriter:
         self._ownership.doubt()
 
     async def _transact(
-        self, commands: list[Store | Assign], began_with: dict[int, Partition]
+        self,
+        commands: list[Store | Assign],
+        began_with: dict[int, Partition],
+        statements: Statements | None = None,
     ) -> Group:
         known = await self.memory.load(commands)
         started = self._clock.monotonic()
         group = Group(self, began_with, known, self._now())
-        statements = self._lane_of(next(iter(began_with))).statements
         published: dict[int, int] = {}
         if statements is not None and all(_is_plain(each, known) for each in commands):
             for command in commands:

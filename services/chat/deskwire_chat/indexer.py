@@ -33,6 +33,7 @@ _ROUND: Final = {"postgresql": 2_000, "mysql": 1_000, "sqlite": 300}
 """Messages per transaction; SQLite's one writer is needed for messages, too."""
 _SLICE: Final = 50
 _RETRY_SECONDS: Final = 1.0
+_TAKEN_OVER: Final = "another process follows the log"
 
 
 class SearchIndexer:
@@ -42,6 +43,7 @@ class SearchIndexer:
         self._db = db
         self._clock = clock
         self._round_size = _ROUND[db.dialect]
+        self._cuts_itself = db.dialect == "postgresql"
         self._positions: dict[int, int] = {}
 
     async def run(self) -> None:
@@ -78,37 +80,51 @@ class SearchIndexer:
                 return False
             steps = self._steps(late)
             oldest = await search.oldest(c, steps)
-            rows = await search.log(c, steps)
-            changed = await search.at(c, _targets(rows))
         waits = 0 if oldest is None else to_micros(self._clock.now()) - oldest
         METRICS.search_lag_seconds.set(max(0, waits) / 1_000_000)
-        # What is within the steps, and plain now, isn't cut here.
-        here = [row for row in changed if not (row.plain and _is_within(row, steps))]
-        latest = {(row.partition_id, row.position): row for row in [*rows, *here]}
+        if not (self._cuts_itself and await self._put_plain(steps)):
+            await self._put_rest(steps)
+        self._positions.update({number: new for number, (_, new) in steps.items()})
+        return behind > sum(new - old for old, new in steps.values())
+
+    async def _put_plain(self, steps: search.Steps) -> bool:
+        """Leave to PostgreSQL what it can do by itself; whether that was everything, and the steps are taken."""
+
+        async def work(uow: UnitOfWork) -> tuple[int, bool]:
+            if not await search.hold(uow, steps):
+                raise Aborted(_TAKEN_OVER)
+            count = await search.put_plain(uow, steps)
+            whole = count == sum(new - old for old, new in steps.values())
+            if whole:
+                await search.advance(uow, steps)
+            return count, whole
+
+        count, whole = await self._db.run(work)
+        METRICS.search_indexed.inc(count)
+        return whole
+
+    async def _put_rest(self, steps: search.Steps) -> None:
+        """Cut everything else here, with what it changes, and take the steps."""
+        async with self._db.read() as c:
+            rows = await search.log(c, steps)
+            changed = await search.at(c, _targets(rows))
+        latest = {(row.partition_id, row.position): row for row in [*rows, *changed]}
         entries = await _entries(list(latest.values()))
         gone = [search.entry_id(row.partition_id, row.position) for row in changed]
 
-        async def work(uow: UnitOfWork) -> int:
+        async def work(uow: UnitOfWork) -> None:
             if not await search.advance(uow, steps):
-                raise Aborted("another process follows the log")
+                raise Aborted(_TAKEN_OVER)
             await search.put(uow, entries, gone=gone)
-            return await search.put_plain(uow, steps)
 
-        plain = await self._db.run(work)
-        self._positions.update({number: new for number, (_, new) in steps.items()})
-        METRICS.search_indexed.inc(len(entries) + plain)
-        return behind > sum(new - old for old, new in steps.values())
+        await self._db.run(work)
+        METRICS.search_indexed.inc(len(entries))
 
     def _steps(self, late: Sequence[Partition]) -> dict[int, tuple[int, int]]:
         """A round's share for every partition; positions have no holes."""
         share = self._round_size // len(late)
         olds = {each.id: self._positions[each.id] for each in late}
         return {each.id: (olds[each.id], min(each.head, olds[each.id] + share)) for each in late}
-
-
-def _is_within(row: Any, steps: search.Steps) -> bool:
-    old, new = steps.get(row.partition_id, (0, 0))
-    return bool(old < row.position <= new)
 
 
 async def _entries(rows: Sequence[Any]) -> list[Entry]:

@@ -14,14 +14,12 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    ColumnElement,
     SmallInteger,
     Table,
     delete,
     false,
     func,
     insert,
-    literal_column,
     select,
     text,
     tuple_,
@@ -100,11 +98,12 @@ _WORDS: Final = (
     "to_tsvector('pg_catalog.simple', 'ww' || regexp_replace("
     f"btrim(lower(said COLLATE \"C\"), E'{_SEPARATORS}'), '[^a-z0-9]+', ' ww', 'g'))"
 )
+_ID: Final = "((messages.partition_id::bigint << 48) | messages.position)"  # entry_id
 _PUT_PLAIN: Final = (
     f"INSERT INTO message_search ({', '.join(_COLUMNS)}, words)"  # noqa: S608
     f" SELECT {', '.join(_COLUMNS)}, {_WORDS}"
-    " FROM (SELECT (partition_id::bigint << 48) | position AS id, tenant_id, conversation_id, seq, message_id,"
-    f" created_at, false AS note, {_SAID} AS said FROM messages WHERE %s OFFSET 0) AS m"
+    f" FROM (SELECT {_ID} AS id, tenant_id, conversation_id, seq, message_id, created_at, false AS note,"
+    f" {_SAID} AS said FROM messages WHERE %s OFFSET 0) AS m"
     f" WHERE {_IS_PLAIN} AND said ~ '[A-Za-z0-9]' ON CONFLICT DO NOTHING"
 )
 
@@ -153,19 +152,29 @@ async def followed(uow: UnitOfWork, partitions: Iterable[int]) -> dict[int, int]
     return {**dict.fromkeys(missing, 0), **found}
 
 
+async def hold(uow: UnitOfWork, steps: Steps) -> bool:
+    """Keep others from moving positions until the transaction ends; False when somebody has moved one."""
+    found = await uow.execute(select(positions).where(text(_at(steps))).with_for_update())
+    return len(list(found)) == len(steps)
+
+
 async def advance(uow: UnitOfWork, steps: Steps) -> bool:
     """Move positions; False when somebody else has moved one."""
     cases = " ".join(f"WHEN {number} THEN {new}" for number, (_, new) in steps.items())
-    wheres = " OR ".join(
-        f"(partition_id={number} AND position={old})" for number, (old, _) in steps.items()
-    )
     result = await uow.execute(
         text(  # nothing but integers
             f"UPDATE search_positions SET position = CASE partition_id {cases} ELSE position END"  # noqa: S608
-            f" WHERE {wheres}"
+            f" WHERE {_at(steps)}"
         )
     )
     return bool(result.rowcount == len(steps))
+
+
+def _at(steps: Steps) -> str:
+    """Return what selects the positions that some steps begin with; nothing but integers."""
+    return " OR ".join(
+        f"(partition_id={number} AND position={old})" for number, (old, _) in steps.items()
+    )
 
 
 def _within(steps: Steps) -> str:
@@ -177,9 +186,7 @@ def _within(steps: Steps) -> str:
 
 
 async def put_plain(uow: UnitOfWork, steps: Steps) -> int:
-    """Put in what PostgreSQL can by itself: texts in ASCII without very long words. Return how many; elsewhere 0."""
-    if uow.dialect != "postgresql":
-        return 0
+    """Put in what PostgreSQL can by itself: texts in ASCII without very long words. Return how many."""
     result = await uow.connection.exec_driver_sql(_PUT_PLAIN % _within(steps))
     return result.rowcount
 
@@ -300,25 +307,25 @@ def _query(dialect: str, terms: Sequence[Term]) -> str:
 
 
 async def log(c: AsyncConnection, steps: Steps) -> list[Any]:
-    """Return what the index needs of the messages of some steps, but not of those that `put_plain` sees to."""
-    plain = _plain(c)
-    rows = await c.execute(
-        select(*_OF_MESSAGES).where(text(f"({_within(steps)})"), plain == false())
-    )
-    return list(rows)
+    """Return what the index needs of the messages of some steps, but not of those that `put_plain` has put in."""
+    statement = select(*_OF_MESSAGES).where(text(f"({_within(steps)})"))
+    if c.dialect.name == "postgresql":
+        statement = statement.where(
+            text(f"NOT EXISTS (SELECT FROM message_search WHERE id = {_ID})")
+        )
+    return list(await c.execute(statement))
 
 
 async def at(c: AsyncConnection, places: Sequence[tuple[str, int]]) -> list[Any]:
-    """Return the same of the messages at (conversation, seq), `plain` or not."""
+    """Return the same of the messages at (conversation, seq), whoever has put them in."""
     found: list[Any] = []
     columns = messages.c
     for start in range(0, len(places), _CHUNK):
-        rows = await c.execute(
-            select(*_OF_MESSAGES, _plain(c).label("plain")).where(
+        found += await c.execute(
+            select(*_OF_MESSAGES).where(
                 tuple_(columns.conversation_id, columns.seq).in_(places[start : start + _CHUNK])
             )
         )
-        found += rows
     return found
 
 
@@ -332,16 +339,6 @@ async def oldest(c: AsyncConnection, steps: Steps) -> int | None:
         )
     )
     return cast("int | None", found.scalar())
-
-
-def _plain(c: AsyncConnection) -> ColumnElement[bool]:
-    """Whether a message is one for `put_plain`."""
-    if c.dialect.name != "postgresql":
-        return false()
-    return literal_column(
-        f"(SELECT coalesce({_IS_PLAIN}, false) FROM (SELECT {_SAID} AS said OFFSET 0) AS m)",  # noqa: S608
-        Boolean,
-    )
 
 
 _OF_MESSAGES: Final = (

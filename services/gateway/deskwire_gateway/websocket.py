@@ -36,6 +36,8 @@ _LAST_WORDS: Final = 10.0
 class _Connection(picows.WSListener):
     """One WebSocket; also the Transport of its session."""
 
+    __slots__ = ("_max_buffered", "_parts", "_sessions", "_ws", "session")
+
     name = "websocket"
 
     def __init__(self, sessions: Sessions, max_buffered: int) -> None:

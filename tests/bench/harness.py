@@ -116,8 +116,10 @@ def make_wal_files(server: servers.DatabaseServer) -> None:
 
     Otherwise it makes one every three seconds, 16 MiB of zeros, and the commit that needs it waits for the disk.
     """
-    for _ in range(_WAL_FILES):
-        server.execute("SELECT pg_logical_emit_message(false, 'bench', ''); SELECT pg_switch_wal()")
+    server.execute(
+        "SELECT pg_logical_emit_message(false, 'warm', ''), pg_switch_wal()"
+        f" FROM generate_series(1, {_WAL_FILES})"
+    )
     server.execute("CHECKPOINT")
 
 

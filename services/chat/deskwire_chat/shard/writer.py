@@ -98,6 +98,10 @@ class _Lane:
         self.queue.append(command)
         self.wake.set()
 
+    def may_join(self) -> bool:
+        """Whether its next commands may be written with another lane's."""
+        return self.free.is_set() and bool(self.queue) and not isinstance(self.queue[0], _ALONE)
+
     def begin(self, now: float) -> list[Store | Assign]:
         """Begin a round: the next commands that go into one transaction, none when the next has to be alone."""
         queue = self.queue
@@ -266,7 +270,7 @@ class ShardWriter:
     async def _next(self, lane: _Lane) -> None:
         """Write a lane's next group, or the command that has to be alone."""
         now = asyncio.get_running_loop().time()
-        others = self._at_rest(lane)
+        others = self._joining(lane)
         group = lane.begin(now)
         if not group:
             others = []
@@ -282,11 +286,11 @@ class ShardWriter:
             for each in (lane, *others):
                 each.free.set()
 
-    def _at_rest(self, lane: _Lane) -> list[_Lane]:
-        """Return the others, when what waits everywhere is little, and nothing of theirs is being written."""
+    def _joining(self, lane: _Lane) -> list[_Lane]:
+        """Return the others whose commands are written with this one's: when what waits everywhere is little."""
         if sum(len(each.queue) for each in self._lanes) > _FEW:
             return []
-        return [each for each in self._lanes if each is not lane and each.free.is_set()]
+        return [each for each in self._lanes if each is not lane and each.may_join()]
 
     async def _alone(self, command: Command | Mark) -> None:
         if isinstance(command, Alter):

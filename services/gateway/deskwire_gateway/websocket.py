@@ -1,6 +1,6 @@
 """The WebSocket side: picows behind the Transport of sessions.
 
-Sizes are chosen for many idle connections: a read buffer of 2 KiB and no TLS here keep one at 8.5 KiB.
+Sizes are chosen for many idle connections: a read buffer of 2 KiB and no TLS here keep one below 10 KB.
 """
 
 from __future__ import annotations

@@ -68,6 +68,18 @@ async def stored(db: Database, conversation_id: str) -> list[Message]:
         return await messages.after_seq(c, conversation_id, seq=0, limit=100)
 
 
+async def send(stub: ConversationServiceStub, talk: str, number: int) -> tuple[int, bool]:
+    """Send a message with this number as its text and id; its seq, and whether it was there."""
+    answer = await stub.SendMessage(
+        SendMessageRequest(
+            conversation_id=talk,
+            client_msg_id=str(number),
+            content=conversation_pb2.Content(text=str(number)),
+        )
+    )
+    return answer.message.seq, answer.duplicate
+
+
 async def test_messages_come_back_as_they_went_in(db: Database, statements: Statements) -> None:
     talk = str(uuid.uuid4())
     names = ["", 'Ann "the" {Agent}, NULL\\', "NULL", "Zoë 李 🙂", "\\", "a\tb"]
@@ -140,23 +152,13 @@ async def test_what_was_forgotten_to_make_room_is_still_stored_once(
     ):
         stub = ConversationServiceStub(channel)
 
-        async def send(talk: str, number: int) -> tuple[int, bool]:
-            answer = await stub.SendMessage(
-                SendMessageRequest(
-                    conversation_id=talk,
-                    client_msg_id=str(number),
-                    content=conversation_pb2.Content(text=str(number)),
-                )
-            )
-            return answer.message.seq, answer.duplicate
-
         talks = [new_id() for _ in range(6)]
         for number in range(1, 6):
             # Together, so that they are in one group and each makes the others forgotten.
-            assert await asyncio.gather(*(send(talk, number) for talk in talks)) == [
+            assert await asyncio.gather(*(send(stub, talk, number) for talk in talks)) == [
                 (number, False)
             ] * len(talks)
-            again = await asyncio.gather(*(send(talk, 1) for talk in talks))
+            again = await asyncio.gather(*(send(stub, talk, 1) for talk in talks))
             assert again == [(1, True)] * len(talks)
 
     me = Writer("acme", ActorRole.VISITOR, "me")
@@ -202,18 +204,10 @@ async def test_what_is_little_is_one_group_of_both_lanes_and_nothing_waits_for_e
         stub = ConversationServiceStub(channel)
         closed = asyncio.Event()
 
-        async def send(talk: str, number: int) -> int:
-            content = conversation_pb2.Content(text=str(number))
-            answer = await stub.SendMessage(
-                SendMessageRequest(conversation_id=talk, client_msg_id=str(number), content=content)
-            )
-            return answer.message.seq
-
         async def send_ten(talk: str, round_number: int) -> None:
             numbers = range(10 * round_number + 1, 10 * round_number + 11)
-            assert sorted(await asyncio.gather(*(send(talk, each) for each in numbers))) == [
-                *numbers
-            ]
+            answers = await asyncio.gather(*(send(stub, talk, each) for each in numbers))
+            assert sorted(answers) == [(each, False) for each in numbers]
 
         async def busy(talk: str) -> None:
             for number in itertools.count():

@@ -85,7 +85,7 @@ class SearchIndexer:
         if not (self._cuts_itself and await self._put_plain(steps)):
             await self._put_rest(steps)
         self._positions.update({number: new for number, (_, new) in steps.items()})
-        return behind > sum(new - old for old, new in steps.values())
+        return behind > _count(steps)
 
     async def _put_plain(self, steps: search.Steps) -> bool:
         """Leave to PostgreSQL what it can do by itself; whether that was everything, and the steps are taken."""
@@ -94,7 +94,7 @@ class SearchIndexer:
             if not await search.hold(uow, steps):
                 raise Aborted(_TAKEN_OVER)
             count = await search.put_plain(uow, steps)
-            whole = count == sum(new - old for old, new in steps.values())
+            whole = count == _count(steps)
             if whole:
                 await search.advance(uow, steps)
             return count, whole
@@ -125,6 +125,11 @@ class SearchIndexer:
         share = self._round_size // len(late)
         olds = {each.id: self._positions[each.id] for each in late}
         return {each.id: (olds[each.id], min(each.head, olds[each.id] + share)) for each in late}
+
+
+def _count(steps: search.Steps) -> int:
+    """How many messages some steps are."""
+    return sum(new - old for old, new in steps.values())
 
 
 async def _entries(rows: Sequence[Any]) -> list[Entry]:

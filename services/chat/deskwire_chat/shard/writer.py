@@ -302,9 +302,7 @@ class ShardWriter:
 
     # -------------------------------------------------------------------------------------- groups
 
-    async def _write(
-        self, commands: list[Store | Assign], statements: Statements | None = None
-    ) -> None:
+    async def _write(self, commands: list[Store | Assign], statements: Statements | None) -> None:
         error: Exception = Internal("nothing was tried")
         for attempt in range(_ATTEMPTS):
             if attempt:

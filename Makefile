@@ -1,7 +1,8 @@
 # `make` lists the targets; the scripts do the work, so that nothing here is only make's.
 # ARGS goes to the program behind a target: make up ARGS="--port-base 17400", make test ARGS="tests/chat -k routing".
 
-PYTHON := .venv/bin/python
+# Not PYTHON, which names to scripts/setup the interpreter to make .venv with.
+PY := .venv/bin/python
 ARGS ?=
 ROUNDS ?= 50
 CODE := libs services examples tools
@@ -28,7 +29,7 @@ status: setup ## every process, address, health and data store
 
 test: setup ## install what is missing, start private servers, run the tests
 	@scripts/system-packages
-	@exec $(PYTHON) -m pytest $(ARGS)
+	@exec $(PY) -m pytest $(ARGS)
 
 lint: setup ## ruff, mypy, import rules, and the contract's lint, format and breaking check
 	@scripts/lint $(CODE)
@@ -38,34 +39,34 @@ format: setup ## format the code
 	@.venv/bin/ruff check --fix .
 
 protos: setup ## generate the stubs again
-	@$(PYTHON) tools/protos.py generate
+	@$(PY) tools/protos.py generate
 
 wheel: setup ## the wheel deskwire-protos, for integrators, in dist/
 	@.tools/uv/bin/uv build --quiet --wheel --out-dir dist protos && ls dist/deskwire_protos-*.whl
 
 bench-message: setup ## messages a second through gateway, chat and PostgreSQL, and Kafka beside it
 	@scripts/system-packages
-	@exec $(PYTHON) tests/bench/message.py $(ARGS)
+	@exec $(PY) tests/bench/message.py $(ARGS)
 
 bench-connections: setup ## memory, connect rate and idle CPU of 100,000 WebSocket connections
 	@scripts/system-packages
-	@exec $(PYTHON) tests/bench/connections.py $(ARGS)
+	@exec $(PY) tests/bench/connections.py $(ARGS)
 
 bench-headline: setup ## 3,000 messages a second while 100,000 connections are up, for five minutes
 	@scripts/system-packages
-	@exec $(PYTHON) tests/bench/headline.py $(ARGS)
+	@exec $(PY) tests/bench/headline.py $(ARGS)
 
 bench-growth: setup ## CPU a message at 1,000, 10,000 and 100,000 connections, as a plot
 	@scripts/system-packages
-	@exec $(PYTHON) tests/bench/growth.py $(ARGS)
+	@exec $(PY) tests/bench/growth.py $(ARGS)
 
 soak: setup ## kill -9 of everything under load 50 times each, and outages of a minute (ROUNDS=n for more)
 	@scripts/system-packages
-	@DESKWIRE_FAULT_ROUNDS=$(ROUNDS) DESKWIRE_FAULT_OUTAGE=60 $(PYTHON) -m pytest tests/faults --timeout 36000 -v $(ARGS)
+	@DESKWIRE_FAULT_ROUNDS=$(ROUNDS) DESKWIRE_FAULT_OUTAGE=60 $(PY) -m pytest tests/faults --timeout 36000 -v $(ARGS)
 
 fuzz: setup ## a million random and mutated frames (ARGS="--frames N --seed S")
 	@scripts/system-packages
-	@exec $(PYTHON) tests/faults/fuzz.py $(ARGS)
+	@exec $(PY) tests/faults/fuzz.py $(ARGS)
 
 clean: ## remove what was generated; .venv and .deskwire stay
 	rm -rf build dist protos/gen .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

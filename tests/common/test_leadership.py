@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 import sqlalchemy as sa
 
-from deskwire_common import db as dbs
 from deskwire_common.db import Database
 from deskwire_common.errors import Aborted, FailedPrecondition
+from deskwire_common.leadership import lead, lock_file, lock_name, lock_path
 from support import eventually
 
 
@@ -25,18 +25,18 @@ async def pair(database_url: str) -> AsyncIterator[tuple[Database, Database]]:
 
 async def test_one_leads_until_it_gives_it_back(pair: tuple[Database, Database]) -> None:
     one, other = pair
-    async with one.leader("relay") as lease:
+    async with lead(one, "relay") as lease:
         assert lease.held
         for db in pair:
             with pytest.raises(FailedPrecondition):
-                async with db.leader("relay", wait=False):
+                async with lead(db, "relay", wait=False):
                     pass
-        async with other.leader("timers", wait=False) as another:
+        async with lead(other, "timers", wait=False) as another:
             assert another.held
     assert not lease.held
     with pytest.raises(Aborted):
         lease.ensure()
-    async with other.leader("relay", wait=False) as next_one:
+    async with lead(other, "relay", wait=False) as next_one:
         next_one.ensure()
 
 
@@ -45,14 +45,14 @@ async def test_who_waits_leads_next_also_after_a_failure(pair: tuple[Database, D
     order: list[str] = []
 
     async def follow() -> None:
-        async with other.leader("relay", poll=0.02):
+        async with lead(other, "relay", poll=0.02):
             order.append("other")
 
-    async def lead() -> None:
-        async with one.leader("relay"):
+    async def fail() -> None:
+        async with lead(one, "relay"):
             following = asyncio.create_task(follow())
             with pytest.raises(FailedPrecondition):
-                async with other.leader("relay", wait=False):
+                async with lead(other, "relay", wait=False):
                     pass
             order.append("one")
             waiting.append(following)
@@ -60,7 +60,7 @@ async def test_who_waits_leads_next_also_after_a_failure(pair: tuple[Database, D
 
     waiting: list[asyncio.Task[None]] = []
     with pytest.raises(ZeroDivisionError):
-        await lead()
+        await fail()
     async with asyncio.timeout(10):
         await waiting[0]
     assert order == ["one", "other"]
@@ -78,7 +78,7 @@ async def kill_session(db: Database, name: str) -> None:
         return
     async with db.read() as connection:
         query = sa.text("SELECT IS_USED_LOCK(:name)")
-        number = await connection.scalar(query, {"name": dbs.lock_name(db.url, name)})
+        number = await connection.scalar(query, {"name": lock_name(db.url, name)})
         await connection.execute(sa.text(f"KILL {int(number or 0)}"))
 
 
@@ -86,10 +86,10 @@ async def test_a_leader_whose_connection_broke_knows_it(pair: tuple[Database, Da
     one, other = pair
     if one.dialect == "sqlite":
         # A lock file has no connection: it is the process's until it ends.
-        async with one.leader("relay"):
-            assert dbs.lock_file(dbs.file_of(other).with_name("test.db.relay.lock")) is None
+        async with lead(one, "relay"):
+            assert lock_file(lock_path(other, "relay")) is None
         return
-    async with one.leader("relay", check=0.05) as lease:
+    async with lead(one, "relay", check=0.05) as lease:
         await kill_session(other, "relay")
         async with asyncio.timeout(10):
             await lease.lost.wait()
@@ -98,7 +98,7 @@ async def test_a_leader_whose_connection_broke_knows_it(pair: tuple[Database, Da
 
         async def led_by_other() -> bool:
             try:
-                async with other.leader("relay", wait=False) as next_one:
+                async with lead(other, "relay", wait=False) as next_one:
                     return next_one.held
             except FailedPrecondition:
                 return False

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
-import os
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -356,7 +353,7 @@ class Statements:
 
 
 class Database:
-    """A database of a service: a pool for writes, a way to read, and leadership."""
+    """A database of a service: a pool for writes, and a way to read."""
 
     def __init__(self, url: URL, writer: AsyncEngine, reader: AsyncEngine) -> None:
         self.url = url
@@ -462,24 +459,6 @@ class Database:
                 base = 0.01 if isinstance(error, WriteConflict) else 0.1
                 await asyncio.sleep(base * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
         raise AssertionError("unreachable")  # pragma: no cover
-
-    @contextlib.asynccontextmanager
-    async def leader(
-        self, name: str, *, wait: bool = True, poll: float = 1.0, check: float = 1.0
-    ) -> AsyncIterator[Lease]:
-        """Lead `name` on this database while the block runs; at most one process does.
-
-        Waits for its turn (asking every `poll` seconds), or with `wait=False` raises FailedPrecondition when
-        somebody else leads. `lease.lost` is set when the lock's connection breaks; see `leadership`.
-        """
-        # leadership imports this module.
-        from deskwire_common.leadership import acquire  # noqa: PLC0415
-
-        lease = await acquire(self, name, wait=wait, poll=poll, check=check)
-        try:
-            yield lease
-        finally:
-            await lease.release()
 
     def single_connection_engine(self) -> AsyncEngine:
         """An engine without a pool, for connections that are held: locks and migrations. Dispose it yourself."""
@@ -766,31 +745,3 @@ def file_of(db: Database | URL) -> Path:
     """The file of a SQLite database."""
     url = db.url if isinstance(db, Database) else db
     return Path(str(url.database)).absolute()
-
-
-def lock_name(db_url: URL, name: str) -> str:
-    """A lock name of at most 64 characters; GET_LOCK is shared by all databases of a MariaDB server."""
-    digest = hashlib.sha256(f"{db_url.database}:{name}".encode()).hexdigest()
-    return f"deskwire:{digest[:40]}"
-
-
-def lock_number(name: str) -> int:
-    """A signed 64-bit key for PostgreSQL's advisory locks, which belong to one database."""
-    return int.from_bytes(
-        hashlib.sha256(f"deskwire:{name}".encode()).digest()[:8], "big", signed=True
-    )
-
-
-def lock_file(path: Path) -> int | None:
-    """Take the lock file without waiting; its descriptor, or None when somebody (also this process) has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-if TYPE_CHECKING:
-    from deskwire_common.leadership import Lease

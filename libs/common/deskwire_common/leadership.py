@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import hashlib
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from deskwire_common import db as dbs
+from deskwire_common.db import Database, file_of, translate_errors
 from deskwire_common.errors import Aborted, FailedPrecondition, Unavailable
 from deskwire_common.logging import get_logger
-
-if TYPE_CHECKING:
-    from deskwire_common.db import Database
 
 
 class Lease:
@@ -101,51 +101,54 @@ class _SessionLease(Lease):
         await self._engine.dispose()
 
 
-def lock_path(database_file: Path, name: str) -> Path:
-    """The lock file of a name beside a SQLite database."""
-    return database_file.with_name(f"{database_file.name}.{name}.lock")
-
-
-async def acquire(
+@contextlib.asynccontextmanager
+async def lead(
     db: Database, name: str, *, wait: bool = True, poll: float = 1.0, check: float = 1.0
-) -> Lease:
-    """Become the leader of `name`; prefer `db.leader(name)`, which releases.
+) -> AsyncIterator[Lease]:
+    """Lead `name` on a database while the block runs; at most one process does.
 
     With `wait` it asks every `poll` seconds and outlasts a database that is away; else it raises
-    FailedPrecondition when another leads, Unavailable when the database doesn't answer.
+    FailedPrecondition when another leads, Unavailable when the database doesn't answer. `lease.lost` is set
+    when the lock's connection breaks, which is looked at every `check` seconds.
     """
-    while True:
-        try:
-            lease = await _try(db, name, check)
-        except Unavailable:
-            if not wait:
-                raise
-            lease = None
-        if lease is not None:
-            get_logger().info("leadership_taken", name=name)
-            return lease
-        if not wait:
-            raise FailedPrecondition(f"another process already leads {name} on {db.redacted_url}")
+    while (lease := await _taken(db, name, wait=wait, check=check)) is None:
         await asyncio.sleep(poll)
+    get_logger().info("leadership_taken", name=name)
+    try:
+        yield lease
+    finally:
+        await lease.release()
+
+
+async def _taken(db: Database, name: str, *, wait: bool, check: float) -> Lease | None:
+    try:
+        lease = await _try(db, name, check)
+    except Unavailable:
+        if not wait:
+            raise
+        return None
+    if lease is None and not wait:
+        raise FailedPrecondition(f"another process already leads {name} on {db.redacted_url}")
+    return lease
 
 
 async def _try(db: Database, name: str, check: float) -> Lease | None:
     if db.dialect == "sqlite":
-        descriptor = dbs.lock_file(lock_path(dbs.file_of(db), name))
+        descriptor = lock_file(lock_path(db, name))
         return None if descriptor is None else _FileLease(name, descriptor)
     engine = db.single_connection_engine()
     if db.dialect == "postgresql":
-        key = dbs.lock_number(name)
+        key = lock_number(name)
         take: sa.Executable = sa.text("SELECT pg_try_advisory_lock(:key)").bindparams(key=key)
         # The lock lives as long as the session: an answer is the proof.
         still: sa.Executable = sa.text("SELECT 1")
     else:
-        text = dbs.lock_name(db.url, name)
+        text = lock_name(db.url, name)
         take = sa.text("SELECT GET_LOCK(:name, 0)").bindparams(name=text)
         still = sa.text("SELECT IS_USED_LOCK(:name) = CONNECTION_ID()").bindparams(name=text)
     connection: AsyncConnection | None = None
     try:
-        with dbs.translate_errors():
+        with translate_errors():
             connection = await engine.connect()
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             taken = (await connection.execute(take)).scalar()
@@ -161,3 +164,33 @@ async def _try(db: Database, name: str, check: float) -> Lease | None:
     await connection.close()
     await engine.dispose()
     return None
+
+
+def lock_path(db: Database, name: str) -> Path:
+    """The lock file of a name beside a SQLite database."""
+    database = file_of(db)
+    return database.with_name(f"{database.name}.{name}.lock")
+
+
+def lock_file(path: Path) -> int | None:
+    """Take the lock file without waiting; its descriptor, or None when somebody (also this process) has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def lock_number(name: str) -> int:
+    """A signed 64-bit key for PostgreSQL's advisory locks, which belong to one database."""
+    return int.from_bytes(
+        hashlib.sha256(f"deskwire:{name}".encode()).digest()[:8], "big", signed=True
+    )
+
+
+def lock_name(url: URL, name: str) -> str:
+    """A lock name of at most 64 characters; GET_LOCK is shared by all databases of a MariaDB server."""
+    digest = hashlib.sha256(f"{url.database}:{name}".encode()).hexdigest()
+    return f"deskwire:{digest[:40]}"

@@ -25,7 +25,7 @@ from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import DeskwireError, InvalidArgument, Unavailable
 from deskwire_common.events import DomainEvent
 from deskwire_common.kafka import MAX_RECORD_BYTES, Headers, Producer
-from deskwire_common.leadership import Lease
+from deskwire_common.leadership import Lease, lead
 from deskwire_common.logging import get_logger
 
 #: Rows per round of the relay.
@@ -196,7 +196,7 @@ class OutboxRelay:
         """
         while True:
             try:
-                async with self._db.leader(self._leader, poll=self._poll) as lease:
+                async with lead(self._db, self._leader, poll=self._poll) as lease:
                     await self._lead(lease)
             except DeskwireError as error:
                 get_logger().warning("outbox_leadership_failed", error=str(error))

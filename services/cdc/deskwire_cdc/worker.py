@@ -39,6 +39,7 @@ from deskwire_common.db import Database
 from deskwire_common.errors import Aborted, DeskwireError
 from deskwire_common.ids import Ids
 from deskwire_common.kafka import MAX_RECORD_BYTES, Outgoing, Producer, ensure_topics
+from deskwire_common.leadership import lead
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 
@@ -313,7 +314,7 @@ class Supervisor:
         """Endless; outlasts a database that is away."""
         while True:
             try:
-                async with self._parts.db.leader("sources") as lease:
+                async with lead(self._parts.db, "sources") as lease:
                     try:
                         while lease.held:
                             await self._round()

@@ -21,7 +21,7 @@ from deskwire_chat.store.search import Entry
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import Aborted, DeskwireError
-from deskwire_common.leadership import Lease
+from deskwire_common.leadership import Lease, lead
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 
@@ -50,7 +50,7 @@ class SearchIndexer:
         """Lead and follow until cancelled; outlasts a database that is away."""
         while True:
             try:
-                async with self._db.leader(LEADER, poll=2.0) as lease:
+                async with lead(self._db, LEADER, poll=2.0) as lease:
                     await self._lead(lease)
             except (DeskwireError, SQLAlchemyError) as error:
                 get_logger().warning("indexing_failed", error=type(error).__name__)

@@ -12,7 +12,7 @@ from deskwire_common.clock import Clock
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
 from deskwire_common.kafka import Consumer
-from deskwire_common.leadership import Lease
+from deskwire_common.leadership import Lease, lead
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.rpc import Tls
@@ -46,7 +46,7 @@ class Deliveries:
         db = self.ledger.db
         while True:
             try:
-                async with db.leader(LEADER, poll=POLL) as lease:
+                async with lead(db, LEADER, poll=POLL) as lease:
                     await self._lead(lease)
             except DeskwireError as error:
                 get_logger().warning("deliveries_not_led", error=str(error))

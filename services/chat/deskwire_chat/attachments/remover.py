@@ -18,7 +18,7 @@ from deskwire_chat.store import attachments
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
-from deskwire_common.leadership import Lease
+from deskwire_common.leadership import Lease, lead
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 
@@ -42,7 +42,7 @@ class Remover:
         """Lead and remove until cancelled; outlasts a database or a store that is away."""
         while True:
             try:
-                async with self._db.leader(LEADER, poll=POLL_SECONDS) as lease:
+                async with lead(self._db, LEADER, poll=POLL_SECONDS) as lease:
                     await self._lead(lease)
             except (DeskwireError, SQLAlchemyError) as error:
                 get_logger().warning("attachments_not_removed", error=type(error).__name__)

@@ -15,7 +15,6 @@ from deskwire_chat import domain, events, views
 from deskwire_chat.actions.tools import Look, Tools, check_printable
 from deskwire_chat.domain import IntegrationKey, Tenant, Writer
 from deskwire_chat.store import keys, tenants
-from deskwire_common import telemetry
 from deskwire_common.auth import Role, TokenSigner, current_principal
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import AlreadyExists, Unauthenticated
@@ -46,27 +45,21 @@ class TenantActions:
         """Make a tenant known. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
         who = Writer.of(current_principal())
         check_printable(request.display_name, "display_name")
-        now = self.tools.now()
+        on = self.tools.occasion(who)
         tenant = Tenant(
             tenant_id=request.tenant_id,
             display_name=request.display_name,
             disabled=False,
             version=1,
-            created_at=now,
-            updated_at=now,
+            created_at=on.now,
+            updated_at=on.now,
         )
 
         async def work(uow: UnitOfWork) -> tenants_pb.CreateTenantResponse:
             if await tenants.get(uow.connection, request.tenant_id) is not None:
                 raise AlreadyExists(f"tenant {request.tenant_id} was created already")
             await tenants.add(uow.connection, tenant)
-            event = events.tenant_created(
-                tenant,
-                event_id=self.tools.ids.uuid7(),
-                by=who,
-                traceparent=telemetry.current_traceparent(),
-            )
-            await self.tools.outbox.add(uow, [event])
+            await self.tools.outbox.add(uow, [events.tenant_created(on, tenant)])
             return tenants_pb.CreateTenantResponse(tenant=views.tenant(tenant))
 
         return await self.tools.once(f"{TENANTS}/CreateTenant", request, work)
@@ -120,16 +113,10 @@ class TenantActions:
             after, changes = domain.switched(
                 before, disabled=disabled, expected_version=request.expected_version
             )
-            after = replace(after, updated_at=self.tools.now())
+            on = self.tools.occasion(who)
+            after = replace(after, updated_at=on.now)
             await tenants.save(uow.connection, after)
-            event = events.tenant_switched(
-                after,
-                changes,
-                event_id=self.tools.ids.uuid7(),
-                by=who,
-                traceparent=telemetry.current_traceparent(),
-            )
-            await self.tools.outbox.add(uow, [event])
+            await self.tools.outbox.add(uow, [events.tenant_switched(on, after, changes)])
             return response(tenant=views.tenant(after))
 
         result = await self.tools.once(f"{TENANTS}/{method}", request, work)
@@ -151,7 +138,7 @@ class IntegrationKeyActions:
         who = Writer.of(current_principal())
         check_printable(request.display_name, "display_name")
         secret = secrets.token_bytes(domain.SECRET_BYTES)
-        now = self.tools.now()
+        on = self.tools.occasion(who)
         key = IntegrationKey(
             key_id=self.tools.ids.uuid7(),
             tenant=who.tenant,
@@ -160,19 +147,13 @@ class IntegrationKeyActions:
             secret_hash=domain.secret_hash(secret),
             revoked=False,
             version=1,
-            created_at=now,
-            updated_at=now,
+            created_at=on.now,
+            updated_at=on.now,
         )
 
         async def work(uow: UnitOfWork) -> keys_pb.CreateIntegrationKeyResponse:
             await keys.add(uow.connection, key)
-            event = events.integration_key_created(
-                key,
-                event_id=self.tools.ids.uuid7(),
-                by=who,
-                traceparent=telemetry.current_traceparent(),
-            )
-            await self.tools.outbox.add(uow, [event])
+            await self.tools.outbox.add(uow, [events.integration_key_created(on, key)])
             # This answer is stored for duplicates of the request: the secret isn't in it.
             return keys_pb.CreateIntegrationKeyResponse(key=views.integration_key(key))
 
@@ -210,18 +191,12 @@ class IntegrationKeyActions:
             before = await keys.lock(uow.connection, who.tenant, request.key_id)
             if before is None:
                 raise domain.key_not_found(request.key_id)
+            on = self.tools.occasion(who)
             after, changes = domain.revoked(
-                before, expected_version=request.expected_version, now=self.tools.now()
+                before, expected_version=request.expected_version, now=on.now
             )
             await keys.save(uow.connection, after)
-            event = events.integration_key_revoked(
-                after,
-                changes,
-                event_id=self.tools.ids.uuid7(),
-                by=who,
-                traceparent=telemetry.current_traceparent(),
-            )
-            await self.tools.outbox.add(uow, [event])
+            await self.tools.outbox.add(uow, [events.integration_key_revoked(on, after, changes)])
             return keys_pb.RevokeIntegrationKeyResponse(key=views.integration_key(after))
 
         return await self.tools.once(f"{KEYS}/RevokeIntegrationKey", request, work)

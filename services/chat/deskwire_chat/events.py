@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import json_format, struct_pb2
@@ -20,7 +21,17 @@ from deskwire_chat.domain import (
     Tenant,
     Writer,
 )
-from deskwire_common.events import DomainEvent
+from deskwire_common.events import DomainEvent, event_type_of
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """Who changes something, when (microseconds since 1970 UTC), and in which trace; `event_id` is a new one."""
+
+    event_id: str
+    now: int
+    by: Writer
+    traceparent: str
 
 
 def trace_id_of(traceparent: str, fallback: str) -> str:
@@ -46,295 +57,165 @@ def changed(changes: Mapping[str, Change]) -> dict[str, event_pb2.FieldChange]:
 
 
 def _event(
-    event_type: str,
+    on: Occasion,
+    data: Message,
     *,
-    event_id: str,
     subject: str,
     sequence: int,
-    now: int,
-    by: Writer,
-    traceparent: str,
-    data: Message,
     correlation_id: str = "",
     origin: str = "",
     tenant: str = "",
 ) -> DomainEvent:
     return DomainEvent(
-        event_id=event_id,
-        event_type=event_type,
-        tenant_id=tenant or by.tenant,
+        event_id=on.event_id,
+        event_type=event_type_of(data),
+        tenant_id=tenant or on.by.tenant,
         subject=subject,
         sequence=sequence,
-        occurred_at=now,
-        trace_id=trace_id_of(traceparent, event_id),
-        traceparent=traceparent,
-        actor=views.actor(by),
-        origin=origin or by.origin,
+        occurred_at=on.now,
+        trace_id=trace_id_of(on.traceparent, on.event_id),
+        traceparent=on.traceparent,
+        actor=views.actor(on.by),
+        origin=origin or on.by.origin,
         correlation_id=correlation_id,
         data=data,
     )
 
 
-def conversation_opened(
-    item: Conversation, customer: Customer, *, event_id: str, by: Writer, traceparent: str
-) -> DomainEvent:
-    """A visitor's first message opened a conversation."""
+def _of_conversation(on: Occasion, item: Conversation, data: Message) -> DomainEvent:
     return _event(
-        "conversation_opened",
-        event_id=event_id,
+        on,
+        data,
         subject=item.conversation_id,
         sequence=item.version,
-        now=item.created_at,
-        by=by,
-        traceparent=traceparent,
         correlation_id=item.customer_id,
-        data=chat_events_pb2.ConversationOpened(
-            conversation=views.conversation(item), customer=views.customer(customer)
-        ),
     )
+
+
+def conversation_opened(on: Occasion, item: Conversation, customer: Customer) -> DomainEvent:
+    """A visitor's first message opened a conversation."""
+    data = chat_events_pb2.ConversationOpened(
+        conversation=views.conversation(item), customer=views.customer(customer)
+    )
+    return _of_conversation(on, item, data)
 
 
 def conversation_assigned(
-    item: Conversation, changes: Mapping[str, Change], *, event_id: str, by: Writer
+    on: Occasion, item: Conversation, changes: Mapping[str, Change]
 ) -> DomainEvent:
-    """Routing gave a conversation to an agent; the trace is that of the opening."""
-    return _event(
-        "conversation_assigned",
-        event_id=event_id,
-        subject=item.conversation_id,
-        sequence=item.version,
-        now=item.assigned_at,
-        by=by,
-        traceparent=item.traceparent,
-        correlation_id=item.customer_id,
-        data=chat_events_pb2.ConversationAssigned(
-            conversation=views.conversation(item), changed=changed(changes)
-        ),
+    """Routing gave a conversation to an agent."""
+    data = chat_events_pb2.ConversationAssigned(
+        conversation=views.conversation(item), changed=changed(changes)
     )
+    return _of_conversation(on, item, data)
 
 
 def conversation_transferred(
-    item: Conversation,
-    changes: Mapping[str, Change],
-    *,
-    event_id: str,
-    now: int,
-    by: Writer,
-    traceparent: str,
+    on: Occasion, item: Conversation, changes: Mapping[str, Change]
 ) -> DomainEvent:
     """A conversation went to another agent, or back to the queue."""
-    return _event(
-        "conversation_transferred",
-        event_id=event_id,
-        subject=item.conversation_id,
-        sequence=item.version,
-        now=now,
-        by=by,
-        traceparent=traceparent,
-        correlation_id=item.customer_id,
-        data=chat_events_pb2.ConversationTransferred(
-            conversation=views.conversation(item), changed=changed(changes)
-        ),
+    data = chat_events_pb2.ConversationTransferred(
+        conversation=views.conversation(item), changed=changed(changes)
     )
+    return _of_conversation(on, item, data)
 
 
 def conversation_closed(
-    item: Conversation,
-    changes: Mapping[str, Change],
-    *,
-    event_id: str,
-    now: int,
-    by: Writer,
-    traceparent: str,
+    on: Occasion, item: Conversation, changes: Mapping[str, Change]
 ) -> DomainEvent:
     """A conversation ended."""
-    return _event(
-        "conversation_closed",
-        event_id=event_id,
-        subject=item.conversation_id,
-        sequence=item.version,
-        now=now,
-        by=by,
-        traceparent=traceparent,
-        correlation_id=item.customer_id,
-        data=chat_events_pb2.ConversationClosed(
-            conversation=views.conversation(item), changed=changed(changes)
-        ),
+    data = chat_events_pb2.ConversationClosed(
+        conversation=views.conversation(item), changed=changed(changes)
     )
+    return _of_conversation(on, item, data)
 
 
-def customer_created(
-    item: Customer, *, event_id: str, by: Writer, traceparent: str, correlation_id: str = ""
-) -> DomainEvent:
+def customer_created(on: Occasion, item: Customer, *, correlation_id: str = "") -> DomainEvent:
     """Deskwire met a customer."""
+    data = chat_events_pb2.CustomerCreated(customer=views.customer(item))
     return _event(
-        "customer_created",
-        event_id=event_id,
+        on,
+        data,
         subject=item.customer_id,
         sequence=item.version,
-        now=item.created_at,
-        by=by,
-        traceparent=traceparent,
         correlation_id=correlation_id,
-        data=chat_events_pb2.CustomerCreated(customer=views.customer(item)),
     )
 
 
-def customer_updated(
-    item: Customer, changes: Mapping[str, Change], *, event_id: str, by: Writer, traceparent: str
-) -> DomainEvent:
+def customer_updated(on: Occasion, item: Customer, changes: Mapping[str, Change]) -> DomainEvent:
     """Something about a customer really changed; data begins with what the CRM asked for."""
+    data = chat_events_pb2.CustomerUpdated(
+        user_id=item.user_id,
+        new_mobile=item.mobile,
+        timestamp=item.updated_at // 1_000_000,
+        customer=views.customer(item),
+        changed=changed(changes),
+    )
+    return _event(on, data, subject=item.customer_id, sequence=item.version)
+
+
+def _of_agent(on: Occasion, item: Agent, data: Message, *, origin: str = "") -> DomainEvent:
     return _event(
-        "customer_updated",
-        event_id=event_id,
-        subject=item.customer_id,
+        on,
+        data,
+        subject=f"{item.tenant}/{item.agent_id}",
         sequence=item.version,
-        now=item.updated_at,
-        by=by,
-        traceparent=traceparent,
-        data=chat_events_pb2.CustomerUpdated(
-            user_id=item.user_id,
-            new_mobile=item.mobile,
-            timestamp=item.updated_at // 1_000_000,
-            customer=views.customer(item),
-            changed=changed(changes),
-        ),
+        origin=origin,
     )
 
 
 def agent_status_changed(
-    item: Agent,
-    changes: Mapping[str, Change],
-    *,
-    event_id: str,
-    now: int,
-    by: Writer,
-    traceparent: str,
-    connected: bool,
+    on: Occasion, item: Agent, changes: Mapping[str, Change], *, connected: bool
 ) -> DomainEvent:
     """An agent became available or away, or changed capacity or name."""
-    return _event(
-        "agent_status_changed",
-        event_id=event_id,
-        subject=f"{item.tenant}/{item.agent_id}",
-        sequence=item.version,
-        now=now,
-        by=by,
-        traceparent=traceparent,
-        origin=by.origin or HOME_ORIGIN,
-        data=chat_events_pb2.AgentStatusChanged(
-            agent=views.agent(item, connected=connected), changed=changed(changes)
-        ),
+    data = chat_events_pb2.AgentStatusChanged(
+        agent=views.agent(item, connected=connected), changed=changed(changes)
     )
+    return _of_agent(on, item, data, origin=on.by.origin or HOME_ORIGIN)
 
 
-def agent_created(
-    item: Agent, *, event_id: str, now: int, by: Writer, traceparent: str, connected: bool
-) -> DomainEvent:
+def agent_created(on: Occasion, item: Agent, *, connected: bool) -> DomainEvent:
     """An operator made an agent known."""
-    return _event(
-        "agent_created",
-        event_id=event_id,
-        subject=f"{item.tenant}/{item.agent_id}",
-        sequence=item.version,
-        now=now,
-        by=by,
-        traceparent=traceparent,
-        data=chat_events_pb2.AgentCreated(agent=views.agent(item, connected=connected)),
-    )
+    data = chat_events_pb2.AgentCreated(agent=views.agent(item, connected=connected))
+    return _of_agent(on, item, data)
 
 
 def agent_switched(
-    item: Agent,
-    changes: Mapping[str, Change],
-    *,
-    event_id: str,
-    now: int,
-    by: Writer,
-    traceparent: str,
-    connected: bool,
+    on: Occasion, item: Agent, changes: Mapping[str, Change], *, connected: bool
 ) -> DomainEvent:
     """An agent was disabled or enabled."""
     kind = chat_events_pb2.AgentDisabled if item.disabled else chat_events_pb2.AgentEnabled
-    return _event(
-        "agent_disabled" if item.disabled else "agent_enabled",
-        event_id=event_id,
-        subject=f"{item.tenant}/{item.agent_id}",
-        sequence=item.version,
-        now=now,
-        by=by,
-        traceparent=traceparent,
-        data=kind(agent=views.agent(item, connected=connected), changed=changed(changes)),
-    )
+    data = kind(agent=views.agent(item, connected=connected), changed=changed(changes))
+    return _of_agent(on, item, data)
 
 
-def tenant_created(item: Tenant, *, event_id: str, by: Writer, traceparent: str) -> DomainEvent:
-    """A tenant was made known. The event is that tenant's, not the operator's."""
-    return _event(
-        "tenant_created",
-        event_id=event_id,
-        subject=item.tenant_id,
-        sequence=item.version,
-        now=item.updated_at,
-        by=by,
-        traceparent=traceparent,
-        tenant=item.tenant_id,
-        data=access_events_pb2.TenantCreated(tenant=views.tenant(item)),
-    )
+def _of_tenant(on: Occasion, item: Tenant, data: Message) -> DomainEvent:
+    """The event is that tenant's, not the operator's."""
+    return _event(on, data, subject=item.tenant_id, sequence=item.version, tenant=item.tenant_id)
 
 
-def tenant_switched(
-    item: Tenant, changes: Mapping[str, Change], *, event_id: str, by: Writer, traceparent: str
-) -> DomainEvent:
+def tenant_created(on: Occasion, item: Tenant) -> DomainEvent:
+    """A tenant was made known."""
+    return _of_tenant(on, item, access_events_pb2.TenantCreated(tenant=views.tenant(item)))
+
+
+def tenant_switched(on: Occasion, item: Tenant, changes: Mapping[str, Change]) -> DomainEvent:
     """A tenant was disabled or enabled."""
     kind = access_events_pb2.TenantDisabled if item.disabled else access_events_pb2.TenantEnabled
-    return _event(
-        "tenant_disabled" if item.disabled else "tenant_enabled",
-        event_id=event_id,
-        subject=item.tenant_id,
-        sequence=item.version,
-        now=item.updated_at,
-        by=by,
-        traceparent=traceparent,
-        tenant=item.tenant_id,
-        data=kind(tenant=views.tenant(item), changed=changed(changes)),
-    )
+    return _of_tenant(on, item, kind(tenant=views.tenant(item), changed=changed(changes)))
 
 
-def integration_key_created(
-    item: IntegrationKey, *, event_id: str, by: Writer, traceparent: str
-) -> DomainEvent:
+def integration_key_created(on: Occasion, item: IntegrationKey) -> DomainEvent:
     """A system outside was given a key."""
-    return _event(
-        "integration_key_created",
-        event_id=event_id,
-        subject=item.key_id,
-        sequence=item.version,
-        now=item.updated_at,
-        by=by,
-        traceparent=traceparent,
-        data=access_events_pb2.IntegrationKeyCreated(key=views.integration_key(item)),
-    )
+    data = access_events_pb2.IntegrationKeyCreated(key=views.integration_key(item))
+    return _event(on, data, subject=item.key_id, sequence=item.version)
 
 
 def integration_key_revoked(
-    item: IntegrationKey,
-    changes: Mapping[str, Change],
-    *,
-    event_id: str,
-    by: Writer,
-    traceparent: str,
+    on: Occasion, item: IntegrationKey, changes: Mapping[str, Change]
 ) -> DomainEvent:
     """A key gives no more tokens."""
-    return _event(
-        "integration_key_revoked",
-        event_id=event_id,
-        subject=item.key_id,
-        sequence=item.version,
-        now=item.updated_at,
-        by=by,
-        traceparent=traceparent,
-        data=access_events_pb2.IntegrationKeyRevoked(
-            key=views.integration_key(item), changed=changed(changes)
-        ),
+    data = access_events_pb2.IntegrationKeyRevoked(
+        key=views.integration_key(item), changed=changed(changes)
     )
+    return _event(on, data, subject=item.key_id, sequence=item.version)

@@ -19,7 +19,6 @@ from deskwire_chat.domain import (
 )
 from deskwire_chat.routing import Router
 from deskwire_chat.store import agents
-from deskwire_common import telemetry
 from deskwire_common.auth import Principal, Role, current_principal
 from deskwire_common.db import UnitOfWork, WriteConflict, is_unique_violation
 from deskwire_common.errors import (
@@ -44,6 +43,7 @@ class AgentActions:
         """Make an agent known, as AWAY. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
         who = Writer.of(current_principal())
         check_printable(request.display_name, "display_name")
+        on = self.tools.occasion(who)
         agent = Agent(
             tenant=who.tenant,
             agent_id=request.agent_id,
@@ -51,7 +51,7 @@ class AgentActions:
             status=Status.AWAY,
             capacity=request.capacity or domain.DEFAULT_CAPACITY,
             active=0,
-            idle_since=self.tools.now(),
+            idle_since=on.now,
             version=1,
             bot=request.bot,
         )
@@ -61,14 +61,7 @@ class AgentActions:
                 raise AlreadyExists(f"agent {request.agent_id} is known already")
             await agents.add(uow.connection, agent)
             connected = self.router.is_connected(who.tenant, request.agent_id)
-            event = events.agent_created(
-                agent,
-                event_id=self.tools.ids.uuid7(),
-                now=agent.idle_since,
-                by=who,
-                traceparent=telemetry.current_traceparent(),
-                connected=connected,
-            )
+            event = events.agent_created(on, agent, connected=connected)
             await self.tools.outbox.add(uow, [event])
             return agents_pb.CreateAgentResponse(agent=views.agent(agent, connected=connected))
 
@@ -106,15 +99,8 @@ class AgentActions:
             await agents.save(uow.connection, after)
             # Who is shut out is disconnected when this is read.
             connected = not disabled and self.router.is_connected(who.tenant, request.agent_id)
-            event = events.agent_switched(
-                after,
-                changes,
-                event_id=self.tools.ids.uuid7(),
-                now=self.tools.now(),
-                by=who,
-                traceparent=telemetry.current_traceparent(),
-                connected=connected,
-            )
+            on = self.tools.occasion(who)
+            event = events.agent_switched(on, after, changes, connected=connected)
             await self.tools.outbox.add(uow, [event])
             changed[:] = [after]
             return response(agent=views.agent(after, connected=connected))
@@ -171,15 +157,8 @@ class AgentActions:
                 changed[:] = [after] if changes else []
                 connected = self.router.is_connected(who.tenant, agent_id)
                 if changes:
-                    event = events.agent_status_changed(
-                        after,
-                        changes,
-                        event_id=self.tools.ids.uuid7(),
-                        now=self.tools.now(),
-                        by=who,
-                        traceparent=telemetry.current_traceparent(),
-                        connected=connected,
-                    )
+                    on = self.tools.occasion(who)
+                    event = events.agent_status_changed(on, after, changes, connected=connected)
                     await self.tools.outbox.add(uow, [event])
                 return agents_pb.SetAgentStatusResponse(
                     agent=views.agent(after, connected=connected)

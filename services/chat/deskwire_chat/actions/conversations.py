@@ -17,6 +17,7 @@ from deskwire_chat.domain import (
     State,
     Writer,
 )
+from deskwire_chat.events import Occasion
 from deskwire_chat.shard.commands import Store, Stored
 from deskwire_chat.shard.links import check_client_msg_id
 from deskwire_chat.shard.writer import ShardWriter
@@ -24,9 +25,8 @@ from deskwire_chat.store import agents, conversations, messages, receipts, searc
 from deskwire_common import telemetry
 from deskwire_common.auth import Role, acting_as, current_principal
 from deskwire_common.db import UnitOfWork
-from deskwire_common.errors import (
-    DeskwireError,
-)
+from deskwire_common.errors import DeskwireError
+from deskwire_common.events import DomainEvent
 from deskwire_common.pagination import decode_page, encode_page
 
 CONVERSATIONS: Final = "deskwire.chat.v1.ConversationService"
@@ -52,7 +52,7 @@ class ConversationActions:
     async def list(
         self, request: conversations_pb.ListConversationsRequest
     ) -> conversations_pb.ListConversationsResponse:
-        """Raises InvalidArgument (INVALIDPAGE_TOKEN)."""
+        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         principal = current_principal()
         visitor = principal.subject if principal.role is Role.VISITOR else ""
         filters = {
@@ -204,10 +204,8 @@ class ConversationActions:
         (INVALID_STATE), VersionMismatch, RequestIdReused.
         """
 
-        async def end(uow: UnitOfWork, item: Conversation) -> dict[str, Change]:
-            changes = domain.close(
-                item, expected_version=request.expected_version, now=self.tools.now()
-            )
+        async def end(uow: UnitOfWork, item: Conversation, now: int) -> dict[str, Change]:
+            changes = domain.close(item, expected_version=request.expected_version, now=now)
             if item.agent_id:
                 await agents.free(uow.connection, item.tenant, item.agent_id)
             return changes
@@ -229,7 +227,7 @@ class ConversationActions:
         AGENT_NOT_FOUND), FailedPrecondition, VersionMismatch, RequestIdReused.
         """
 
-        async def hand_over(uow: UnitOfWork, item: Conversation) -> dict[str, Change]:
+        async def hand_over(uow: UnitOfWork, item: Conversation, now: int) -> dict[str, Change]:
             before, agent = item.agent_id, None
             if request.agent_id:
                 agent = await agents.get(uow.connection, item.tenant, request.agent_id, lock=True)
@@ -238,14 +236,12 @@ class ConversationActions:
                 agent_id=request.agent_id,
                 bot=agent is not None and agent.bot,
                 expected_version=request.expected_version,
-                now=self.tools.now(),
+                now=now,
             )
             if request.agent_id:
                 if agent is None:
                     raise domain.agent_not_found(request.agent_id)
-                if not await agents.take(
-                    uow.connection, item.tenant, request.agent_id, now=self.tools.now()
-                ):
+                if not await agents.take(uow.connection, item.tenant, request.agent_id, now=now):
                     raise domain.agent_has_no_room(request.agent_id)
             if before:
                 await agents.free(uow.connection, item.tenant, before)
@@ -268,16 +264,10 @@ class ConversationActions:
         async def work(uow: UnitOfWork, item: Conversation | None) -> None:
             if item is None or item.state != State.ACTIVE or item.agent_id != agent_id:
                 return
-            changes = domain.transfer(item, agent_id="", expected_version=0, now=self.tools.now())
+            on = self.tools.occasion(Writer.system(item.tenant), traceparent=item.traceparent)
+            changes = domain.transfer(item, agent_id="", expected_version=0, now=on.now)
             await agents.free(uow.connection, item.tenant, agent_id)
-            event = events.conversation_transferred(
-                item,
-                changes,
-                event_id=self.tools.ids.uuid7(),
-                now=self.tools.now(),
-                by=Writer.system(item.tenant),
-                traceparent=item.traceparent,
-            )
+            event = events.conversation_transferred(on, item, changes)
             await self.tools.outbox.add(uow, [event])
 
         await self.writer.alter(conversation_id, work)
@@ -287,8 +277,8 @@ class ConversationActions:
         request: Any,
         method: str,
         response: type[ResponseT],
-        change: Callable[[UnitOfWork, Conversation], Awaitable[dict[str, Change]]],
-        event: Callable[..., Any],
+        change: Callable[[UnitOfWork, Conversation, int], Awaitable[dict[str, Change]]],
+        event: Callable[[Occasion, Conversation, dict[str, Change]], DomainEvent],
     ) -> ResponseT:
         principal = current_principal()
         who = Writer.of(principal)
@@ -299,20 +289,9 @@ class ConversationActions:
                 if item is None:
                     raise domain.conversation_not_found(request.conversation_id)
                 domain.check_may_alter(item, who)
-                changes = await change(uow, item)
-                await self.tools.outbox.add(
-                    uow,
-                    [
-                        event(
-                            item,
-                            changes,
-                            event_id=self.tools.ids.uuid7(),
-                            now=self.tools.now(),
-                            by=who,
-                            traceparent=traceparent,
-                        )
-                    ],
-                )
+                on = self.tools.occasion(who, traceparent=traceparent)
+                changes = await change(uow, item, on.now)
+                await self.tools.outbox.add(uow, [event(on, item, changes)])
                 return response(conversation=views.conversation(item))
 
             with acting_as(principal):

@@ -19,7 +19,6 @@ from deskwire_chat.domain import (
 )
 from deskwire_chat.shard.connections import Connections
 from deskwire_chat.store import conversations, customers
-from deskwire_common import telemetry
 from deskwire_common.auth import current_principal
 from deskwire_common.db import UnitOfWork, WriteConflict, is_unique_violation
 from deskwire_common.errors import (
@@ -64,7 +63,7 @@ class CustomerActions:
     async def list(
         self, request: customers_pb.ListCustomersRequest
     ) -> customers_pb.ListCustomersResponse:
-        """Raises InvalidArgument (INVALIDPAGE_TOKEN)."""
+        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         tenant = current_principal().tenant
         key = decode_page(request.page_token, "ListCustomers", {"tenant": tenant}, length=1)
         size = request.page_size or PAGE
@@ -168,14 +167,14 @@ class CustomerActions:
         who: Writer,
         source_version: int,
     ) -> customers_pb.UpsertCustomerResponse:
-        now = self.tools.now()
+        on = self.tools.occasion(who)
         customer = replace(
             Customer(
                 customer_id=self.tools.ids.uuid7(),
                 tenant=who.tenant,
                 identities=identities,
-                created_at=now,
-                updated_at=now,
+                created_at=on.now,
+                updated_at=on.now,
             ),
             display_name=values.get("display_name", ""),
             email=values.get("email", ""),
@@ -186,13 +185,7 @@ class CustomerActions:
             await customers.save_source_version(
                 uow.connection, customer.customer_id, who.origin, source_version, known=False
             )
-        event = events.customer_created(
-            customer,
-            event_id=self.tools.ids.uuid7(),
-            by=who,
-            traceparent=telemetry.current_traceparent(),
-        )
-        await self.tools.outbox.add(uow, [event])
+        await self.tools.outbox.add(uow, [events.customer_created(on, customer)])
         return customers_pb.UpsertCustomerResponse(customer=views.customer(customer), created=True)
 
     async def _newer(self, uow: UnitOfWork, customer_id: str, system: str, version: int) -> bool:
@@ -216,20 +209,14 @@ class CustomerActions:
         identities: Sequence[Identity],
         who: Writer,
     ) -> Customer:
+        on = self.tools.occasion(who)
         after, changes = domain.changed_customer(
-            before, values, add_identities=identities, now=self.tools.now()
+            before, values, add_identities=identities, now=on.now
         )
         if not changes:
             return before
         await customers.save(uow.connection, before, after)
-        event = events.customer_updated(
-            after,
-            changes,
-            event_id=self.tools.ids.uuid7(),
-            by=who,
-            traceparent=telemetry.current_traceparent(),
-        )
-        await self.tools.outbox.add(uow, [event])
+        await self.tools.outbox.add(uow, [events.customer_updated(on, after, changes)])
         return after
 
     async def _tell(self, changed: Sequence[Customer]) -> None:

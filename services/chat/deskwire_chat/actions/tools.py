@@ -9,11 +9,12 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import Message as ProtoMessage
 from sqlalchemy.exc import IntegrityError
 
+from deskwire_chat.domain import Writer
+from deskwire_chat.events import Occasion
+from deskwire_common import telemetry
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork, WriteConflict, is_unique_violation
-from deskwire_common.errors import (
-    InvalidArgument,
-)
+from deskwire_common.errors import InvalidArgument
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
@@ -40,6 +41,12 @@ class Tools:
     def now(self) -> int:
         """Microseconds since 1970 UTC."""
         return to_micros(self.clock.now())
+
+    def occasion(self, by: Writer, *, traceparent: str | None = None) -> Occasion:
+        """A change of now, in the trace of the call that is being served unless another one is given."""
+        if traceparent is None:
+            traceparent = telemetry.current_traceparent()
+        return Occasion(self.ids.uuid7(), self.now(), by, traceparent)
 
     async def once(
         self,

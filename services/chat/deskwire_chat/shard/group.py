@@ -23,6 +23,7 @@ from deskwire_chat.domain import (
     Waiting,
     Writer,
 )
+from deskwire_chat.events import Occasion
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import codec
 from deskwire_chat.shard.commands import (
@@ -289,15 +290,8 @@ class Group:
         )
         self.touched[conversation.conversation_id] = conversation
         self.opened.add(conversation.conversation_id)
-        self._events.append(
-            events.conversation_opened(
-                conversation,
-                customer,
-                event_id=self._tools.ids.uuid7(),
-                by=who,
-                traceparent=traceparent,
-            )
-        )
+        on = Occasion(self._tools.ids.uuid7(), self.now, who, traceparent)
+        self._events.append(events.conversation_opened(on, conversation, customer))
         self.after.append(
             lambda: self._tools.router.opened(
                 Waiting(who.tenant, command.conversation_id, self.now)
@@ -345,11 +339,9 @@ class Group:
         self._altered.append((conversation, conversation.version))
         changes = domain.assign(conversation, agent_id=agent.agent_id, bot=agent.bot, now=self.now)
         by = Writer.system(tenant)
-        self._events.append(
-            events.conversation_assigned(
-                conversation, changes, event_id=self._tools.ids.uuid7(), by=by
-            )
-        )
+        # The trace is that of the opening.
+        on = Occasion(self._tools.ids.uuid7(), self.now, by, conversation.traceparent)
+        self._events.append(events.conversation_assigned(on, conversation, changes))
         METRICS.conversations_assigned.inc()
         conversation_id = conversation.conversation_id
         self.after.append(

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from deskwire_chat import domain, events
 from deskwire_chat.domain import Customer, Identity, Writer
+from deskwire_chat.events import Occasion
 from deskwire_chat.store import conversations, customers
 from deskwire_common.db import UnitOfWork
 from deskwire_common.events import DomainEvent
@@ -69,11 +70,8 @@ class Visitors:
         if changes:
             self._customers[owner] = after
             self._before.setdefault(owner, customer)
-            self.events.append(
-                events.customer_updated(
-                    after, changes, event_id=self._ids.uuid7(), by=who, traceparent=traceparent
-                )
-            )
+            on = self._occasion(who, traceparent)
+            self.events.append(events.customer_updated(on, after, changes))
         self._owners |= {(who.tenant, each): owner for each in after.identities}
         return after
 
@@ -90,16 +88,12 @@ class Visitors:
         self._customers[customer.customer_id] = customer
         self._owners |= {(who.tenant, each): customer.customer_id for each in customer.identities}
         self._before[customer.customer_id] = None
-        self.events.append(
-            events.customer_created(
-                customer,
-                event_id=self._ids.uuid7(),
-                by=who,
-                traceparent=traceparent,
-                correlation_id=correlation_id,
-            )
-        )
+        on = self._occasion(who, traceparent)
+        self.events.append(events.customer_created(on, customer, correlation_id=correlation_id))
         return customer.customer_id
+
+    def _occasion(self, who: Writer, traceparent: str) -> Occasion:
+        return Occasion(self._ids.uuid7(), self._now, who, traceparent)
 
     async def flush(self, uow: UnitOfWork) -> None:
         """Write what was made and changed."""

@@ -73,6 +73,23 @@ async def test_a_repeated_call(db: Database) -> None:
     assert await effects(db) == 2
 
 
+async def test_what_a_call_was_answered_is_known_without_doing_it(db: Database) -> None:
+    async def answered(subject: str, method: str = "/x/Create") -> StringValue | None:
+        request = pb.CreateTicketRequest(request_id="1", subject=subject)
+        with acting_as(ALICE):
+            return await STORE.answered(
+                db, method=method, request=request, response_class=StringValue
+            )
+
+    assert await answered("Late") is None
+    await call(db, "1")
+    assert await answered("Late") == StringValue(value="Late 1")
+    assert await answered("Late", "/x/Other") is None
+    with pytest.raises(RequestIdReused):
+        await answered("Lost")
+    assert await effects(db) == 1
+
+
 async def test_another_body(db: Database) -> None:
     await call(db, "1")
     with pytest.raises(RequestIdReused) as caught:

@@ -8,13 +8,14 @@ row is gone with its transaction and the duplicate does the work. Only successes
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import sqlalchemy as sa
 from google.protobuf.descriptor_pool import Default as DefaultPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_common import db as dbs
 from deskwire_common.auth import current_principal
@@ -82,12 +83,12 @@ class IdempotencyStore:
 
         Raises InvalidArgument without a request_id, RequestIdReused when the id came with another body before.
         """
-        key, row = self._row(method, request)
+        row = self._row(method, request)
         if await dbs.insert_if_absent(uow, self.table, row):
             response = await work()
             statement = (
                 sa.update(self.table)
-                .where(*(self.table.c[name] == value for name, value in key.items()))
+                .where(*self._is(row))
                 .values(
                     response_type=response.DESCRIPTOR.full_name,
                     response=response.SerializeToString(deterministic=True),
@@ -95,19 +96,22 @@ class IdempotencyStore:
             )
             await uow.execute(statement)
             return response
-        found = await self._find(uow, key)
+        found = await self._find(uow.connection, row)
         if found is None:
             # Purged between the two statements: the next attempt inserts.
             raise WriteConflict("a repeated call met the clean-up of its first one; try again")
-        if bytes(found.body_hash) != row["body_hash"]:
-            raise RequestIdReused(
-                f"request_id {row['request_id']!r} was used with another body",
-                metadata={"method": method},
-            )
-        message_class = GetMessageClass(DefaultPool().FindMessageTypeByName(found.response_type))
-        stored = message_class()
-        stored.ParseFromString(bytes(found.response))
-        return cast("ResponseT", stored)
+        return cast("ResponseT", found)
+
+    async def answered(
+        self, db: Database, *, method: str, request: Any, response_class: type[ResponseT]
+    ) -> ResponseT | None:
+        """What a request got before; None when it is new, or still under way. Raises like `execute`.
+
+        For what has to be asked elsewhere before the transaction, and not again for a repeated call.
+        """
+        async with db.read() as connection:
+            found = await self._find(connection, self._row(method, request))
+        return found if isinstance(found, response_class) else None
 
     async def purge(self, db: Database, *, keep: float = KEEP) -> int:
         """Forget responses older than `keep` seconds, in small transactions; how many."""
@@ -133,7 +137,7 @@ class IdempotencyStore:
 
     _keys: Final = ("tenant_id", "principal", "method", "request_id")
 
-    def _row(self, method: str, request: Request) -> tuple[dict[str, str], dict[str, Any]]:
+    def _row(self, method: str, request: Request) -> dict[str, Any]:
         principal = current_principal()
         # MariaDB compares "1" and "1 " as equal.
         if (
@@ -146,25 +150,34 @@ class IdempotencyStore:
                 f"request_id must have 1 to {_MAX_REQUEST_ID} characters, the last one no blank",
                 field="request_id",
             )
-        key = {
+        return {
             "tenant_id": principal.tenant,
             # Two roles may share a subject; they are two callers.
             "principal": f"{principal.role.value}:{principal.subject}",
             "method": method,
             "request_id": request.request_id,
-        }
-        row: dict[str, Any] = {
-            **key,
             "body_hash": hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
             "response_type": "",
             "response": None,
             "created_at": to_micros(self._clock.now()),
         }
-        return key, row
 
-    async def _find(self, uow: UnitOfWork, key: dict[str, str]) -> Any:
+    def _is(self, row: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
+        return [self.table.c[name] == row[name] for name in self._keys]
+
+    async def _find(self, connection: AsyncConnection, row: Mapping[str, Any]) -> Message | None:
+        """The response of an equal request. Raises RequestIdReused."""
         c = self.table.c
-        statement = sa.select(c.body_hash, c.response_type, c.response).where(
-            *(c[name] == value for name, value in key.items())
-        )
-        return (await uow.execute(statement)).one_or_none()
+        statement = sa.select(c.body_hash, c.response_type, c.response).where(*self._is(row))
+        found = (await connection.execute(statement)).one_or_none()
+        if found is None:
+            return None
+        if bytes(found.body_hash) != row["body_hash"]:
+            raise RequestIdReused(
+                f"request_id {row['request_id']!r} was used with another body",
+                metadata={"method": row["method"]},
+            )
+        message_class = GetMessageClass(DefaultPool().FindMessageTypeByName(found.response_type))
+        stored: Message = message_class()
+        stored.ParseFromString(bytes(found.response))
+        return stored

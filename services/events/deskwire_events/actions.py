@@ -57,10 +57,6 @@ ResponseT = TypeVar(
 )
 
 
-class _New(Exception):
-    pass
-
-
 def caller() -> Principal:
     """The caller, who must speak for one tenant. Raises PermissionDenied."""
     principal = current_principal()
@@ -174,9 +170,6 @@ class AdapterActions:
         for name in ("adapter_id", "system_id", "target"):
             _check_ascii(f"adapter.{name}", getattr(wanted, name))
         domain.check_system(wanted.system_id, principal.system)
-        found = await self._answered(REGISTER, request, registry_pb.RegisterAdapterResponse)
-        if found is not None:
-            return found
 
         def adapter(before: Adapter | None, accepts: tuple[str, ...] = ()) -> Adapter:
             return domain.register(
@@ -193,6 +186,14 @@ class AdapterActions:
 
         # One at a time: the places of the group are committed before the adapter is.
         async with self._registering:
+            found = await self.idempotency.answered(
+                self.db,
+                method=REGISTER,
+                request=request,
+                response_class=registry_pb.RegisterAdapterResponse,
+            )
+            if found is not None:
+                return found
             async with self.db.read() as connection:
                 adapter(await store.read_adapter(connection, principal.tenant, wanted.adapter_id))
             accepts = await self._introduce(adapter(None))
@@ -322,22 +323,6 @@ class AdapterActions:
         if adapter is None or adapter.removed:
             raise domain.not_found(adapter_id)
         return adapter
-
-    async def _answered(
-        self, method: str, request: Request, _response_class: type[ResponseT]
-    ) -> ResponseT | None:
-        """The response that this request got before; None for a new one."""
-
-        async def new() -> ResponseT:
-            raise _New
-
-        async def look(uow: UnitOfWork) -> ResponseT:
-            return await self.idempotency.execute(uow, method=method, request=request, work=new)
-
-        try:
-            return await self.db.run(look)
-        except _New:
-            return None
 
 
 def _check_event(path: str, event: hub_pb.ExternalEvent) -> None:

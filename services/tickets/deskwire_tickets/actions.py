@@ -35,10 +35,6 @@ Transition: TypeAlias = pb.SolveTicketRequest | pb.ReopenTicketRequest
 Request: TypeAlias = pb.CreateTicketRequest | Transition
 
 
-class _New(Exception):
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class TicketActions:
     """What can be done with tickets, for the current principal and in its tenant."""
@@ -60,7 +56,9 @@ class TicketActions:
             request_id=request.request_id, subject=request.subject, description=request.description
         )
         # A repeated request is answered even when chat is away or has forgotten the conversation.
-        found = await self._answered(CREATE, request, pb.CreateTicketResponse)
+        found = await self.idempotency.answered(
+            self.db, method=CREATE, request=request, response_class=pb.CreateTicketResponse
+        )
         if found is not None:
             return found
         # Before the transaction: no call to another service while rows are locked.
@@ -208,22 +206,6 @@ class TicketActions:
             return await self.idempotency.execute(uow, method=method, request=request, work=decide)
 
         return await self.db.run(transaction)
-
-    async def _answered(
-        self, method: str, request: Request, _response_class: type[ResponseT]
-    ) -> ResponseT | None:
-        """The response that this request got before; None for a new one."""
-
-        async def new() -> ResponseT:
-            raise _New
-
-        async def look(uow: UnitOfWork) -> ResponseT:
-            return await self.idempotency.execute(uow, method=method, request=request, work=new)
-
-        try:
-            return await self.db.run(look)
-        except _New:
-            return None
 
 
 async def _lock(uow: UnitOfWork, request: Transition) -> Ticket:

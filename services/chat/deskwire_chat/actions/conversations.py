@@ -18,14 +18,13 @@ from deskwire_chat.domain import (
     Writer,
 )
 from deskwire_chat.events import Occasion
-from deskwire_chat.shard.commands import Store, Stored
+from deskwire_chat.shard.commands import Store, Stored, reply_to
 from deskwire_chat.shard.links import check_client_msg_id
 from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.store import agents, conversations, messages, receipts, search
 from deskwire_common import telemetry
 from deskwire_common.auth import Role, acting_as, current_principal
 from deskwire_common.db import UnitOfWork
-from deskwire_common.errors import DeskwireError
 from deskwire_common.events import DomainEvent
 from deskwire_common.pagination import decode_page, encode_page
 
@@ -164,15 +163,6 @@ class ConversationActions:
         kind, target_seq = views.kind_of(request.content)
         who = Writer.of(current_principal())
         future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
-
-        def reply(result: Stored | DeskwireError) -> None:
-            if future.done():
-                return
-            if isinstance(result, Stored):
-                future.set_result(result)
-            else:
-                future.set_exception(result)
-
         traceparent = telemetry.current_traceparent()
         self.writer.submit(
             Store(
@@ -180,7 +170,7 @@ class ConversationActions:
                 conversation_id=request.conversation_id.lower(),
                 client_msg_id=request.client_msg_id,
                 body=request.content.SerializeToString(),
-                reply=reply,
+                reply=reply_to(future),
                 kind=kind,
                 target_seq=target_seq,
                 traceparent=traceparent if telemetry.sampled(traceparent) else "",

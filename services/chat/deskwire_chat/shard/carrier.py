@@ -16,7 +16,7 @@ import grpc
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain import Message, partition_of
-from deskwire_chat.shard.commands import NotOwner, Reply, Store, Stored
+from deskwire_chat.shard.commands import NotOwner, Reply, Store, Stored, reply_to
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.peers import Peers, forwarding, was_not_taken
 from deskwire_chat.shard.writer import ShardWriter
@@ -149,16 +149,7 @@ class Carrier:
 
     async def _store_here(self, command: Store) -> Stored:
         future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
-
-        def reply(result: Stored | DeskwireError) -> None:
-            if future.done():
-                return
-            if isinstance(result, Stored):
-                future.set_result(result)
-            else:
-                future.set_exception(result)
-
-        command.reply, command.term = reply, 0
+        command.reply, command.term = reply_to(future), 0
         self._writer.submit(command)
         return await future
 

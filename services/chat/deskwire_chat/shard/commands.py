@@ -48,6 +48,20 @@ class Stored:
 Reply = Callable[[Stored | DeskwireError], None]
 
 
+def reply_to(future: asyncio.Future[Stored]) -> Reply:
+    """Return a reply that ends a future, unless who waited for it has gone."""
+
+    def reply(result: Stored | DeskwireError) -> None:
+        if future.done():
+            return
+        if isinstance(result, Stored):
+            future.set_result(result)
+        else:
+            future.set_exception(result)
+
+    return reply
+
+
 @dataclass(slots=True)
 class Store:
     """A message to store. `line` is the connection it came on: it holds the line, and gets no push of its own.

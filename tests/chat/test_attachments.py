@@ -23,6 +23,7 @@ from deskwire_chat.attachments.directory import DirectoryStore
 from deskwire_chat.attachments.remover import Remover
 from deskwire_chat.attachments.rules import Attachment, AttachmentState
 from deskwire_chat.attachments.signing import UrlSigner
+from deskwire_chat.domain import partition_of
 from deskwire_chat.store import attachments
 from deskwire_common import events, topics
 from deskwire_common.auth import KeySet, Role, TokenSigner
@@ -33,9 +34,10 @@ from deskwire_common.kafka import Reader
 from deskwire_common.migrations import migrate
 from support import eventually
 from support.access import refusal
-from support.files import PICTURE, Files, http, signed
+from support.files import PICTURE, Files, http, reference, signed
 from support.s3 import S3Server
-from support.suite import Desk, desk, new_id
+from support.servers import DatabaseServer
+from support.suite import Desk, desk, new_id, second_process
 from support.wire import Wire, reason, wire
 
 VISITOR, AGENT = Role.VISITOR, Role.AGENT
@@ -538,6 +540,44 @@ async def test_uploads_outlive_a_restart(
         assert (await signed(download)).body == b"abc"
 
 
+async def test_processes_share_a_folder(
+    postgres: DatabaseServer,
+    kafka: str,
+    valkey: str,
+    keys_file: Path,
+    signer: TokenSigner,
+    folder: Path,
+) -> None:
+    """Whichever process a call or a URL comes to, and whichever removes what is taken back."""
+    url = postgres.fresh()
+    chat = folder_settings(folder, lease_seconds=1.0)
+    async with (
+        desk(url, kafka, valkey, keys_file, signer, chat=chat) as d,
+        second_process(url, kafka, keys_file, **chat) as other,
+        wire(d, d.token(VISITOR, "1")) as visitor,
+    ):
+        here, there = (f":{each.extra_ports['attachments']}/" for each in (d.chat, other))
+        mine, elsewhere = Files(d, VISITOR, "1"), Files(d, VISITOR, "1", port=other.port)
+        for number in (0, 1):
+            conversation = next(
+                each for each in iter(new_id, "") if partition_of(each) % 2 == number
+            )
+            made = await mine.create(conversation, b"abc")
+            item = made.attachment
+            made.upload.url = made.upload.url.replace(here, there)
+            assert (await signed(made.upload, b"abc")).status == 200
+            said = reference(await elsewhere.complete(item.attachment_id))
+            assert await say(visitor, conversation, attachment=said) == ""
+            download = (await elsewhere.get(item.attachment_id)).download
+            assert there in download.url
+            assert (await signed(download)).body == b"abc"
+            download.url = download.url.replace(there, here)
+            assert (await signed(download)).body == b"abc"
+            assert await say(visitor, conversation, redaction={"seq": 1}) == ""
+            await eventually(lambda: objects(folder) == [])
+    postgres.drop(url)
+
+
 # ---------------------------------------------------------------------------------------------- bucket
 
 
@@ -578,21 +618,15 @@ async def test_a_bucket_does_it_too(
         assert s3_server.keys(bucket) == [f"desk/objects/{item}"]
         # What comes to the URL afterwards changes nothing.
         assert (await signed(made.upload, bytes(len(PICTURE)))).status == 200
-        await mine.complete(item)
+        said = reference(await mine.complete(item))
         got = await signed((await mine.get(item)).download)
         assert (got.status, got.body) == (200, PICTURE)
         assert got.headers["Content-Type"] == "image/png"
         assert got.headers["Content-Disposition"].startswith('attachment; filename="Katze No1.png"')
 
         stub = conversation_service_pb2_grpc.ConversationServiceStub(d.channel(VISITOR, "1"))
-        reference = conversation_pb2.AttachmentReference(
-            attachment_id=item,
-            file_name="Katze №1.png",
-            content_type="image/png",
-            size_bytes=len(PICTURE),
-        )
         for key, content in (
-            ("1", conversation_pb2.Content(attachment=reference)),
+            ("1", conversation_pb2.Content(attachment=said)),
             ("2", conversation_pb2.Content(redaction={"seq": 1})),  # type: ignore[arg-type]
         ):
             await stub.SendMessage(

@@ -1,4 +1,7 @@
-"""kill -9 of every part of the message path, in loops under load; checked by everything that was promised."""
+"""kill -9 of every part of the message path, in loops under load; checked by everything that was promised.
+
+The relay that takes committed messages to Kafka is a part of chat, and dies with it.
+"""
 
 from __future__ import annotations
 

@@ -90,12 +90,14 @@ async def test_sends_are_refused_for_now_without_the_database(world: World, outa
         await crowd.goes_on()
 
 
-async def test_chat_goes_on_without_the_session_directory(world: World, outage: float) -> None:
+async def test_chat_goes_on_without_the_session_directory(
+    world: World, rounds: int, outage: float
+) -> None:
     crowd = Crowd(world)
     async with crowd.talking():
         await crowd.goes_on()
         async with Redis.from_url(world.valkey) as redis:
-            for _ in range(3):
+            for _ in range(rounds):
                 await redis.flushall()
                 await crowd.goes_on()
         await world.parts["valkey"].kill()

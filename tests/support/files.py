@@ -84,10 +84,14 @@ class Files:
         """Upload a file; what a message says of it."""
         made = await self.create(conversation, data, **more)
         assert (await signed(made.upload, data)).status == 200
-        item = await self.complete(made.attachment.attachment_id)
-        return conversation_pb2.AttachmentReference(
-            attachment_id=item.attachment_id,
-            file_name=item.file_name,
-            content_type=item.content_type,
-            size_bytes=item.size_bytes,
-        )
+        return reference(await self.complete(made.attachment.attachment_id))
+
+
+def reference(item: Any) -> conversation_pb2.AttachmentReference:
+    """What a message says of an attachment."""
+    return conversation_pb2.AttachmentReference(
+        attachment_id=item.attachment_id,
+        file_name=item.file_name,
+        content_type=item.content_type,
+        size_bytes=item.size_bytes,
+    )

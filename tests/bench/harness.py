@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -76,6 +77,8 @@ def a_suite(*, database: str = "postgresql", workers: int = 1) -> Iterator[Runni
 
     `database`: a private PostgreSQL, or `sqlite` files.
     """
+    # A bench that is told to stop takes its servers along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deskwire-bench-")))
         folder.chmod(0o711)

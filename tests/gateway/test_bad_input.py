@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -176,6 +179,29 @@ async def test_what_is_no_websocket_of_ours(d: Desk) -> None:
         writer.close()
     async with wire(d, d.token(Role.VISITOR, "v")) as w:
         await w.works()
+
+
+async def test_a_compression_bomb_is_not_unpacked(d: Desk) -> None:
+    """Ten megabytes in ten kilobytes, over both carriers."""
+    bomb = frame_pb2.Batch()
+    bomb.frames.add().send.content.text = "0" * 10_000_000
+    compress = zlib.compressobj(wbits=-15)
+    deflated = compress.compress(bomb.SerializeToString()) + compress.flush()
+    async with wire(d, d.token(Role.VISITOR, "w")) as w:
+        # FIN, RSV1 as permessage-deflate has it (RFC 7692, 6), binary; 16 bits of length, a mask of zeros.
+        header = b"\xc2\xfe" + len(deflated).to_bytes(2, "big") + bytes(4)
+        w.socket.transport.write(header + deflated)
+        assert await w.refused() == "MALFORMED_FRAME"
+        await w.works()
+    async with grpc.aio.insecure_channel(
+        f"127.0.0.1:{d.gateway.port}", options=[("grpc.max_send_message_length", -1)]
+    ) as channel:
+        call: Any = channel.stream_stream(
+            "/deskwire.gateway.v1.GatewayService/Connect",
+            request_serializer=frame_pb2.Batch.SerializeToString,
+        )(compression=grpc.Compression.Gzip)
+        await call.write(bomb)
+        assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_a_huge_message_ends_one_connection_only(d: Desk) -> None:

@@ -31,15 +31,16 @@ def main() -> None:
     path = harness.ROOT / "build" / "bench" / "growth.svg"
     path.parent.mkdir(parents=True, exist_ok=True)
     plot(rows, path)
+    faults = message.faults(rows)
     figures = {
         "server_cpu_us_per_message": rows[-1]["server_cpu_us_per_message"],
         "connections": rows[-1]["connections"],
         "server_memory_mb": rows[-1]["server_memory_mb"],
-        **message.faults(rows),
+        **faults,
     }
     harness.record("growth", figures=figures, parameters=vars(options), rows=rows)
     harness.say(f"plot in {path.relative_to(harness.ROOT)}")
-    sys.exit(any(message.faults(rows).values()))
+    sys.exit(any(faults.values()))
 
 
 def measure(number: int, options: argparse.Namespace) -> dict[str, Any]:

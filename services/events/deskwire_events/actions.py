@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final
 
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -45,16 +45,6 @@ DEFAULT_PAGE: Final = 50
 MAX_PUBLISH: Final = 1 << 20
 # 9999-12-31T23:59:59Z, the last second of a protobuf Timestamp.
 _LAST_SECOND: Final = 253_402_300_799
-
-Request: TypeAlias = (
-    hub_pb.PublishRequest | registry_pb.RegisterAdapterRequest | registry_pb.RemoveAdapterRequest
-)
-ResponseT = TypeVar(
-    "ResponseT",
-    hub_pb.PublishResponse,
-    registry_pb.RegisterAdapterResponse,
-    registry_pb.RemoveAdapterResponse,
-)
 
 
 def caller() -> Principal:

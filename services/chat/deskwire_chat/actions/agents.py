@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy.exc import IntegrityError
-
 from deskwire.chat.v1 import agent_service_pb2 as agents_pb
 from deskwire_chat import domain, events, views
 from deskwire_chat.actions.tools import PAGE, Look, ResponseT, Tools, check_printable
@@ -20,7 +18,7 @@ from deskwire_chat.domain import (
 from deskwire_chat.routing import Router
 from deskwire_chat.store import agents
 from deskwire_common.auth import Principal, Role, current_principal
-from deskwire_common.db import UnitOfWork, WriteConflict, is_unique_violation
+from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -125,55 +123,43 @@ class AgentActions:
         changed: list[Agent] = []
 
         async def work(uow: UnitOfWork) -> agents_pb.SetAgentStatusResponse:
-            async def once() -> agents_pb.SetAgentStatusResponse:
-                before = await agents.get(uow.connection, who.tenant, agent_id, lock=True)
-                if before is None:
-                    name = request.display_name or (
-                        principal.name if agent_id == principal.subject else ""
-                    )
-                    after = Agent(
-                        tenant=who.tenant,
-                        agent_id=agent_id,
-                        display_name=name,
-                        status=Status(request.status),
-                        capacity=request.capacity or domain.DEFAULT_CAPACITY,
-                        active=0,
-                        idle_since=self.tools.now(),
-                        version=1,
-                        bot=principal.role is Role.BOT,
-                    )
-                    changes = {"status": Change(None, domain.status_name(after.status))}
-                    await agents.add(uow.connection, after)
-                else:
-                    domain.check_is(before, who)
-                    after, changes = domain.changed_agent(
-                        before,
-                        status=Status(request.status),
-                        capacity=request.capacity,
-                        display_name=request.display_name,
-                    )
-                    if changes:
-                        await agents.save(uow.connection, after)
-                changed[:] = [after] if changes else []
-                connected = self.router.is_connected(who.tenant, agent_id)
+            before = await agents.get(uow.connection, who.tenant, agent_id, lock=True)
+            on = self.tools.occasion(who)
+            if before is None:
+                name = request.display_name or (
+                    principal.name if agent_id == principal.subject else ""
+                )
+                after = Agent(
+                    tenant=who.tenant,
+                    agent_id=agent_id,
+                    display_name=name,
+                    status=Status(request.status),
+                    capacity=request.capacity or domain.DEFAULT_CAPACITY,
+                    active=0,
+                    idle_since=on.now,
+                    version=1,
+                    bot=principal.role is Role.BOT,
+                )
+                changes = {"status": Change(None, domain.status_name(after.status))}
+                await agents.add(uow.connection, after)
+            else:
+                domain.check_is(before, who)
+                after, changes = domain.changed_agent(
+                    before,
+                    status=Status(request.status),
+                    capacity=request.capacity,
+                    display_name=request.display_name,
+                )
                 if changes:
-                    on = self.tools.occasion(who)
-                    event = events.agent_status_changed(on, after, changes, connected=connected)
-                    await self.tools.outbox.add(uow, [event])
-                return agents_pb.SetAgentStatusResponse(
-                    agent=views.agent(after, connected=connected)
-                )
+                    await agents.save(uow.connection, after)
+            changed[:] = [after] if changes else []
+            connected = self.router.is_connected(who.tenant, agent_id)
+            if changes:
+                event = events.agent_status_changed(on, after, changes, connected=connected)
+                await self.tools.outbox.add(uow, [event])
+            return agents_pb.SetAgentStatusResponse(agent=views.agent(after, connected=connected))
 
-            try:
-                return await self.tools.idempotency.execute(
-                    uow, method=f"{AGENTS}/SetAgentStatus", request=request, work=once
-                )
-            except IntegrityError as error:
-                if is_unique_violation(error):
-                    raise WriteConflict("two calls made the same agent known; try again") from error
-                raise
-
-        response = await self.tools.db.run(work)
+        response = await self.tools.once(f"{AGENTS}/SetAgentStatus", request, work)
         for agent in changed:
             self.router.said(agent)
         if Status(request.status) is Status.AVAILABLE:

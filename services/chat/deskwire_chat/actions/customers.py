@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sqlalchemy.exc import IntegrityError
-
 from deskwire.chat.v1 import customer_pb2
 from deskwire.chat.v1 import customer_service_pb2 as customers_pb
 from deskwire_chat import domain, events, views
@@ -20,7 +18,7 @@ from deskwire_chat.domain import (
 from deskwire_chat.shard.connections import Connections
 from deskwire_chat.store import conversations, customers
 from deskwire_common.auth import current_principal
-from deskwire_common.db import UnitOfWork, WriteConflict, is_unique_violation
+from deskwire_common.db import UnitOfWork, WriteConflict
 from deskwire_common.errors import (
     InvalidArgument,
 )
@@ -90,22 +88,17 @@ class CustomerActions:
         changed: list[Customer] = []
 
         async def work(uow: UnitOfWork) -> customers_pb.UpdateCustomerResponse:
-            async def once() -> customers_pb.UpdateCustomerResponse:
-                before = await customers.get(
-                    uow.connection, who.tenant, request.customer.customer_id, lock=True
-                )
-                if before is None:
-                    raise domain.customer_not_found(request.customer.customer_id)
-                domain.check_version(before.version, request.expected_version)
-                after = await self._save(uow, before, values, (), who)
-                changed[:] = [after] if after is not before else []
-                return customers_pb.UpdateCustomerResponse(customer=views.customer(after))
-
-            return await self.tools.idempotency.execute(
-                uow, method=f"{CUSTOMERS}/UpdateCustomer", request=request, work=once
+            before = await customers.get(
+                uow.connection, who.tenant, request.customer.customer_id, lock=True
             )
+            if before is None:
+                raise domain.customer_not_found(request.customer.customer_id)
+            domain.check_version(before.version, request.expected_version)
+            after = await self._save(uow, before, values, (), who)
+            changed[:] = [after] if after is not before else []
+            return customers_pb.UpdateCustomerResponse(customer=views.customer(after))
 
-        response = await self.tools.db.run(work)
+        response = await self.tools.once(f"{CUSTOMERS}/UpdateCustomer", request, work)
         await self._tell(changed)
         return response
 
@@ -126,36 +119,23 @@ class CustomerActions:
         changed: list[Customer] = []
 
         async def work(uow: UnitOfWork) -> customers_pb.UpsertCustomerResponse:
-            async def once() -> customers_pb.UpsertCustomerResponse:
-                changed.clear()
-                owners = await customers.owners(uow.connection, who.tenant, identities)
-                found = sorted(set(owners.values()))
-                if len(found) > 1:
-                    raise domain.identity_conflict(found[0], found[1])
-                if not found:
-                    return await self._create(uow, values, identities, who, request.source_version)
-                before = await customers.get(uow.connection, who.tenant, found[0], lock=True)
-                if before is None:
-                    raise WriteConflict("a customer disappeared; try again")
-                if not await self._newer(
-                    uow, before.customer_id, who.origin, request.source_version
-                ):
-                    return customers_pb.UpsertCustomerResponse(customer=views.customer(before))
-                after = await self._save(uow, before, values, identities, who)
-                changed[:] = [after] if after is not before else []
-                return customers_pb.UpsertCustomerResponse(customer=views.customer(after))
+            changed.clear()
+            owners = await customers.owners(uow.connection, who.tenant, identities)
+            found = sorted(set(owners.values()))
+            if len(found) > 1:
+                raise domain.identity_conflict(found[0], found[1])
+            if not found:
+                return await self._create(uow, values, identities, who, request.source_version)
+            before = await customers.get(uow.connection, who.tenant, found[0], lock=True)
+            if before is None:
+                raise WriteConflict("a customer disappeared; try again")
+            if not await self._newer(uow, before.customer_id, who.origin, request.source_version):
+                return customers_pb.UpsertCustomerResponse(customer=views.customer(before))
+            after = await self._save(uow, before, values, identities, who)
+            changed[:] = [after] if after is not before else []
+            return customers_pb.UpsertCustomerResponse(customer=views.customer(after))
 
-            try:
-                return await self.tools.idempotency.execute(
-                    uow, method=f"{CUSTOMERS}/UpsertCustomer", request=request, work=once
-                )
-            except IntegrityError as error:
-                if is_unique_violation(error):
-                    # Somebody else gave a customer this identity meanwhile: the next attempt sees it.
-                    raise WriteConflict("two callers named the same customer; try again") from error
-                raise
-
-        response = await self.tools.db.run(work)
+        response = await self.tools.once(f"{CUSTOMERS}/UpsertCustomer", request, work)
         await self._tell(changed)
         return response
 

@@ -25,6 +25,7 @@ from deskwire_common.lifecycle import Runtime, running
 from deskwire_common.migrations import migrate
 from deskwire_common.rpc import make_channel
 from support import eventually
+from support.pages import forged
 from support.servers import DatabaseServer
 from support.suite import a_message, chat_settings, new_id
 
@@ -177,6 +178,14 @@ async def test_who_finds_what_and_page_by_page(start: Start, signer: TokenSigner
         assert [text for page in pages for text in page] == await desk.find("needle")
         first = await desk.page("needle", page_size=3)
         assert await me.refused("needle", page_token=first.next_page_token) == "INVALID_PAGE_TOKEN"
+        for bad in forged(first.next_page_token, 2):
+            assert await desk.refused("needle", page_token=bad) == "INVALID_PAGE_TOKEN"
+        listing = pb.ListConversationsRequest(page_size=1)
+        listed = await desk.calls.ListConversations(listing)
+        for bad in forged(listed.next_page_token, 2):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await desk.calls.ListConversations(pb.ListConversationsRequest(page_token=bad))
+            assert from_rpc_error(caught.value).reason_name == "INVALID_PAGE_TOKEN"
 
 
 async def test_what_was_written_before_a_restart_is_found_once(

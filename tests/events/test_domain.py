@@ -33,6 +33,15 @@ def test_anything_else_is_no_cursor(text: str) -> None:
     assert caught.value.reason_name == "INVALID_CURSOR"
 
 
+@pytest.mark.parametrize("place", [(0, 2**63), (0, 2**70), (0, -1), (2**31, 1), (-1, 1)])
+def test_a_place_that_kafka_cannot_have_is_no_cursor(place: tuple[int, int]) -> None:
+    partition, offset = place
+    forged = domain.encode_cursor(Cursor("cluster", {("deskwire.tickets", partition): offset}))
+    with pytest.raises(InvalidArgument) as caught:
+        domain.decode_cursor(forged)
+    assert caught.value.reason_name == "INVALID_CURSOR"
+
+
 def test_a_cursor_of_all_topics_fits_into_a_status() -> None:
     places = {
         (topic.name, partition): 10**12 + partition

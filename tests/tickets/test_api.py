@@ -19,6 +19,7 @@ from deskwire_common.errors import Unavailable
 from deskwire_common.ids import RandomIds
 from deskwire_common.kafka import Reader
 from support import eventually
+from support.pages import forged
 
 pb: Any = ticket_service_pb2
 IDS = RandomIds()
@@ -210,6 +211,12 @@ async def test_pages(client: Any, chat: Any) -> None:
     )
     assert [entry.version for entry in [*audit.entries, *rest.entries]] == [1, 2]
     assert not rest.next_page_token
+    for bad in forged(token, 1):
+        listing = pb.ListTicketsRequest(page_token=bad)
+        assert (await refused(stub.ListTickets(listing)))[1] == "INVALID_PAGE_TOKEN"
+    for bad in forged(audit.next_page_token, 1):
+        listing = pb.ListTicketAuditRequest(ticket_id=ticket_id, page_token=bad)
+        assert (await refused(stub.ListTicketAudit(listing)))[1] == "INVALID_PAGE_TOKEN"
 
 
 async def test_bad_input_is_named(client: Any, chat: Any) -> None:

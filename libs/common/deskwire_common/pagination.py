@@ -20,6 +20,8 @@ PageKey: TypeAlias = tuple[str | int, ...]
 """The sort key of the last row of a page, in the order of the list."""
 
 _DIGEST_BYTES = 9
+_INT64 = 1 << 63
+_MAX_TEXT_BYTES = 1024  # an id of 256 characters
 
 
 def _digest(kind: str, filters: Mapping[str, object]) -> bytes:
@@ -38,12 +40,14 @@ def encode_page(kind: str, filters: Mapping[str, object], key: Sequence[str | in
 
 
 def decode_page(
-    token: str, kind: str, filters: Mapping[str, object], *, length: int | None = None
+    token: str, kind: str, filters: Mapping[str, object], *, shape: Sequence[type[str | int]]
 ) -> PageKey | None:
     """Return the key in `token`, or None for the empty token (the first page).
 
-    `length` is how many parts the key has, when given. Raises InvalidArgument with INVALID_PAGE_TOKEN for what
-    `encode_page` did not make with the same `kind` and `filters`.
+    `shape` is the type of each part of the key. Anyone can make a token (it is not signed), so what is returned is
+    what a database column can be compared with: integers of 64 bits, and texts of up to 1,024 bytes that are valid
+    Unicode without NUL. Raises InvalidArgument with INVALID_PAGE_TOKEN for what `encode_page` did not make with
+    the same `kind` and `filters`.
     """
     if not token:
         return None
@@ -54,9 +58,9 @@ def decode_page(
         if raw[:_DIGEST_BYTES] != _digest(kind, filters):
             raise ValueError
         key = json.loads(raw[_DIGEST_BYTES:])
-        if not isinstance(key, list) or not all(type(part) in {str, int} for part in key):
+        if not isinstance(key, list) or [type(part) for part in key] != list(shape):
             raise ValueError
-        if length is not None and len(key) != length:
+        if not all(map(_is_comparable, key)):
             raise ValueError
     except (ValueError, binascii.Error, RecursionError) as error:
         raise InvalidArgument(
@@ -65,3 +69,10 @@ def decode_page(
             field="page_token",
         ) from error
     return tuple(key)
+
+
+def _is_comparable(part: str | int) -> bool:
+    """Whether a database can compare a column with it. Raises UnicodeEncodeError for lone surrogates."""
+    if isinstance(part, int):
+        return -_INT64 <= part < _INT64
+    return len(part.encode()) <= _MAX_TEXT_BYTES and "\0" not in part

@@ -90,7 +90,7 @@ class SourceActions:
     async def list_sources(self, request: pb.ListSourcesRequest) -> pb.ListSourcesResponse:
         """By source_id. Raises InvalidArgument for a page token of another list."""
         size = request.page_size or PAGE_SIZE
-        key = decode_page(request.page_token, LIST, {}, length=1)
+        key = decode_page(request.page_token, LIST, {}, shape=(str,))
         tenant = current_principal().tenant
         async with self.db.read() as connection:
             found = await store.list_sources(

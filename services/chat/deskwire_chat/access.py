@@ -74,7 +74,7 @@ class TenantActions:
 
     async def list(self, request: tenants_pb.ListTenantsRequest) -> tenants_pb.ListTenantsResponse:
         """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
-        key = decode_page(request.page_token, "ListTenants", {}, length=1)
+        key = decode_page(request.page_token, "ListTenants", {}, shape=(str,))
         size = request.page_size or _PAGE
         async with self.tools.db.read() as c:
             found = await tenants.page(c, after=str(key[0]) if key else None, limit=size + 1)
@@ -168,7 +168,7 @@ class IntegrationKeyActions:
         """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         tenant = current_principal().tenant
         filters = {"tenant": tenant}
-        after = decode_page(request.page_token, "ListIntegrationKeys", filters, length=1)
+        after = decode_page(request.page_token, "ListIntegrationKeys", filters, shape=(str,))
         size = request.page_size or _PAGE
         async with self.tools.db.read() as c:
             found = await keys.page(

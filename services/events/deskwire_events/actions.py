@@ -261,7 +261,7 @@ class AdapterActions:
         self, request: registry_pb.ListAdaptersRequest
     ) -> registry_pb.ListAdaptersResponse:
         """A page of adapters by id. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
-        key = decode_page(request.page_token, "ListAdapters", {}, length=1)
+        key = decode_page(request.page_token, "ListAdapters", {}, shape=(str,))
         size = request.page_size or DEFAULT_PAGE
         async with self.db.read() as connection:
             found = await store.list_adapters(
@@ -286,7 +286,7 @@ class AdapterActions:
             "adapter_id": request.adapter_id,
             "dead_letters": request.dead_letters,
         }
-        key = decode_page(request.page_token, "ListDeliveries", filters, length=1)
+        key = decode_page(request.page_token, "ListDeliveries", filters, shape=(int,))
         size = request.page_size or DEFAULT_PAGE
         async with self.db.read() as connection:
             found = await store.list_deliveries(

@@ -58,7 +58,9 @@ def decode_cursor(text: str) -> Cursor:
     except (ValueError, TypeError, AttributeError, zlib.error, RecursionError) as error:
         raise _no_cursor() from error
     good = isinstance(cluster, str) and all(
-        type(offset) is int and offset >= 0 for offset in places.values()
+        # Kafka's own: partitions of 32 bits, offsets of 64.
+        0 <= partition < 1 << 31 and type(offset) is int and 0 <= offset < 1 << 63
+        for (_, partition), offset in places.items()
     )
     if not good or not text.startswith(_VERSION):
         raise _no_cursor()

@@ -23,7 +23,7 @@ class GatewayActions:
         """Raises InvalidArgument (INVALID_PAGE_TOKEN), Unavailable (the directory)."""
         tenant = current_principal().tenant
         filters = {"tenant": tenant}
-        key = decode_page(request.page_token, "ListSessions", filters, length=1)
+        key = decode_page(request.page_token, "ListSessions", filters, shape=(str,))
         size = request.page_size or _PAGE
         found = await self.directory.list(tenant)
         if key:

@@ -139,7 +139,7 @@ class TicketActions:
         _check_ids(**names)
         states = sorted({TicketState(state) for state in request.states})
         filters = {**names, "states": [int(state) for state in states]}
-        key = decode_page(request.page_token, "ListTickets", filters, length=1)
+        key = decode_page(request.page_token, "ListTickets", filters, shape=(int,))
         size = request.page_size or DEFAULT_PAGE
         async with self.db.read() as connection:
             found = await store.list_tickets(
@@ -163,7 +163,7 @@ class TicketActions:
         Raises NotFound (TICKET_NOT_FOUND), InvalidArgument (INVALID_PAGE_TOKEN).
         """
         filters = {"ticket_id": request.ticket_id}
-        key = decode_page(request.page_token, "ListTicketAudit", filters, length=1)
+        key = decode_page(request.page_token, "ListTicketAudit", filters, shape=(int,))
         tenant = current_principal().tenant
         size = request.page_size or DEFAULT_PAGE
         async with self.db.read() as connection:

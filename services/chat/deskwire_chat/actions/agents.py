@@ -178,7 +178,7 @@ class AgentActions:
     async def list(self, request: agents_pb.ListAgentsRequest) -> agents_pb.ListAgentsResponse:
         """Raises InvalidArgument (INVALIDPAGE_TOKEN)."""
         tenant = current_principal().tenant
-        key = decode_page(request.page_token, "ListAgents", {"tenant": tenant}, length=1)
+        key = decode_page(request.page_token, "ListAgents", {"tenant": tenant}, shape=(str,))
         size = request.page_size or PAGE
         async with self.tools.db.read() as c:
             found = await agents.page(c, tenant, after=str(key[0]) if key else None, limit=size + 1)

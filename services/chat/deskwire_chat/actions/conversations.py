@@ -61,7 +61,7 @@ class ConversationActions:
             "visitor": visitor,
             "tenant": principal.tenant,
         }
-        key = decode_page(request.page_token, "ListConversations", filters, length=2)
+        key = decode_page(request.page_token, "ListConversations", filters, shape=(int, str))
         size = request.page_size or PAGE
         async with self.tools.db.read() as c:
             found = await conversations.page(
@@ -120,7 +120,7 @@ class ConversationActions:
             "visitor": visitor,
             "tenant": principal.tenant,
         }
-        key = decode_page(request.page_token, "SearchMessages", filters, length=2)
+        key = decode_page(request.page_token, "SearchMessages", filters, shape=(int, str))
         terms = words.of_query(request.query)
         if conversation_id:
             await self._visible(conversation_id)

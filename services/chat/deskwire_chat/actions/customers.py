@@ -63,7 +63,7 @@ class CustomerActions:
     ) -> customers_pb.ListCustomersResponse:
         """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         tenant = current_principal().tenant
-        key = decode_page(request.page_token, "ListCustomers", {"tenant": tenant}, length=1)
+        key = decode_page(request.page_token, "ListCustomers", {"tenant": tenant}, shape=(str,))
         size = request.page_size or PAGE
         async with self.tools.db.read() as c:
             found = await customers.page(

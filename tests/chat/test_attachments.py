@@ -321,6 +321,30 @@ async def test_what_may_not_be_sent(d: Desk) -> None:
     assert reason(results[1].error.reason) == "ATTACHMENT_NOT_READY"
 
 
+async def test_a_refused_send_says_what_a_program_needs(one: Desk) -> None:
+    """All of it: what the status of a unary call would say."""
+    async with wire(one, one.token(VISITOR, "1")) as visitor:
+        conversation = new_id()
+        pending = (await Files(one, VISITOR, "1").create(conversation)).attachment
+        said = reference(pending)
+        for content, metadata, fields in (
+            (said, {"state": "PENDING"}, []),
+            (
+                conversation_pb2.AttachmentReference(attachment_id="x", file_name="x"),
+                {},
+                ["content.attachment.attachment_id", "content.attachment.content_type"],
+            ),
+        ):
+            send = frame_pb2.Send(conversation_id=conversation, client_msg_id=new_id())
+            send.content.attachment.CopyFrom(content)
+            await visitor.say(send=send)
+            error = await visitor.hear("error")
+            assert dict(error.metadata) == metadata
+            found = [each.field for each in error.violations]
+            assert found[: len(fields)] == fields
+            assert all(each.description for each in error.violations)
+
+
 async def test_who_may_upload_and_see(d: Desk) -> None:
     async with wire(d, d.token(VISITOR, "1")) as visitor, wire(d, d.token(AGENT, "ann")) as ann:
         await d.available("ann")

@@ -14,8 +14,8 @@ from deskwire.shard.v1 import shard_service_pb2 as shard_pb
 from deskwire_chat.domain import Kind, Message
 from deskwire_chat.shard import codec
 from deskwire_chat.views import text_content
-from deskwire_common import protobytes
 from deskwire_common.clock import to_timestamp
+from deskwire_wire import protobytes
 from support.suite import a_message
 
 SIZES = [0, 1, 127, 128, 16_383, 16_384, 2**31, 2**63]

@@ -236,15 +236,18 @@ async def test_what_is_refused_for_good_is_told() -> None:
     async def script(peer: Peer) -> None:
         await peer.greet()
         send = await peer.next("send")
-        await peer.say(
-            error(send, temporary=False, reason=reasons.ERROR_REASON_CONVERSATION_CLOSED)
-        )
+        frame = error(send, temporary=False, reason=reasons.ERROR_REASON_ATTACHMENT_NOT_READY)
+        frame.error.metadata["state"] = "PENDING"
+        frame.error.violations.add(field="content", description="too early")
+        await peer.say(frame)
         await peer.ack(await peer.next("send"), 1)
         await until_closed(peer)
 
     async with server(script) as url, Client(url, "token") as client:
-        with pytest.raises(Refused, match="CONVERSATION_CLOSED: no"):
+        with pytest.raises(Refused, match="ATTACHMENT_NOT_READY: no") as raised:
             await client.send(TALK, "one")
+        assert raised.value.metadata == {"state": "PENDING"}
+        assert raised.value.violations == (("content", "too early"),)
         assert (await client.send(TALK, "two")).seq == 1
 
 

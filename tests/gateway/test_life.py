@@ -20,9 +20,9 @@ from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.auth import Role
 from deskwire_common.lifecycle import running
 from deskwire_common.metrics import METRICS
-from deskwire_gateway.frames import encoded, pong
 from deskwire_gateway.session import Session
 from deskwire_gateway.websocket import _Connection
+from deskwire_wire.batches import encoded, pong
 from support import eventually
 from support.suite import Desk, Start, gateway_settings, new_id
 from support.wire import reason, wire

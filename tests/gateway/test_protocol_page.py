@@ -12,8 +12,9 @@ from deskwire_common.auth import KeySet, TokenVerifier
 from deskwire_common.clock import SystemClock
 from deskwire_common.ids import RandomIds
 from deskwire_common.validation import Validator
-from deskwire_gateway.session import Close, Limits
+from deskwire_gateway.session import Limits
 from deskwire_gateway.sessions import Sessions
+from deskwire_wire.codes import Close
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 TALK = "0199a000-0000-4000-8000-000000000001"

@@ -23,12 +23,12 @@ from google.protobuf.message import Message
 from deskwire.chat.v1 import attachment_pb2, conversation_pb2
 from deskwire.common.v1 import actor_pb2, error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
+from deskwire_wire.codes import may_reconnect
+from deskwire_wire.limits import SUBPROTOCOL
 
-SUBPROTOCOL: Final = "deskwire.v1"
 _FIRST_BACKOFF: Final = 0.2
 _MAX_BACKOFF: Final = 10.0
 _HANDSHAKE: Final = 10.0
-_DONT_COME_BACK: Final = 3500
 _MAX_FRAMES: Final = 32
 """Sends per message."""
 _MAX_MESSAGE: Final = 16_384
@@ -58,7 +58,7 @@ class Refused(Exception):
     """The server refused something; `reason` is the contract's name: `CONVERSATION_CLOSED`.
 
     A Send is refused for good. Of a call, `temporary` says whether it may succeed later (`retry_after` seconds, if the
-    server says), `metadata` is what a program needs to go on (`current_version`), `violations` pairs of field and rule.
+    server says). `metadata` is what a program needs to go on (`current_version`), `violations` pairs of field and rule.
     """
 
     def __init__(
@@ -518,7 +518,7 @@ class Client:
         goodbye = self._goodbye
         if goodbye is not None and not goodbye.reconnect:
             raise Refused(goodbye.reason, goodbye.message)
-        if socket.close_code >= _DONT_COME_BACK:
+        if not may_reconnect(socket.close_code):
             raise Refused(0, f"closed with {socket.close_code}")
 
     def _fail(self, error: Exception) -> None:
@@ -616,7 +616,7 @@ class Client:
         if not error.temporary:
             del self._outbox[key]
             if not waiting.future.done():
-                waiting.future.set_exception(Refused(error.reason, error.message))
+                waiting.future.set_exception(_refusal(error))
             self._flush()
             return
         if error.conversation_id not in self._held:

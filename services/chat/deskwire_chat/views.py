@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from google.protobuf import timestamp_pb2
 
@@ -33,7 +33,8 @@ from deskwire_chat.domain import (
     Tenant,
     Writer,
 )
-from deskwire_common.errors import DeskwireError, InvalidArgument
+from deskwire_common.errors import InvalidArgument
+from deskwire_wire.batches import encoded
 
 
 def timestamp(micros: int) -> timestamp_pb2.Timestamp:
@@ -145,19 +146,14 @@ def integration_key(item: IntegrationKey) -> integration_key_pb2.IntegrationKey:
     )
 
 
-def batch(**kind: Any) -> bytes:
-    """Return an encoded Batch with one frame: `batch(head=…)`."""
-    return frame_pb2.Batch(frames=[frame_pb2.Frame(**kind)]).SerializeToString()
-
-
 def conversation_push(item: Conversation) -> bytes:
     """Return an encoded Batch that pushes a conversation."""
-    return batch(push=frame_pb2.Push(conversation=conversation(item)))
+    return encoded(push=frame_pb2.Push(conversation=conversation(item)))
 
 
 def customer_push(item: Customer) -> bytes:
     """Return an encoded Batch that pushes a customer."""
-    return batch(push=frame_pb2.Push(customer=customer(item)))
+    return encoded(push=frame_pb2.Push(customer=customer(item)))
 
 
 def offer_push(item: Conversation, of: Customer | None, expires_at: int) -> frame_pb2.Push:
@@ -176,7 +172,7 @@ def offer_ended(conversation_id: str, end: OfferEnd) -> bytes:
     ended = frame_pb2.OfferEnded(
         conversation_id=conversation_id, reason=frame_pb2.OfferEndReason.ValueType(int(end))
     )
-    return batch(push=frame_pb2.Push(offer_ended=ended))
+    return encoded(push=frame_pb2.Push(offer_ended=ended))
 
 
 def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
@@ -265,22 +261,6 @@ def text_content(text: str) -> bytes:
     return conversation_pb2.Content(text=text).SerializeToString()
 
 
-def error_frame(
-    error: DeskwireError, *, client_msg_id: str = "", conversation_id: str = ""
-) -> bytes:
-    """Return an encoded Batch that refuses a frame."""
-    frame = frame_pb2.Error(
-        reason=error.reason,
-        message=error.message,
-        temporary=error.temporary,
-        client_msg_id=client_msg_id,
-        conversation_id=conversation_id,
-    )
-    if error.retry_after is not None:
-        frame.retry_after.FromMilliseconds(int(error.retry_after * 1000))
-    return batch(error=frame)
-
-
 def receipt(item: Receipt) -> conversation_pb2.Receipt:
     """Return how far somebody has got."""
     return conversation_pb2.Receipt(
@@ -295,7 +275,7 @@ def synced(
     item: Conversation, run: Sequence[Message], receipts: Sequence[Receipt], who: Writer
 ) -> bytes:
     """Return an encoded Batch with a run of messages."""
-    return batch(
+    return encoded(
         synced=frame_pb2.Synced(
             conversation_id=item.conversation_id,
             epoch=item.epoch,

@@ -40,9 +40,9 @@ from deskwire_common.errors import (
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
-from deskwire_gateway.frames import error_frame
 from deskwire_gateway.session import Session, same_user
 from deskwire_gateway.sessions import Sessions
+from deskwire_wire.errors import error_frame
 
 METHODS: Final = frozenset(
     f"/{service.full_name}/{method.name}"

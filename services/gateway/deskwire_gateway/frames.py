@@ -1,49 +1,12 @@
-"""Frames that the gateway itself says, encoded."""
+"""What the gateway itself says: one Goodbye, and one refusal."""
 
 from __future__ import annotations
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_common.errors import DeadlineExceeded, DeskwireError, ResourceExhausted
-from deskwire_common.protobytes import nested, number
-from deskwire_gateway.session import Close
-
-
-def encoded(**kind: object) -> bytes:
-    """Return an encoded Batch of one frame."""
-    frame = frame_pb2.Frame(**kind)  # type: ignore[arg-type] # one member of the oneof
-    return frame_pb2.Batch(frames=[frame]).SerializeToString()
-
-
-def pong(ping_id: int) -> bytes:
-    """Return an encoded Batch with the answer to a Ping; by hand, as most frames of many connections are heartbeats."""
-    return nested(b"\x0a", nested(b"\x22", number(b"\x08", ping_id)))
-
-
-def error_batch(
-    error: DeskwireError, *, client_msg_id: str = "", conversation_id: str = ""
-) -> bytes:
-    """Return an encoded Batch that refuses a frame."""
-    frame = error_frame(error)
-    frame.client_msg_id, frame.conversation_id = client_msg_id, conversation_id
-    return encoded(error=frame)
-
-
-def error_frame(error: DeskwireError) -> frame_pb2.Error:
-    """Return an error in its form on the wire."""
-    frame = frame_pb2.Error(
-        reason=error.reason,
-        message=error.message,
-        temporary=error.temporary or isinstance(error, DeadlineExceeded),
-        metadata=error.metadata,
-        violations=[
-            frame_pb2.FieldViolation(field=field, description=rule)
-            for field, rule in error.violations
-        ],
-    )
-    if error.retry_after is not None:
-        frame.retry_after.FromMilliseconds(int(error.retry_after * 1000))
-    return frame
+from deskwire_common.errors import ResourceExhausted
+from deskwire_wire.batches import encoded
+from deskwire_wire.codes import Close
 
 
 def slow_reader() -> bytes:

@@ -21,8 +21,9 @@ from deskwire_common.auth import TokenSigner
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.pacing import link_pace
-from deskwire_gateway.session import Close, Session
+from deskwire_gateway.session import Session
 from deskwire_gateway.sessions import Sessions
+from deskwire_wire.codes import Close
 
 METHOD: Final = "/deskwire.shard.v1.ShardService/Link"
 

@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final, Protocol
 
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.auth import Principal
 from deskwire_gateway.ring import Ring
-
-
-class Close(IntEnum):
-    """WebSocket close codes: from 3000 come back, from 3500 don't."""
-
-    GOING_AWAY = 3000
-    TOKEN_EXPIRED = 3001
-    SLOW_READER = 3002
-    SILENT = 3003
-    HELLO_REQUIRED = 3500
-    TOKEN_REFUSED = 3501
-    TOO_MANY_FAULTS = 3502
-    SHUT_OUT = 3503
-    REPLACED = 3504
-
-    @property
-    def reconnect(self) -> bool:
-        """Whether the client should come back."""
-        return self < Close.HELLO_REQUIRED
 
 
 class Transport(Protocol):

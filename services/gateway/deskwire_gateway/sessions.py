@@ -30,21 +30,23 @@ from deskwire_common.errors import (
 )
 from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
-from deskwire_common.protobytes import varint
 from deskwire_common.validation import Validator
-from deskwire_gateway.frames import encoded, error_batch, error_frame, pong, too_large
+from deskwire_gateway.frames import too_large
 from deskwire_gateway.limits import TenantRates
 from deskwire_gateway.ring import Budget, Ring
 from deskwire_gateway.session import (
     PARKED,
     Calls,
     Chat,
-    Close,
     Limits,
     Session,
     Transport,
     same_user,
 )
+from deskwire_wire.batches import encoded, pong
+from deskwire_wire.codes import Close
+from deskwire_wire.errors import error_batch, error_frame
+from deskwire_wire.protobytes import varint
 
 MAX_FRAMES: Final = 256
 """Frames per message of a client (frame.proto)."""

@@ -24,11 +24,11 @@ from deskwire_common.auth import TokenSigner
 from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
-from deskwire_common.protobytes import nested, varint
-from deskwire_gateway.frames import error_batch
 from deskwire_gateway.link import Link, up_item
 from deskwire_gateway.session import Session
 from deskwire_gateway.sessions import Sessions
+from deskwire_wire.errors import error_batch
+from deskwire_wire.protobytes import nested, varint
 
 _LOOK_SECONDS: Final = 1.0
 _PATIENCE: Final = 10.0

@@ -21,10 +21,11 @@ from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_gateway.frames import slow_reader, too_large
 from deskwire_gateway.limits import Bucket
-from deskwire_gateway.session import Close, Session
+from deskwire_gateway.session import Session
 from deskwire_gateway.sessions import Sessions
+from deskwire_wire.codes import Close
+from deskwire_wire.limits import SUBPROTOCOL
 
-SUBPROTOCOL: Final = "deskwire.v1"
 PATH: Final = "/ws"
 _READ_BUFFER: Final = 2_048
 _SLACK: Final = 4

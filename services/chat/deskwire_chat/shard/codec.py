@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from typing import Final
 
 from deskwire_chat.domain import Kind, Message
-from deskwire_common.protobytes import SHORT, nested, number, text, varint
+from deskwire_wire.protobytes import SHORT, nested, number, text, varint
 
 _FRAME_SEND_ACK: Final = b"\x32"  # Frame.send_ack = 6
 _FRAME_PUSH: Final = b"\x3a"  # Frame.push = 7

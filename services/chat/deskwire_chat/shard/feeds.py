@@ -16,6 +16,7 @@ from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
 from deskwire_common.logging import get_logger
+from deskwire_wire.batches import encoded
 
 _SECONDS: Final = 1.0
 
@@ -80,4 +81,4 @@ class QueueFeed:
             oldest_create_time=views.timestamp(oldest) if waiting else None,
             time=views.timestamp(to_micros(self._clock.now())),
         )
-        return views.batch(push=frame_pb2.Push(queue=queue))
+        return encoded(push=frame_pb2.Push(queue=queue))

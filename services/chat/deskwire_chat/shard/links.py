@@ -50,6 +50,9 @@ from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.pacing import link_pace
 from deskwire_common.validation import Validator
+from deskwire_wire.batches import encoded
+from deskwire_wire.errors import error_batch
+from deskwire_wire.limits import MAX_CLIENT_MSG_ID, MAX_TEXT, MAX_TRACEPARENT
 
 SERVICE: Final = "deskwire.shard.v1.ShardService"
 METHOD: Final = f"/{SERVICE}/Link"
@@ -59,7 +62,6 @@ _READS: Final = 8
 _MAX_TYPED: Final = 100
 _HEADS_CHUNK: Final = 500
 _SYNC_LIMIT: Final = 200
-_MAX_TEXT: Final = 8_000
 _DOWN_SECONDS: Final = 0.02
 """Batches of a stream aren't further apart: commits are (writer), and what one brings waits for no second pause."""
 _TYPING_SECONDS: Final = 2.0
@@ -354,7 +356,7 @@ class Links:
                     connection.held = connection.held or set()
                     connection.held.add(conversation_id)
                     held = result.reason != reasons.ERROR_REASON_LINE_HELD
-                batch = views.error_frame(
+                batch = error_batch(
                     result,
                     client_msg_id=client_msg_id,
                     conversation_id=conversation_id,
@@ -406,10 +408,10 @@ class Links:
         check_client_msg_id(client_msg_id)
         if not (
             is_uuid(conversation_id)
-            and 0 < len(client_msg_id) <= 64
+            and 0 < len(client_msg_id) <= MAX_CLIENT_MSG_ID
             and content.WhichOneof("kind") == "text"
-            and 0 < len(content.text) <= _MAX_TEXT
-            and len(send.traceparent) <= 55
+            and 0 < len(content.text) <= MAX_TEXT
+            and len(send.traceparent) <= MAX_TRACEPARENT
         ):
             self._validator.check(send)
             if not is_uuid(conversation_id):
@@ -438,10 +440,10 @@ class Links:
                 conversation.head_seq = max(conversation.head_seq, run[-1].seq)
             batch = views.synced(conversation, run, got, connection.who)
         except DeskwireError as error:
-            batch = views.error_frame(error, conversation_id=sync.conversation_id)
+            batch = error_batch(error, conversation_id=sync.conversation_id)
         except SQLAlchemyError:
             get_logger().exception("sync_failed")
-            batch = views.error_frame(
+            batch = error_batch(
                 Unavailable("history can't be read now; Sync again", retry_after=1.0),
                 conversation_id=sync.conversation_id,
             )
@@ -460,7 +462,7 @@ class Links:
         conversation = await self._known(connection, item.conversation_id)
         if conversation is None or not takes_part(conversation, connection.who):
             return
-        batch = views.batch(
+        batch = encoded(
             typing=frame_pb2.Typing(
                 conversation_id=item.conversation_id,
                 typing=item.typing,

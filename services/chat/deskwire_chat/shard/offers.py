@@ -23,6 +23,7 @@ from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_wire.batches import encoded
 
 _TICK_SECONDS: Final = 0.5
 _CHUNK: Final = 200
@@ -56,7 +57,7 @@ class Offers:
         """Tell somebody who came of their open offers; those that nobody was told of yet are told anyway."""
         for user, push in self._told.values():
             if user == connection.user:
-                connection.put(views.batch(push=push))
+                connection.put(encoded(push=push))
 
     async def run(self) -> None:
         """Tell, and look for offers whose time is over, until cancelled; outlasts a database that is away."""
@@ -121,4 +122,4 @@ class Offers:
                 conversation, known.get(conversation.customer_id), offer.expires_at
             )
             self._told[conversation_id] = user, push
-            self._connections.deliver([user], views.batch(push=push))
+            self._connections.deliver([user], encoded(push=push))

@@ -15,7 +15,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_chat import views
 from deskwire_chat.domain import ActorRole, Conversation
 from deskwire_chat.shard.commands import UserKey, participants
 from deskwire_chat.shard.connections import Connection, Connections
@@ -23,6 +22,7 @@ from deskwire_chat.store import conversations
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
 from deskwire_common.logging import get_logger
+from deskwire_wire.batches import encoded
 
 _GRACE_SECONDS: Final = 2.0
 _TICK_SECONDS: Final = 0.5
@@ -108,7 +108,7 @@ class Presence:
         return found
 
     def _tell(self, item: Conversation, user: UserKey) -> None:
-        batch = views.batch(presence=self._presence(item, user))
+        batch = encoded(presence=self._presence(item, user))
         others = [each for each in participants(item) if each != user]
         self._connections.deliver(others, batch, ephemeral=True)
 

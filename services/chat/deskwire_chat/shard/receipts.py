@@ -26,6 +26,8 @@ from deskwire_common.errors import DeskwireError
 from deskwire_common.ids import is_uuid
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_wire.batches import encoded
+from deskwire_wire.errors import error_batch
 
 _JOIN_SECONDS: Final = 0.1
 _CHUNK: Final = 500
@@ -132,7 +134,7 @@ class Receipts:
                 self._known.popitem(last=False)
             self._connections.deliver(
                 participants(found[now.conversation_id]),
-                views.batch(push=frame_pb2.Push(receipt=views.receipt(now))),
+                encoded(push=frame_pb2.Push(receipt=views.receipt(now))),
                 without=work[key].connection,
             )
 
@@ -150,4 +152,4 @@ class Receipts:
 
     @staticmethod
     def _refuse(connection: Connection, conversation_id: str, error: DeskwireError) -> None:
-        connection.put(views.error_frame(error, conversation_id=conversation_id))
+        connection.put(error_batch(error, conversation_id=conversation_id))

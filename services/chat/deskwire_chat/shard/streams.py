@@ -25,12 +25,12 @@ from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
 from deskwire_common.ids import is_uuid
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
+from deskwire_wire.limits import MAX_CLIENT_MSG_ID, MAX_TEXT, MAX_TRACEPARENT
 
 WINDOW: Final = 1_000
 """Messages of a stream that may wait for their results to be read."""
 RESULTS: Final = 500
 """Results per response at the most."""
-_MAX_TEXT: Final = 8_000
 _ECHO: Final = 64
 """Of what breaks the contract's limits, so much is said back."""
 
@@ -244,10 +244,10 @@ class _Stream:
         content = message.content
         if not (
             is_uuid(message.conversation_id)
-            and 0 < len(message.client_msg_id) <= 64
+            and 0 < len(message.client_msg_id) <= MAX_CLIENT_MSG_ID
             and content.WhichOneof("kind") == "text"
-            and 0 < len(content.text) <= _MAX_TEXT
-            and len(message.traceparent) <= 55
+            and 0 < len(content.text) <= MAX_TEXT
+            and len(message.traceparent) <= MAX_TRACEPARENT
         ):
             self._validator.check(message)
             return views.kind_of(content)

@@ -23,9 +23,9 @@ from deskwire_chat.shard.writer import ShardWriter
 from deskwire_common.errors import (
     DeskwireError,
     Internal,
-    ResourceExhausted,
     from_rpc_error,
 )
+from deskwire_common.lines import line_held
 from deskwire_common.logging import get_logger
 
 SEND: Final = "/deskwire.chat.v1.ConversationService/SendMessage"
@@ -114,7 +114,7 @@ class Carrier:
         while line.waiting:
             _, command, reply = line.waiting.pop(0)
             if line.held and line.held != command.client_msg_id:
-                reply(_line_held(line.held))
+                reply(line_held(line.held))
                 continue
             try:
                 result = await self._store(command)
@@ -198,11 +198,3 @@ def _stored(answer: pb.SendMessageResponse, command: Store) -> Stored:
         traceparent=command.traceparent,
     )
     return Stored(item, answer.epoch, b"", b"", b"", duplicate=answer.duplicate)
-
-
-def _line_held(client_msg_id: str) -> ResourceExhausted:
-    return ResourceExhausted(
-        f"send {client_msg_id!r} again first: it was refused for now, and order is kept",
-        reason=reasons.ERROR_REASON_LINE_HELD,
-        retry_after=1.0,
-    )

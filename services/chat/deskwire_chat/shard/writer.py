@@ -60,6 +60,7 @@ from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, Statements, UnitOfWork
 from deskwire_common.errors import DeskwireError, Internal, ResourceExhausted, Unavailable
 from deskwire_common.ids import Ids
+from deskwire_common.lines import HeldLines, line_held
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.outbox import Outbox
@@ -146,7 +147,7 @@ class ShardWriter:
         self._log = log
         self.region = region
         self.memory = Memory(db)
-        self._held: dict[tuple[Hashable, str], str] = {}
+        self._held = HeldLines[tuple[Hashable, str]]()
         # SQLite has one writer anyway.
         lanes = 1 if db.dialect == "sqlite" else 2
         own = db.dialect == "postgresql"
@@ -216,7 +217,7 @@ class ShardWriter:
     def forget_line(self, line: Hashable, conversation_ids: Iterable[str]) -> None:
         """A connection is gone: what it held is free."""
         for conversation_id in conversation_ids:
-            self._held.pop((line, conversation_id), None)
+            self._held.release((line, conversation_id))
 
     async def finish(self) -> None:
         """Return when everything is stored or refused that was queued before."""
@@ -229,7 +230,7 @@ class ShardWriter:
         """These are another owner's now, or were until now."""
         self.memory.forget_partitions(numbers)
         for line in [each for each in self._held if partition_of(each[1]) in numbers]:
-            del self._held[line]
+            self._held.release(line)
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -393,7 +394,7 @@ class ShardWriter:
 
     def _hold(self, command: Store) -> None:
         if command.line is not None:
-            self._held.setdefault((command.line, command.conversation_id), command.client_msg_id)
+            self._held.hold((command.line, command.conversation_id), command.client_msg_id)
 
     @staticmethod
     def _answer_refused(command: Store, error: DeskwireError) -> None:
@@ -451,13 +452,9 @@ class ShardWriter:
             self._store(group, command)
 
     def _store(self, group: Group, command: Store) -> None:
-        held = self._held.get((command.line, command.conversation_id))
+        held = self._held.first((command.line, command.conversation_id))
         if held is not None and held != command.client_msg_id:
-            refusal = ResourceExhausted(
-                f"send {held!r} again first: it was refused for now, and order is kept",
-                reason=reasons.ERROR_REASON_LINE_HELD,
-                retry_after=_RETRY_AFTER,
-            )
+            refusal = line_held(held)
             group.after.append(lambda: self._answer_refused(command, refusal))
             return
         try:

@@ -1,0 +1,60 @@
+"""Held lines: what was refused for now must come again before anything later of its line.
+
+A line is what keeps its order: the Sends of one connection in one conversation, say. Without this, a message behind a
+refused one would overtake it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Final, Generic, TypeVar
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire_common.errors import ResourceExhausted
+
+RETRY_AFTER: Final = 1.0
+"""Seconds after which a held line is worth another try."""
+
+LineT = TypeVar("LineT", bound=Hashable)
+
+
+class HeldLines(Generic[LineT]):
+    """Line → the id that must return first. Empty it is false, and takes no room worth sparing."""
+
+    __slots__ = ("_first",)
+
+    def __init__(self) -> None:
+        self._first: dict[LineT, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._first)
+
+    def __iter__(self) -> Iterator[LineT]:
+        return iter(self._first)
+
+    def hold(self, line: LineT, item_id: str) -> None:
+        """`item_id` was refused for now; a line that is held already goes on waiting for its first one."""
+        self._first.setdefault(line, item_id)
+
+    def first(self, line: LineT) -> str | None:
+        """Return the id that the line waits for; None when it isn't held."""
+        return self._first.get(line)
+
+    def check(self, line: LineT, item_id: str) -> None:
+        """Raise ResourceExhausted (LINE_HELD) when the line waits for another id. It stays held either way."""
+        first = self._first.get(line)
+        if first is not None and first != item_id:
+            raise line_held(first)
+
+    def release(self, line: LineT) -> None:
+        """The line may go on, held or not."""
+        self._first.pop(line, None)
+
+
+def line_held(first: str) -> ResourceExhausted:
+    """Return the error for what comes before the id that its line waits for."""
+    return ResourceExhausted(
+        f"send {first!r} again first: it was refused for now, and order is kept",
+        reason=reasons.ERROR_REASON_LINE_HELD,
+        retry_after=RETRY_AFTER,
+    )

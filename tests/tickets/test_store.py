@@ -126,8 +126,3 @@ async def test_two_changes_of_one_version_are_one(db: Database) -> None:
         after = await store.read_ticket(connection, "demo", ticket.ticket_id)
     assert after is not None
     assert after.version == 2
-
-
-async def test_migrating_twice_changes_nothing(database_url: str) -> None:
-    assert await migrate(database_url, "deskwire_tickets") == ["0001", "0002"]
-    assert await migrate(database_url, "deskwire_tickets") == []

@@ -55,19 +55,6 @@ positions = Table(
     Column("position", BigInteger, nullable=False),
 )
 
-WORDS: Final[Mapping[str, Sequence[str]]] = {
-    "postgresql": (
-        "ALTER TABLE message_search ADD COLUMN words tsvector NOT NULL",
-        "CREATE INDEX message_search_words ON message_search USING gin (words)",
-    ),
-    "mysql": (
-        "ALTER TABLE message_search ADD COLUMN words MEDIUMTEXT CHARACTER SET ascii COLLATE ascii_bin NOT NULL,"
-        " ADD FULLTEXT INDEX message_search_words (words)",
-    ),
-    "sqlite": ("CREATE VIRTUAL TABLE message_words USING fts5(words)",),
-}
-"""What makes the place of the words, by dialect."""
-
 _COLUMNS: Final = ("id", "tenant_id", "conversation_id", "seq", "message_id", "created_at", "note")
 _COPY: Final = f"COPY message_search ({', '.join(_COLUMNS)}, words) FROM STDIN"
 _CHUNK: Final = 200

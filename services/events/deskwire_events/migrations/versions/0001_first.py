@@ -1,15 +1,164 @@
-"""Adapters, deliveries, subjects of external events, the outbox and remembered requests."""
+"""Adapters, deliveries, subjects of external events, the outbox and remembered requests.
+
+Frozen: it spells its own tables and types.
+"""
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from alembic import op
-
-from deskwire_common.migrations import create_tables
-from deskwire_events.store import METADATA
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 revision = "0001"
 down_revision = None
 
 
+def _text(length: int) -> sa.types.TypeEngine[str]:
+    """Text that compares and sorts by its bytes."""
+    return (
+        sa.String(length)
+        .with_variant(mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql")
+        .with_variant(postgresql.VARCHAR(length, collation="C"), "postgresql")
+    )
+
+
+def _ascii(length: int) -> sa.types.TypeEngine[str]:
+    """ASCII that compares and sorts by its bytes."""
+    return (
+        sa.String(length)
+        .with_variant(mysql.VARCHAR(length, charset="ascii", collation="ascii_bin"), "mysql")
+        .with_variant(postgresql.VARCHAR(length, collation="C"), "postgresql")
+    )
+
+
+_ID = _ascii(36)
+_NAME = _ascii(64)
+_BLOB = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql")
+_LONG_TEXT = sa.Text().with_variant(
+    mysql.MEDIUMTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql"
+)
+_AUTO_ID = sa.BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
+
+
 def upgrade() -> None:
-    create_tables(op, METADATA)
+    _adapters()
+    _external_subjects()
+    _outbox()
+    _idempotency()
+
+
+def _adapters() -> None:
+    """Adapters and what was delivered to them."""
+    op.create_table(
+        "adapters",
+        sa.Column("tenant_id", _NAME, nullable=False),
+        sa.Column("adapter_id", _NAME, nullable=False),
+        sa.Column("system_id", _NAME, nullable=False),
+        sa.Column("target", _LONG_TEXT, nullable=False),
+        sa.Column("event_types", _LONG_TEXT, nullable=False),
+        sa.Column("accepts", _LONG_TEXT, nullable=False),
+        sa.Column("credentials", _LONG_TEXT, nullable=False),
+        sa.Column("state", sa.SmallInteger(), nullable=False),
+        sa.Column("last_error", _LONG_TEXT, nullable=False),
+        sa.Column("delivered_count", sa.BigInteger(), nullable=False),
+        sa.Column("dead_letter_count", sa.BigInteger(), nullable=False),
+        sa.Column("rejected_in_row", sa.BigInteger(), nullable=False),
+        sa.Column("create_time", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("registration", sa.BigInteger(), nullable=False),
+        sa.Column("removed", sa.SmallInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant_id", "adapter_id", name="pk_adapters"),
+    )
+    op.create_table(
+        "deliveries",
+        sa.Column("number", _AUTO_ID, autoincrement=True, nullable=False),
+        sa.Column("tenant_id", _NAME, nullable=False),
+        sa.Column("adapter_id", _NAME, nullable=False),
+        sa.Column("event_id", _ID, nullable=False),
+        sa.Column("event_type", _NAME, nullable=False),
+        sa.Column("outcome", sa.SmallInteger(), nullable=False),
+        sa.Column("dead", sa.SmallInteger(), nullable=False),
+        sa.Column("detail", _LONG_TEXT, nullable=False),
+        sa.Column("attempts", sa.BigInteger(), nullable=False),
+        sa.Column("time", sa.BigInteger(), nullable=False),
+        sa.Column("trace_id", _NAME, nullable=False),
+        sa.PrimaryKeyConstraint("number", name="pk_deliveries"),
+        sa.UniqueConstraint(
+            "tenant_id",
+            "adapter_id",
+            "event_id",
+            name="uq_deliveries_tenant_id_adapter_id_event_id",
+        ),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(
+        "ix_deliveries_tenant_id_adapter_id_dead_number",
+        "deliveries",
+        ["tenant_id", "adapter_id", "dead", "number"],
+    )
+    op.create_index(
+        "ix_deliveries_tenant_id_adapter_id_number",
+        "deliveries",
+        ["tenant_id", "adapter_id", "number"],
+    )
+
+
+def _external_subjects() -> None:
+    """The last sequence of each subject of external events."""
+    op.create_table(
+        "external_subjects",
+        sa.Column("tenant_id", _NAME, nullable=False),
+        sa.Column("subject", _text(128), nullable=False),
+        sa.Column("last", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant_id", "subject", name="pk_external_subjects"),
+    )
+
+
+def _outbox() -> None:
+    """Events to publish, and those that were published."""
+    op.create_table(
+        "outbox",
+        sa.Column("id", _AUTO_ID, autoincrement=True, nullable=False),
+        sa.Column("topic", _ascii(249), nullable=False),
+        sa.Column("key", _text(512), nullable=False),
+        sa.Column("event_id", _ID, nullable=False),
+        sa.Column("headers", _BLOB, nullable=False),
+        sa.Column("value", _BLOB, nullable=False),
+        sa.Column("traceparent", _NAME, nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_outbox"),
+        sqlite_autoincrement=True,
+    )
+    op.create_table(
+        "outbox_published",
+        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("topic", _ascii(249), nullable=False),
+        sa.Column("key", _text(512), nullable=False),
+        sa.Column("event_id", _ID, nullable=False),
+        sa.Column("headers", _BLOB, nullable=False),
+        sa.Column("value", _BLOB, nullable=False),
+        sa.Column("traceparent", _NAME, nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("published_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_outbox_published"),
+    )
+    op.create_index("ix_outbox_published_published_at", "outbox_published", ["published_at"])
+
+
+def _idempotency() -> None:
+    """Remembered requests."""
+    op.create_table(
+        "idempotency",
+        sa.Column("tenant_id", _NAME, nullable=False),
+        sa.Column("principal", _ascii(80), nullable=False),
+        sa.Column("method", _ascii(160), nullable=False),
+        sa.Column("request_id", _text(128), nullable=False),
+        sa.Column("body_hash", sa.LargeBinary(32), nullable=False),
+        sa.Column("response_type", _ascii(160), nullable=False),
+        sa.Column("response", _BLOB, nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "tenant_id", "principal", "method", "request_id", name="pk_idempotency"
+        ),
+    )
+    op.create_index("ix_idempotency_created_at", "idempotency", ["created_at"])

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from deskwire_chat.domain import Agent, Conversation, IntegrationKey, State, Status, Tenant
+from deskwire_chat.domain.access import IntegrationKey, Tenant
+from deskwire_chat.domain.agents import Agent, Status
+from deskwire_chat.domain.conversations import Conversation, State
 from deskwire_chat.store import agents, conversations, keys, tenants
 from deskwire_common import migrations
 from deskwire_common.db import Database

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from deskwire_chat.attachments import rules
+from deskwire_chat import domain
 from deskwire_chat.attachments.base import Signed
 from deskwire_chat.attachments.directory import DirectoryStore
 from deskwire_chat.attachments.http import FilesSide
-from deskwire_chat.attachments.rules import Attachment, AttachmentState
 from deskwire_chat.attachments.signing import UrlSigner
+from deskwire_chat.domain.attachments import Attachment, AttachmentState
 from deskwire_common.auth import KeySet
 from deskwire_common.clock import ManualClock
 from deskwire_common.errors import FailedPrecondition
@@ -250,9 +250,9 @@ async def test_a_name_is_only_a_name(p: Place) -> None:
         "猫": 'filename="file"',
     }
     for name, shown in names.items():
-        assert shown in rules.disposition(name), name
-        assert rules.disposition(name).isascii()
-        assert rules.disposition(name).isprintable()
+        assert shown in domain.attachments.disposition(name), name
+        assert domain.attachments.disposition(name).isascii()
+        assert domain.attachments.disposition(name).isprintable()
     to = await p.upload()
     await put(to)
     await p.store.promote(p.item())
@@ -280,7 +280,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(p: Place) -> None:
     # What a crash left behind, and what was never completed, goes a day later.
     left = p.folder / "incoming" / f".{new_id()}.0.part"
     left.write_bytes(b"x")
-    before = p.clock.now().timestamp() - rules.UNSENT_SECONDS
+    before = p.clock.now().timestamp() - domain.attachments.UNSENT_SECONDS
     assert await p.store.sweep(before=before) == 0
     os.utime(left, (before - 1, before - 1))
     assert await p.store.sweep(before=before) == 1

@@ -18,12 +18,12 @@ from deskwire.chat.v1 import (
 )
 from deskwire.chat.v1 import attachment_service_pb2 as pb
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_chat.attachments import rules
+from deskwire_chat import domain
 from deskwire_chat.attachments.directory import DirectoryStore
 from deskwire_chat.attachments.remover import Remover
-from deskwire_chat.attachments.rules import Attachment, AttachmentState
 from deskwire_chat.attachments.signing import UrlSigner
-from deskwire_chat.domain import partition_of
+from deskwire_chat.domain.attachments import Attachment, AttachmentState
+from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.store import attachments
 from deskwire_common import events, topics
 from deskwire_common.auth import KeySet, Role, TokenSigner
@@ -486,7 +486,7 @@ async def test_what_is_never_sent_is_removed(
             state=state,
             seq=0,
             created_at=now,
-            remove_at=now + rules.UNSENT_SECONDS * 1_000_000,
+            remove_at=now + domain.attachments.UNSENT_SECONDS * 1_000_000,
         )
         await db.run(lambda uow: attachments.add(uow.connection, item))
         upload = store.receive(item.attachment_id, size=3, sha256="")
@@ -501,14 +501,16 @@ async def test_what_is_never_sent_is_removed(
     try:
         kept, unsent = await made(), await made()
         pending = await made(AttachmentState.PENDING)
-        assert await db.run(lambda uow: attachments.sent(uow, [rules.sent(kept, 7)]))
+        assert await db.run(lambda uow: attachments.sent(uow, [domain.attachments.sent(kept, 7)]))
         clock.advance(24 * 3600 - 1)
         await remover.round()
         assert len(objects(folder)) == 3
         clock.advance(2)
         # A Send and the removal at the same moment: one of them wins.
         assert await db.run(lambda uow: attachments.claim(uow, unsent))
-        assert not await db.run(lambda uow: attachments.sent(uow, [rules.sent(unsent, 8)]))
+        assert not await db.run(
+            lambda uow: attachments.sent(uow, [domain.attachments.sent(unsent, 8)])
+        )
         assert not await db.run(lambda uow: attachments.claim(uow, kept))
         # A crash between mark and removal: the next life goes on from the mark.
         await Remover(db, store, clock).round()

@@ -22,7 +22,7 @@ from deskwire.chat.v1 import (
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2, gateway_service_pb2_grpc
-from deskwire_chat.domain import partition_of
+from deskwire_chat.domain.conversations import partition_of
 from deskwire_common import topics
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import from_rpc_error

@@ -12,7 +12,7 @@ import pytest
 import deskwire_chat.app
 import deskwire_gateway.app
 from deskwire.chat.v1 import conversation_service_pb2, conversation_service_pb2_grpc
-from deskwire_chat.domain import partition_of
+from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.store import partitions
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database

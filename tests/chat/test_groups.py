@@ -16,7 +16,9 @@ import deskwire_chat.app
 from deskwire.chat.v1 import conversation_pb2
 from deskwire.chat.v1.conversation_service_pb2 import CloseConversationRequest, SendMessageRequest
 from deskwire.chat.v1.conversation_service_pb2_grpc import ConversationServiceStub
-from deskwire_chat.domain import ActorRole, Message, Writer, partition_of
+from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.conversations import partition_of
+from deskwire_chat.domain.messages import Message
 from deskwire_chat.shard import memory
 from deskwire_chat.shard.commands import Store
 from deskwire_chat.shard.group import Group
@@ -161,7 +163,7 @@ async def test_what_was_forgotten_to_make_room_is_still_stored_once(
             again = await asyncio.gather(*(send(stub, talk, 1) for talk in talks))
             assert again == [(1, True)] * len(talks)
 
-    me = Writer("acme", ActorRole.VISITOR, "me")
+    me = Actor("acme", ActorRole.VISITOR, "me")
     repeated = [Store(me, talk, "1", b"", lambda _: None) for talk in talks]
     database = await Database.open(database_url)
     known = await memory.Memory(database).load(repeated)

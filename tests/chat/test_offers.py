@@ -20,7 +20,8 @@ from deskwire.chat.v1 import (
 )
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_chat.domain import Agent, OfferEnd, Status, Waiting, partition_of
+from deskwire_chat.domain.agents import Agent, OfferEnd, Status
+from deskwire_chat.domain.conversations import Waiting, partition_of
 from deskwire_chat.routing import Offer, Router
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.clock import ManualClock, to_micros

@@ -14,10 +14,10 @@ import pytest
 import deskwire_chat.app
 from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2_grpc
 from deskwire.chat.v1 import conversation_service_pb2 as pb
-from deskwire_chat import words
-from deskwire_chat.domain import partition_of
+from deskwire_chat.domain import words
+from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.store import messages, search
-from deskwire_chat.views import text_content
+from deskwire_chat.views.content import text_content
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import from_rpc_error

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deskwire_chat import words
+from deskwire_chat.domain import words
 from deskwire_common.errors import InvalidArgument
 
 

@@ -16,9 +16,9 @@ import deskwire_chat.config
 import deskwire_gateway.app
 import deskwire_gateway.config
 from deskwire.chat.v1 import agent_pb2, agent_service_pb2, agent_service_pb2_grpc
-from deskwire_chat.domain import Message
+from deskwire_chat.domain.messages import Message
 from deskwire_chat.store import partitions
-from deskwire_chat.views import text_content
+from deskwire_chat.views.content import text_content
 from deskwire_client import Client
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database

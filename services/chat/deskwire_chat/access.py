@@ -13,7 +13,8 @@ from deskwire.chat.v1 import integration_key_service_pb2 as keys_pb
 from deskwire.chat.v1 import tenant_service_pb2 as tenants_pb
 from deskwire_chat import domain, events, views
 from deskwire_chat.actions.tools import Look, Tools, check_printable
-from deskwire_chat.domain import IntegrationKey, Tenant, Writer
+from deskwire_chat.domain.access import IntegrationKey, Tenant
+from deskwire_chat.domain.actors import Actor
 from deskwire_chat.store import keys, tenants
 from deskwire_common.auth import Role, TokenSigner, current_principal
 from deskwire_common.db import UnitOfWork
@@ -43,7 +44,7 @@ class TenantActions:
         self, request: tenants_pb.CreateTenantRequest
     ) -> tenants_pb.CreateTenantResponse:
         """Make a tenant known. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
-        who = Writer.of(current_principal())
+        who = Actor.of(current_principal())
         check_printable(request.display_name, "display_name")
         on = self.tools.occasion(who)
         tenant = Tenant(
@@ -60,7 +61,7 @@ class TenantActions:
                 raise AlreadyExists(f"tenant {request.tenant_id} was created already")
             await tenants.add(uow.connection, tenant)
             await self.tools.outbox.add(uow, [events.tenant_created(on, tenant)])
-            return tenants_pb.CreateTenantResponse(tenant=views.tenant(tenant))
+            return tenants_pb.CreateTenantResponse(tenant=views.messages.tenant(tenant))
 
         return await self.tools.once(f"{TENANTS}/CreateTenant", request, work)
 
@@ -69,8 +70,8 @@ class TenantActions:
         async with self.tools.db.read() as c:
             found = await tenants.get(c, request.tenant_id)
         if found is None:
-            raise domain.tenant_not_found(request.tenant_id)
-        return tenants_pb.GetTenantResponse(tenant=views.tenant(found))
+            raise domain.access.tenant_not_found(request.tenant_id)
+        return tenants_pb.GetTenantResponse(tenant=views.messages.tenant(found))
 
     async def list(self, request: tenants_pb.ListTenantsRequest) -> tenants_pb.ListTenantsResponse:
         """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
@@ -82,7 +83,7 @@ class TenantActions:
         if len(found) > size:
             token = encode_page("ListTenants", {}, (found[size - 1].tenant_id,))
         return tenants_pb.ListTenantsResponse(
-            tenants=[views.tenant(each) for each in found[:size]], next_page_token=token
+            tenants=[views.messages.tenant(each) for each in found[:size]], next_page_token=token
         )
 
     async def disable(
@@ -104,20 +105,20 @@ class TenantActions:
     async def _switch(
         self, request: Any, method: str, response: Callable[..., ResponseT], *, disabled: bool
     ) -> ResponseT:
-        who = Writer.of(current_principal())
+        who = Actor.of(current_principal())
 
         async def work(uow: UnitOfWork) -> ResponseT:
             before = await tenants.get(uow.connection, request.tenant_id, lock=True)
             if before is None:
-                raise domain.tenant_not_found(request.tenant_id)
-            after, changes = domain.switched(
+                raise domain.access.tenant_not_found(request.tenant_id)
+            after, changes = domain.access.switched(
                 before, disabled=disabled, expected_version=request.expected_version
             )
             on = self.tools.occasion(who)
             after = replace(after, updated_at=on.now)
             await tenants.save(uow.connection, after)
             await self.tools.outbox.add(uow, [events.tenant_switched(on, after, changes)])
-            return response(tenant=views.tenant(after))
+            return response(tenant=views.messages.tenant(after))
 
         result = await self.tools.once(f"{TENANTS}/{method}", request, work)
         await self.look()
@@ -135,16 +136,16 @@ class IntegrationKeyActions:
         self, request: keys_pb.CreateIntegrationKeyRequest
     ) -> keys_pb.CreateIntegrationKeyResponse:
         """Make a key and tell its secret, this once. Raises InvalidArgument, RequestIdReused."""
-        who = Writer.of(current_principal())
+        who = Actor.of(current_principal())
         check_printable(request.display_name, "display_name")
-        secret = secrets.token_bytes(domain.SECRET_BYTES)
+        secret = secrets.token_bytes(domain.access.SECRET_BYTES)
         on = self.tools.occasion(who)
         key = IntegrationKey(
             key_id=self.tools.ids.uuid7(),
             tenant=who.tenant,
             system_id=request.system_id,
             display_name=request.display_name,
-            secret_hash=domain.secret_hash(secret),
+            secret_hash=domain.access.secret_hash(secret),
             revoked=False,
             version=1,
             created_at=on.now,
@@ -155,11 +156,11 @@ class IntegrationKeyActions:
             await keys.add(uow.connection, key)
             await self.tools.outbox.add(uow, [events.integration_key_created(on, key)])
             # This answer is stored for duplicates of the request: the secret isn't in it.
-            return keys_pb.CreateIntegrationKeyResponse(key=views.integration_key(key))
+            return keys_pb.CreateIntegrationKeyResponse(key=views.messages.integration_key(key))
 
         response = await self.tools.once(f"{KEYS}/CreateIntegrationKey", request, work)
         if response.key.key_id == key.key_id:
-            response.secret = domain.secret_text(key.key_id, secret)
+            response.secret = domain.access.secret_text(key.key_id, secret)
         return response
 
     async def list(
@@ -178,26 +179,27 @@ class IntegrationKeyActions:
         if len(found) > size:
             token = encode_page("ListIntegrationKeys", filters, (found[size - 1].key_id,))
         return keys_pb.ListIntegrationKeysResponse(
-            keys=[views.integration_key(each) for each in found[:size]], next_page_token=token
+            keys=[views.messages.integration_key(each) for each in found[:size]],
+            next_page_token=token,
         )
 
     async def revoke(
         self, request: keys_pb.RevokeIntegrationKeyRequest
     ) -> keys_pb.RevokeIntegrationKeyResponse:
         """End a key for ever. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
-        who = Writer.of(current_principal())
+        who = Actor.of(current_principal())
 
         async def work(uow: UnitOfWork) -> keys_pb.RevokeIntegrationKeyResponse:
             before = await keys.lock(uow.connection, who.tenant, request.key_id)
             if before is None:
-                raise domain.key_not_found(request.key_id)
+                raise domain.access.key_not_found(request.key_id)
             on = self.tools.occasion(who)
-            after, changes = domain.revoked(
+            after, changes = domain.access.revoked(
                 before, expected_version=request.expected_version, now=on.now
             )
             await keys.save(uow.connection, after)
             await self.tools.outbox.add(uow, [events.integration_key_revoked(on, after, changes)])
-            return keys_pb.RevokeIntegrationKeyResponse(key=views.integration_key(after))
+            return keys_pb.RevokeIntegrationKeyResponse(key=views.messages.integration_key(after))
 
         return await self.tools.once(f"{KEYS}/RevokeIntegrationKey", request, work)
 
@@ -209,17 +211,17 @@ class IntegrationKeyActions:
         Raises Unauthenticated (INTEGRATION_KEY_INVALID), PermissionDenied (TENANT_DISABLED).
         """
         # A text of another form is refused as a wrong secret is, after the same work.
-        key_id, secret = domain.read_secret(request.secret) or ("", b"")
+        key_id, secret = domain.access.read_secret(request.secret) or ("", b"")
         async with self.tools.db.read() as c:
             found = await keys.find(c, key_id)
             tenant = await tenants.get(c, found.tenant if found else "")
         try:
-            key = domain.opened(found, secret)
+            key = domain.access.opened(found, secret)
         except Unauthenticated:
             get_logger().warning("integration_key_refused", key_id=key_id)
             raise
         if tenant is not None and tenant.disabled:
-            raise domain.tenant_disabled(key.tenant)
+            raise domain.access.tenant_disabled(key.tenant)
         response = keys_pb.ExchangeIntegrationKeyResponse(
             tenant_id=key.tenant, system_id=key.system_id
         )

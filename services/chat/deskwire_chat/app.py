@@ -107,7 +107,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         lease_seconds=settings.lease_seconds,
     )
 
-    def is_ours(item: domain.Conversation) -> bool:
+    def is_ours(item: domain.conversations.Conversation) -> bool:
         return ownership.term_of(item.partition) > 0
 
     presence = Presence(db, connections, is_ours=is_ours)
@@ -128,7 +128,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         db,
         connections,
         runtime.clock,
-        is_ours=lambda tenant: ownership.term_of(domain.partition_of(tenant)) > 0,
+        is_ours=lambda tenant: ownership.term_of(domain.conversations.partition_of(tenant)) > 0,
     )
     offers = Offers(db, connections, router, seconds=settings.offer_seconds, is_ours=is_ours)
     links = Links(

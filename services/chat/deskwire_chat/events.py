@@ -11,16 +11,12 @@ from google.protobuf.message import Message
 
 from deskwire.events.v1 import access_events_pb2, chat_events_pb2, event_pb2
 from deskwire_chat import views
-from deskwire_chat.domain import (
-    HOME_ORIGIN,
-    Agent,
-    Change,
-    Conversation,
-    Customer,
-    IntegrationKey,
-    Tenant,
-    Writer,
-)
+from deskwire_chat.domain.access import IntegrationKey, Tenant
+from deskwire_chat.domain.actors import HOME_ORIGIN, Actor
+from deskwire_chat.domain.agents import Agent
+from deskwire_chat.domain.changes import Change
+from deskwire_chat.domain.conversations import Conversation
+from deskwire_chat.domain.customers import Customer
 from deskwire_common.events import DomainEvent, event_type_of
 
 
@@ -30,7 +26,7 @@ class Occasion:
 
     event_id: str
     now: int
-    by: Writer
+    by: Actor
     traceparent: str
 
 
@@ -75,7 +71,7 @@ def _event(
         occurred_at=on.now,
         trace_id=trace_id_of(on.traceparent, on.event_id),
         traceparent=on.traceparent,
-        actor=views.actor(on.by),
+        actor=views.messages.actor(on.by),
         origin=origin or on.by.origin,
         correlation_id=correlation_id,
         data=data,
@@ -95,7 +91,7 @@ def _of_conversation(on: Occasion, item: Conversation, data: Message) -> DomainE
 def conversation_opened(on: Occasion, item: Conversation, customer: Customer) -> DomainEvent:
     """A visitor's first message opened a conversation."""
     data = chat_events_pb2.ConversationOpened(
-        conversation=views.conversation(item), customer=views.customer(customer)
+        conversation=views.messages.conversation(item), customer=views.messages.customer(customer)
     )
     return _of_conversation(on, item, data)
 
@@ -105,7 +101,7 @@ def conversation_assigned(
 ) -> DomainEvent:
     """Routing gave a conversation to an agent."""
     data = chat_events_pb2.ConversationAssigned(
-        conversation=views.conversation(item), changed=changed(changes)
+        conversation=views.messages.conversation(item), changed=changed(changes)
     )
     return _of_conversation(on, item, data)
 
@@ -115,7 +111,7 @@ def conversation_transferred(
 ) -> DomainEvent:
     """A conversation went to another agent, or back to the queue."""
     data = chat_events_pb2.ConversationTransferred(
-        conversation=views.conversation(item), changed=changed(changes)
+        conversation=views.messages.conversation(item), changed=changed(changes)
     )
     return _of_conversation(on, item, data)
 
@@ -125,14 +121,14 @@ def conversation_closed(
 ) -> DomainEvent:
     """A conversation ended."""
     data = chat_events_pb2.ConversationClosed(
-        conversation=views.conversation(item), changed=changed(changes)
+        conversation=views.messages.conversation(item), changed=changed(changes)
     )
     return _of_conversation(on, item, data)
 
 
 def customer_created(on: Occasion, item: Customer, *, correlation_id: str = "") -> DomainEvent:
     """Deskwire met a customer."""
-    data = chat_events_pb2.CustomerCreated(customer=views.customer(item))
+    data = chat_events_pb2.CustomerCreated(customer=views.messages.customer(item))
     return _event(
         on,
         data,
@@ -148,7 +144,7 @@ def customer_updated(on: Occasion, item: Customer, changes: Mapping[str, Change]
         user_id=item.user_id,
         new_mobile=item.mobile,
         timestamp=item.updated_at // 1_000_000,
-        customer=views.customer(item),
+        customer=views.messages.customer(item),
         changed=changed(changes),
     )
     return _event(on, data, subject=item.customer_id, sequence=item.version)
@@ -169,14 +165,14 @@ def agent_status_changed(
 ) -> DomainEvent:
     """An agent became available or away, or changed capacity or name."""
     data = chat_events_pb2.AgentStatusChanged(
-        agent=views.agent(item, connected=connected), changed=changed(changes)
+        agent=views.messages.agent(item, connected=connected), changed=changed(changes)
     )
     return _of_agent(on, item, data, origin=on.by.origin or HOME_ORIGIN)
 
 
 def agent_created(on: Occasion, item: Agent, *, connected: bool) -> DomainEvent:
     """An operator made an agent known."""
-    data = chat_events_pb2.AgentCreated(agent=views.agent(item, connected=connected))
+    data = chat_events_pb2.AgentCreated(agent=views.messages.agent(item, connected=connected))
     return _of_agent(on, item, data)
 
 
@@ -185,7 +181,7 @@ def agent_switched(
 ) -> DomainEvent:
     """An agent was disabled or enabled."""
     kind = chat_events_pb2.AgentDisabled if item.disabled else chat_events_pb2.AgentEnabled
-    data = kind(agent=views.agent(item, connected=connected), changed=changed(changes))
+    data = kind(agent=views.messages.agent(item, connected=connected), changed=changed(changes))
     return _of_agent(on, item, data)
 
 
@@ -196,18 +192,18 @@ def _of_tenant(on: Occasion, item: Tenant, data: Message) -> DomainEvent:
 
 def tenant_created(on: Occasion, item: Tenant) -> DomainEvent:
     """A tenant was made known."""
-    return _of_tenant(on, item, access_events_pb2.TenantCreated(tenant=views.tenant(item)))
+    return _of_tenant(on, item, access_events_pb2.TenantCreated(tenant=views.messages.tenant(item)))
 
 
 def tenant_switched(on: Occasion, item: Tenant, changes: Mapping[str, Change]) -> DomainEvent:
     """A tenant was disabled or enabled."""
     kind = access_events_pb2.TenantDisabled if item.disabled else access_events_pb2.TenantEnabled
-    return _of_tenant(on, item, kind(tenant=views.tenant(item), changed=changed(changes)))
+    return _of_tenant(on, item, kind(tenant=views.messages.tenant(item), changed=changed(changes)))
 
 
 def integration_key_created(on: Occasion, item: IntegrationKey) -> DomainEvent:
     """A system outside was given a key."""
-    data = access_events_pb2.IntegrationKeyCreated(key=views.integration_key(item))
+    data = access_events_pb2.IntegrationKeyCreated(key=views.messages.integration_key(item))
     return _event(on, data, subject=item.key_id, sequence=item.version)
 
 
@@ -216,6 +212,6 @@ def integration_key_revoked(
 ) -> DomainEvent:
     """A key gives no more tokens."""
     data = access_events_pb2.IntegrationKeyRevoked(
-        key=views.integration_key(item), changed=changed(changes)
+        key=views.messages.integration_key(item), changed=changed(changes)
     )
     return _event(on, data, subject=item.key_id, sequence=item.version)

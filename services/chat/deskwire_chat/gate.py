@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from deskwire_chat.domain import ActorRole, agent_disabled, tenant_disabled
+from deskwire_chat.domain.access import agent_disabled, tenant_disabled
+from deskwire_chat.domain.actors import ActorRole
 from deskwire_common.auth import Principal, Role
 from deskwire_common.errors import DeskwireError
 

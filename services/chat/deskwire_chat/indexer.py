@@ -13,8 +13,9 @@ from typing import Any, Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.chat.v1 import conversation_pb2
-from deskwire_chat import domain, words
-from deskwire_chat.domain import Kind
+from deskwire_chat import domain
+from deskwire_chat.domain import words
+from deskwire_chat.domain.messages import Kind
 from deskwire_chat.store import partitions, search
 from deskwire_chat.store.partitions import Partition
 from deskwire_chat.store.search import Entry
@@ -58,7 +59,7 @@ class SearchIndexer:
 
     async def _lead(self, lease: Lease) -> None:
         self._positions = await self._db.run(
-            lambda uow: search.followed(uow, range(domain.PARTITIONS))
+            lambda uow: search.followed(uow, range(domain.conversations.PARTITIONS))
         )
         loop = asyncio.get_running_loop()
         while lease.held:

@@ -18,7 +18,8 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from deskwire_chat.domain import Agent, OfferEnd, Status, Waiting, partition_of
+from deskwire_chat.domain.agents import Agent, OfferEnd, Status
+from deskwire_chat.domain.conversations import Waiting, partition_of
 
 AgentKey = tuple[str, str]
 """Tenant and agent_id."""

@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire_chat.actions.conversations import ConversationActions
-from deskwire_chat.domain import partition_of
+from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.gate import Gate
 from deskwire_chat.routing import AgentKey, Assign, Router
 from deskwire_chat.shard.connections import Connections

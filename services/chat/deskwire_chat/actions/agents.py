@@ -9,12 +9,9 @@ from typing import Any, Final
 from deskwire.chat.v1 import agent_service_pb2 as agents_pb
 from deskwire_chat import domain, events, views
 from deskwire_chat.actions.tools import PAGE, Look, ResponseT, Tools, check_printable
-from deskwire_chat.domain import (
-    Agent,
-    Change,
-    Status,
-    Writer,
-)
+from deskwire_chat.domain.actors import Actor
+from deskwire_chat.domain.agents import Agent, Status
+from deskwire_chat.domain.changes import Change
 from deskwire_chat.routing import Router
 from deskwire_chat.store import agents
 from deskwire_common.auth import Principal, Role, current_principal
@@ -39,7 +36,7 @@ class AgentActions:
 
     async def create(self, request: agents_pb.CreateAgentRequest) -> agents_pb.CreateAgentResponse:
         """Make an agent known, as AWAY. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
-        who = Writer.of(current_principal())
+        who = Actor.of(current_principal())
         check_printable(request.display_name, "display_name")
         on = self.tools.occasion(who)
         agent = Agent(
@@ -47,7 +44,7 @@ class AgentActions:
             agent_id=request.agent_id,
             display_name=request.display_name,
             status=Status.AWAY,
-            capacity=request.capacity or domain.DEFAULT_CAPACITY,
+            capacity=request.capacity or domain.agents.DEFAULT_CAPACITY,
             active=0,
             idle_since=on.now,
             version=1,
@@ -61,7 +58,9 @@ class AgentActions:
             connected = self.router.is_connected(who.tenant, request.agent_id)
             event = events.agent_created(on, agent, connected=connected)
             await self.tools.outbox.add(uow, [event])
-            return agents_pb.CreateAgentResponse(agent=views.agent(agent, connected=connected))
+            return agents_pb.CreateAgentResponse(
+                agent=views.messages.agent(agent, connected=connected)
+            )
 
         response = await self.tools.once(f"{AGENTS}/CreateAgent", request, work)
         self.router.said(agent)
@@ -84,14 +83,14 @@ class AgentActions:
     async def _switch(
         self, request: Any, method: str, response: Callable[..., ResponseT], *, disabled: bool
     ) -> ResponseT:
-        who = Writer.of(current_principal())
+        who = Actor.of(current_principal())
         changed: list[Agent] = []
 
         async def work(uow: UnitOfWork) -> ResponseT:
             before = await agents.get(uow.connection, who.tenant, request.agent_id, lock=True)
             if before is None:
-                raise domain.agent_not_found(request.agent_id)
-            after, changes = domain.switched(
+                raise domain.agents.agent_not_found(request.agent_id)
+            after, changes = domain.access.switched(
                 before, disabled=disabled, expected_version=request.expected_version
             )
             await agents.save(uow.connection, after)
@@ -101,7 +100,7 @@ class AgentActions:
             event = events.agent_switched(on, after, changes, connected=connected)
             await self.tools.outbox.add(uow, [event])
             changed[:] = [after]
-            return response(agent=views.agent(after, connected=connected))
+            return response(agent=views.messages.agent(after, connected=connected))
 
         result = await self.tools.once(f"{AGENTS}/{method}", request, work)
         for agent in changed:
@@ -118,7 +117,7 @@ class AgentActions:
         round, InvalidArgument, RequestIdReused.
         """
         principal = current_principal()
-        who = Writer.of(principal)
+        who = Actor.of(principal)
         agent_id = _agent_meant(principal, request)
         changed: list[Agent] = []
 
@@ -134,17 +133,17 @@ class AgentActions:
                     agent_id=agent_id,
                     display_name=name,
                     status=Status(request.status),
-                    capacity=request.capacity or domain.DEFAULT_CAPACITY,
+                    capacity=request.capacity or domain.agents.DEFAULT_CAPACITY,
                     active=0,
                     idle_since=on.now,
                     version=1,
                     bot=principal.role is Role.BOT,
                 )
-                changes = {"status": Change(None, domain.status_name(after.status))}
+                changes = {"status": Change(None, domain.agents.status_name(after.status))}
                 await agents.add(uow.connection, after)
             else:
-                domain.check_is(before, who)
-                after, changes = domain.changed_agent(
+                domain.agents.check_is(before, who)
+                after, changes = domain.agents.changed_agent(
                     before,
                     status=Status(request.status),
                     capacity=request.capacity,
@@ -157,7 +156,9 @@ class AgentActions:
             if changes:
                 event = events.agent_status_changed(on, after, changes, connected=connected)
                 await self.tools.outbox.add(uow, [event])
-            return agents_pb.SetAgentStatusResponse(agent=views.agent(after, connected=connected))
+            return agents_pb.SetAgentStatusResponse(
+                agent=views.messages.agent(after, connected=connected)
+            )
 
         response = await self.tools.once(f"{AGENTS}/SetAgentStatus", request, work)
         for agent in changed:
@@ -172,7 +173,7 @@ class AgentActions:
         async with self.tools.db.read() as c:
             found = await agents.get(c, tenant, request.agent_id)
         if found is None:
-            raise domain.agent_not_found(request.agent_id)
+            raise domain.agents.agent_not_found(request.agent_id)
         return agents_pb.GetAgentResponse(agent=self._view(found))
 
     async def list(self, request: agents_pb.ListAgentsRequest) -> agents_pb.ListAgentsResponse:
@@ -190,7 +191,9 @@ class AgentActions:
         )
 
     def _view(self, agent: Agent) -> Any:
-        return views.agent(agent, connected=self.router.is_connected(agent.tenant, agent.agent_id))
+        return views.messages.agent(
+            agent, connected=self.router.is_connected(agent.tenant, agent.agent_id)
+        )
 
 
 def _agent_meant(principal: Principal, request: agents_pb.SetAgentStatusRequest) -> str:

@@ -8,11 +8,10 @@ from typing import Final
 from deskwire.chat.v1 import attachment_service_pb2 as attachments_pb
 from deskwire_chat import domain, views
 from deskwire_chat.actions.tools import Tools
-from deskwire_chat.attachments import rules
 from deskwire_chat.attachments.base import AttachmentStore
-from deskwire_chat.attachments.rules import Attachment, AttachmentState
 from deskwire_chat.config import Settings
-from deskwire_chat.domain import ActorRole, Writer
+from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.attachments import Attachment, AttachmentState
 from deskwire_chat.store import attachments, conversations
 from deskwire_common.auth import current_principal
 from deskwire_common.db import UnitOfWork
@@ -61,8 +60,8 @@ class AttachmentActions:
         ResourceExhausted (RATE_LIMITED), RequestIdReused, Unavailable.
         """
         files = self._store()
-        who = Writer.of(current_principal())
-        rules.check_file(
+        who = Actor.of(current_principal())
+        domain.attachments.check_file(
             request.file_name,
             request.content_type,
             request.size_bytes,
@@ -74,10 +73,10 @@ class AttachmentActions:
         async def work(uow: UnitOfWork) -> attachments_pb.CreateAttachmentResponse:
             found = await conversations.get_many(uow.connection, [conversation_id])
             if found:
-                domain.check_may_write(found[0], who)
+                domain.conversations.check_may_write(found[0], who)
             elif who.role != ActorRole.VISITOR:
-                raise domain.conversation_not_found(conversation_id)
-            rules.check_unsent(
+                raise domain.conversations.conversation_not_found(conversation_id)
+            domain.attachments.check_unsent(
                 await attachments.count_unsent(uow.connection, who),
                 self.limits.attachments_max_unsent,
             )
@@ -96,10 +95,12 @@ class AttachmentActions:
                 state=AttachmentState.PENDING,
                 seq=0,
                 created_at=now,
-                remove_at=now + rules.UNSENT_SECONDS * 1_000_000,
+                remove_at=now + domain.attachments.UNSENT_SECONDS * 1_000_000,
             )
             await attachments.add(uow.connection, item)
-            return attachments_pb.CreateAttachmentResponse(attachment=views.attachment(item))
+            return attachments_pb.CreateAttachmentResponse(
+                attachment=views.messages.attachment(item)
+            )
 
         response = await self.tools.once(f"{ATTACHMENTS}/CreateAttachment", request, work)
         # Not part of what is kept for the request_id: a URL is as good as a password, and soon over.
@@ -111,7 +112,9 @@ class AttachmentActions:
             sha256=request.sha256,
             seconds=seconds,
         )
-        response.upload.CopyFrom(views.signed_url(signed, self.tools.now() + seconds * 1_000_000))
+        response.upload.CopyFrom(
+            views.messages.signed_url(signed, self.tools.now() + seconds * 1_000_000)
+        )
         return response
 
     async def complete(
@@ -122,7 +125,7 @@ class AttachmentActions:
         Raises NotFound, FailedPrecondition (ATTACHMENT_NOT_READY, INVALID_STATE), RequestIdReused, Unavailable.
         """
         files = self._store()
-        who = Writer.of(current_principal())
+        who = Actor.of(current_principal())
         attachment_id = request.attachment_id.lower()
         async with self.tools.db.read() as c:
             item = await attachments.get(c, who.tenant, attachment_id)
@@ -138,13 +141,15 @@ class AttachmentActions:
         async def work(uow: UnitOfWork) -> attachments_pb.CompleteAttachmentResponse:
             found = await attachments.get(uow.connection, who.tenant, attachment_id, lock=True)
             if found is None or not found.is_of(who) or found.state == AttachmentState.REMOVED:
-                raise rules.not_found(request.attachment_id)
+                raise domain.attachments.not_found(request.attachment_id)
             if found.state == AttachmentState.PENDING:
                 if refusal is not None:
                     raise refusal
                 found = replace(found, state=AttachmentState.READY)
                 await attachments.ready(uow.connection, found)
-            return attachments_pb.CompleteAttachmentResponse(attachment=views.attachment(found))
+            return attachments_pb.CompleteAttachmentResponse(
+                attachment=views.messages.attachment(found)
+            )
 
         try:
             return await self.tools.once(f"{ATTACHMENTS}/CompleteAttachment", request, work)
@@ -158,20 +163,20 @@ class AttachmentActions:
         self, request: attachments_pb.GetAttachmentRequest
     ) -> attachments_pb.GetAttachmentResponse:
         """Say what it is, and where its bytes are. Raises NotFound (ATTACHMENT_NOT_FOUND), Unavailable."""
-        who = Writer.of(current_principal())
+        who = Actor.of(current_principal())
         async with self.tools.db.read() as c:
             item = await attachments.get(c, who.tenant, request.attachment_id.lower())
             conversation = (
                 await conversations.get(c, who.tenant, item.conversation_id) if item else None
             )
-        if item is None or not rules.is_visible(item, conversation, who):
-            raise rules.not_found(request.attachment_id)
-        response = attachments_pb.GetAttachmentResponse(attachment=views.attachment(item))
+        if item is None or not domain.attachments.is_visible(item, conversation, who):
+            raise domain.attachments.not_found(request.attachment_id)
+        response = attachments_pb.GetAttachmentResponse(attachment=views.messages.attachment(item))
         if item.state != AttachmentState.PENDING:
             seconds = self.limits.attachments_download_seconds
             signed = await self._store().download(item, seconds=seconds)
             response.download.CopyFrom(
-                views.signed_url(signed, self.tools.now() + seconds * 1_000_000)
+                views.messages.signed_url(signed, self.tools.now() + seconds * 1_000_000)
             )
         return response
 

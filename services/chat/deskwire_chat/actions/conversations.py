@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from deskwire.chat.v1 import conversation_service_pb2 as conversations_pb
-from deskwire_chat import domain, events, views, words
+from deskwire_chat import domain, events, views
 from deskwire_chat.actions.tools import PAGE, ResponseT, Tools
-from deskwire_chat.domain import (
-    ActorRole,
-    Change,
-    Conversation,
-    State,
-    Writer,
-)
+from deskwire_chat.domain import words
+from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.changes import Change
+from deskwire_chat.domain.conversations import Conversation, State
+from deskwire_chat.domain.messages import check_client_msg_id
 from deskwire_chat.events import Occasion
 from deskwire_chat.shard.commands import Store, Stored, reply_to
-from deskwire_chat.shard.links import check_client_msg_id
 from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.store import agents, conversations, messages, receipts, search
 from deskwire_common import telemetry
@@ -46,7 +43,9 @@ class ConversationActions:
     ) -> conversations_pb.GetConversationResponse:
         """Raises NotFound (CONVERSATION_NOT_FOUND)."""
         found = await self._visible(request.conversation_id)
-        return conversations_pb.GetConversationResponse(conversation=views.conversation(found))
+        return conversations_pb.GetConversationResponse(
+            conversation=views.messages.conversation(found)
+        )
 
     async def list(
         self, request: conversations_pb.ListConversationsRequest
@@ -81,14 +80,15 @@ class ConversationActions:
                 "ListConversations", filters, (last.created_at, last.conversation_id)
             )
         return conversations_pb.ListConversationsResponse(
-            conversations=[views.conversation(each) for each in found[:size]], next_page_token=token
+            conversations=[views.messages.conversation(each) for each in found[:size]],
+            next_page_token=token,
         )
 
     async def list_messages(
         self, request: conversations_pb.ListMessagesRequest
     ) -> conversations_pb.ListMessagesResponse:
         """Raises NotFound (CONVERSATION_NOT_FOUND)."""
-        who = Writer.of(current_principal())
+        who = Actor.of(current_principal())
         conversation = await self._visible(request.conversation_id)
         async with self.tools.db.read() as c:
             run = await messages.after_seq(
@@ -99,8 +99,8 @@ class ConversationActions:
             )
             got = await receipts.of_conversation(c, request.conversation_id)
         return conversations_pb.ListMessagesResponse(
-            messages=[views.message(each, who) for each in run],
-            receipts=[views.receipt(each) for each in got],
+            messages=[views.messages.message(each, who) for each in run],
+            receipts=[views.messages.receipt(each) for each in got],
             epoch=conversation.epoch,
             # Messages may have come between the two reads.
             head_seq=max(conversation.head_seq, run[-1].seq if run else 0),
@@ -145,8 +145,8 @@ class ConversationActions:
         return conversations_pb.SearchMessagesResponse(
             hits=[
                 conversations_pb.SearchHit(
-                    message=views.message(
-                        found[each.conversation_id, each.seq], Writer.of(current_principal())
+                    message=views.messages.message(
+                        found[each.conversation_id, each.seq], Actor.of(current_principal())
                     )
                 )
                 for each in hits[:size]
@@ -160,8 +160,8 @@ class ConversationActions:
     ) -> conversations_pb.SendMessageResponse:
         """Store a message as the Send frame does, in the conversation's turn; returns when it is committed."""
         check_client_msg_id(request.client_msg_id)
-        kind, target_seq = views.kind_of(request.content)
-        who = Writer.of(current_principal())
+        kind, target_seq = views.content.kind_of(request.content)
+        who = Actor.of(current_principal())
         future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
         traceparent = telemetry.current_traceparent()
         self.writer.submit(
@@ -180,7 +180,7 @@ class ConversationActions:
         if who.role == ActorRole.AGENT:
             self.writer.router.spoke(who.tenant, who.subject)
         return conversations_pb.SendMessageResponse(
-            message=views.message(stored.message, who),
+            message=views.messages.message(stored.message, who),
             epoch=stored.epoch,
             duplicate=stored.duplicate,
         )
@@ -195,7 +195,9 @@ class ConversationActions:
         """
 
         async def end(uow: UnitOfWork, item: Conversation, now: int) -> dict[str, Change]:
-            changes = domain.close(item, expected_version=request.expected_version, now=now)
+            changes = domain.conversations.close(
+                item, expected_version=request.expected_version, now=now
+            )
             if item.agent_id:
                 await agents.free(uow.connection, item.tenant, item.agent_id)
             return changes
@@ -221,7 +223,7 @@ class ConversationActions:
             before, agent = item.agent_id, None
             if request.agent_id:
                 agent = await agents.get(uow.connection, item.tenant, request.agent_id, lock=True)
-            changes = domain.transfer(
+            changes = domain.conversations.transfer(
                 item,
                 agent_id=request.agent_id,
                 bot=agent is not None and agent.bot,
@@ -230,9 +232,9 @@ class ConversationActions:
             )
             if request.agent_id:
                 if agent is None:
-                    raise domain.agent_not_found(request.agent_id)
+                    raise domain.agents.agent_not_found(request.agent_id)
                 if not await agents.take(uow.connection, item.tenant, request.agent_id, now=now):
-                    raise domain.agent_has_no_room(request.agent_id)
+                    raise domain.agents.agent_has_no_room(request.agent_id)
             if before:
                 await agents.free(uow.connection, item.tenant, before)
             return changes
@@ -254,8 +256,10 @@ class ConversationActions:
         async def work(uow: UnitOfWork, item: Conversation | None) -> None:
             if item is None or item.state != State.ACTIVE or item.agent_id != agent_id:
                 return
-            on = self.tools.occasion(Writer.system(item.tenant), traceparent=item.traceparent)
-            changes = domain.transfer(item, agent_id="", expected_version=0, now=on.now)
+            on = self.tools.occasion(Actor.system(item.tenant), traceparent=item.traceparent)
+            changes = domain.conversations.transfer(
+                item, agent_id="", expected_version=0, now=on.now
+            )
             await agents.free(uow.connection, item.tenant, agent_id)
             event = events.conversation_transferred(on, item, changes)
             await self.tools.outbox.add(uow, [event])
@@ -271,18 +275,18 @@ class ConversationActions:
         event: Callable[[Occasion, Conversation, dict[str, Change]], DomainEvent],
     ) -> ResponseT:
         principal = current_principal()
-        who = Writer.of(principal)
+        who = Actor.of(principal)
         traceparent = telemetry.current_traceparent()
 
         async def work(uow: UnitOfWork, item: Conversation | None) -> ResponseT:
             async def once() -> ResponseT:
                 if item is None:
-                    raise domain.conversation_not_found(request.conversation_id)
-                domain.check_may_alter(item, who)
+                    raise domain.conversations.conversation_not_found(request.conversation_id)
+                domain.conversations.check_may_alter(item, who)
                 on = self.tools.occasion(who, traceparent=traceparent)
                 changes = await change(uow, item, on.now)
                 await self.tools.outbox.add(uow, [event(on, item, changes)])
-                return response(conversation=views.conversation(item))
+                return response(conversation=views.messages.conversation(item))
 
             with acting_as(principal):
                 return await self.tools.idempotency.execute(
@@ -293,9 +297,9 @@ class ConversationActions:
         return result
 
     async def _visible(self, conversation_id: str) -> Conversation:
-        who = Writer.of(current_principal())
+        who = Actor.of(current_principal())
         async with self.tools.db.read() as c:
             found = await conversations.get(c, who.tenant, conversation_id)
-        if found is None or not domain.may_see(found, who):
-            raise domain.conversation_not_found(conversation_id)
+        if found is None or not domain.conversations.may_see(found, who):
+            raise domain.conversations.conversation_not_found(conversation_id)
         return found

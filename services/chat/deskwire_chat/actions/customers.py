@@ -10,11 +10,8 @@ from deskwire.chat.v1 import customer_pb2
 from deskwire.chat.v1 import customer_service_pb2 as customers_pb
 from deskwire_chat import domain, events, views
 from deskwire_chat.actions.tools import PAGE, Tools
-from deskwire_chat.domain import (
-    Customer,
-    Identity,
-    Writer,
-)
+from deskwire_chat.domain.actors import Actor
+from deskwire_chat.domain.customers import Customer, Identity
 from deskwire_chat.shard.connections import Connections
 from deskwire_chat.store import conversations, customers
 from deskwire_common.auth import current_principal
@@ -42,8 +39,8 @@ class CustomerActions:
         async with self.tools.db.read() as c:
             found = await customers.get(c, current_principal().tenant, request.customer_id)
         if found is None:
-            raise domain.customer_not_found(request.customer_id)
-        return customers_pb.GetCustomerResponse(customer=views.customer(found))
+            raise domain.customers.customer_not_found(request.customer_id)
+        return customers_pb.GetCustomerResponse(customer=views.messages.customer(found))
 
     async def lookup(
         self, request: customers_pb.LookupCustomerRequest
@@ -55,8 +52,8 @@ class CustomerActions:
             owner = (await customers.owners(c, tenant, [identity])).get(identity)
             found = await customers.get(c, tenant, owner) if owner else None
         if found is None:
-            raise domain.customer_not_found(f"{identity.namespace}/{identity.value}")
-        return customers_pb.LookupCustomerResponse(customer=views.customer(found))
+            raise domain.customers.customer_not_found(f"{identity.namespace}/{identity.value}")
+        return customers_pb.LookupCustomerResponse(customer=views.messages.customer(found))
 
     async def list(
         self, request: customers_pb.ListCustomersRequest
@@ -73,7 +70,8 @@ class CustomerActions:
         if len(found) > size:
             token = encode_page("ListCustomers", {"tenant": tenant}, (found[size - 1].customer_id,))
         return customers_pb.ListCustomersResponse(
-            customers=[views.customer(each) for each in found[:size]], next_page_token=token
+            customers=[views.messages.customer(each) for each in found[:size]],
+            next_page_token=token,
         )
 
     async def update(
@@ -83,8 +81,10 @@ class CustomerActions:
 
         Raises NotFound, VersionMismatch, InvalidArgument (INVALID_UPDATE_MASK), RequestIdReused.
         """
-        who = Writer.of(current_principal())
-        values = self._values(request.customer, domain.check_mask(request.update_mask.paths))
+        who = Actor.of(current_principal())
+        values = self._values(
+            request.customer, domain.customers.check_mask(request.update_mask.paths)
+        )
         changed: list[Customer] = []
 
         async def work(uow: UnitOfWork) -> customers_pb.UpdateCustomerResponse:
@@ -92,11 +92,11 @@ class CustomerActions:
                 uow.connection, who.tenant, request.customer.customer_id, lock=True
             )
             if before is None:
-                raise domain.customer_not_found(request.customer.customer_id)
-            domain.check_version(before.version, request.expected_version)
+                raise domain.customers.customer_not_found(request.customer.customer_id)
+            domain.changes.check_version(before.version, request.expected_version)
             after = await self._save(uow, before, values, (), who)
             changed[:] = [after] if after is not before else []
-            return customers_pb.UpdateCustomerResponse(customer=views.customer(after))
+            return customers_pb.UpdateCustomerResponse(customer=views.messages.customer(after))
 
         response = await self.tools.once(f"{CUSTOMERS}/UpdateCustomer", request, work)
         await self._tell(changed)
@@ -109,8 +109,10 @@ class CustomerActions:
 
         Raises FailedPrecondition (IDENTITY_CONFLICT), InvalidArgument (INVALID_UPDATE_MASK), RequestIdReused.
         """
-        who = Writer.of(current_principal())
-        values = self._values(request.customer, domain.check_mask(request.update_mask.paths))
+        who = Actor.of(current_principal())
+        values = self._values(
+            request.customer, domain.customers.check_mask(request.update_mask.paths)
+        )
         identities = tuple(
             sorted({Identity(each.namespace, each.value) for each in request.customer.identities})
         )
@@ -123,17 +125,17 @@ class CustomerActions:
             owners = await customers.owners(uow.connection, who.tenant, identities)
             found = sorted(set(owners.values()))
             if len(found) > 1:
-                raise domain.identity_conflict(found[0], found[1])
+                raise domain.customers.identity_conflict(found[0], found[1])
             if not found:
                 return await self._create(uow, values, identities, who, request.source_version)
             before = await customers.get(uow.connection, who.tenant, found[0], lock=True)
             if before is None:
                 raise WriteConflict("a customer disappeared; try again")
             if not await self._newer(uow, before.customer_id, who.origin, request.source_version):
-                return customers_pb.UpsertCustomerResponse(customer=views.customer(before))
+                return customers_pb.UpsertCustomerResponse(customer=views.messages.customer(before))
             after = await self._save(uow, before, values, identities, who)
             changed[:] = [after] if after is not before else []
-            return customers_pb.UpsertCustomerResponse(customer=views.customer(after))
+            return customers_pb.UpsertCustomerResponse(customer=views.messages.customer(after))
 
         response = await self.tools.once(f"{CUSTOMERS}/UpsertCustomer", request, work)
         await self._tell(changed)
@@ -144,7 +146,7 @@ class CustomerActions:
         uow: UnitOfWork,
         values: dict[str, str],
         identities: tuple[Identity, ...],
-        who: Writer,
+        who: Actor,
         source_version: int,
     ) -> customers_pb.UpsertCustomerResponse:
         on = self.tools.occasion(who)
@@ -166,7 +168,9 @@ class CustomerActions:
                 uow.connection, customer.customer_id, who.origin, source_version, known=False
             )
         await self.tools.outbox.add(uow, [events.customer_created(on, customer)])
-        return customers_pb.UpsertCustomerResponse(customer=views.customer(customer), created=True)
+        return customers_pb.UpsertCustomerResponse(
+            customer=views.messages.customer(customer), created=True
+        )
 
     async def _newer(self, uow: UnitOfWork, customer_id: str, system: str, version: int) -> bool:
         """Whether a system's version is not older than the last one; notes it."""
@@ -187,10 +191,10 @@ class CustomerActions:
         before: Customer,
         values: dict[str, str],
         identities: Sequence[Identity],
-        who: Writer,
+        who: Actor,
     ) -> Customer:
         on = self.tools.occasion(who)
-        after, changes = domain.changed_customer(
+        after, changes = domain.customers.changed_customer(
             before, values, add_identities=identities, now=on.now
         )
         if not changes:
@@ -205,7 +209,7 @@ class CustomerActions:
                 told = await conversations.agents_of_customer(
                     c, customer.tenant, customer.customer_id
                 )
-            self.connections.deliver(told, views.customer_push(customer))
+            self.connections.deliver(told, views.frames.customer_push(customer))
 
     def _values(self, customer: customer_pb2.Customer, fields: Sequence[str]) -> dict[str, str]:
         values = {name: str(getattr(customer, name)) for name in fields}
@@ -215,7 +219,7 @@ class CustomerActions:
                     "may hold printable characters only", field=f"customer.{name}"
                 )
         if "mobile" in values:
-            values["mobile"] = domain.normalise_mobile(
+            values["mobile"] = domain.customers.normalise_mobile(
                 values["mobile"], default_region=self.default_region
             )
         return values

@@ -9,7 +9,7 @@ from deskwire.chat.v1 import agent_service_pb2 as agents_pb
 from deskwire_chat import domain, views
 from deskwire_chat.actions.agents import AGENTS
 from deskwire_chat.actions.tools import Tools
-from deskwire_chat.domain import Conversation
+from deskwire_chat.domain.conversations import Conversation
 from deskwire_chat.routing import Router
 from deskwire_chat.shard.commands import Give
 from deskwire_chat.shard.writer import ShardWriter
@@ -35,7 +35,9 @@ class OfferActions:
 
         async def once(uow: UnitOfWork, give: Give) -> agents_pb.AcceptOfferResponse:
             async def work() -> agents_pb.AcceptOfferResponse:
-                return agents_pb.AcceptOfferResponse(conversation=views.conversation(await give()))
+                return agents_pb.AcceptOfferResponse(
+                    conversation=views.messages.conversation(await give())
+                )
 
             with acting_as(principal):
                 return await self.tools.idempotency.execute(
@@ -43,7 +45,7 @@ class OfferActions:
                 )
 
         async def nothing() -> Conversation:
-            raise domain.offer_not_found(conversation_id)
+            raise domain.agents.offer_not_found(conversation_id)
 
         async def again(uow: UnitOfWork, _item: Conversation | None) -> Any:
             return await once(uow, nothing)
@@ -67,7 +69,7 @@ class OfferActions:
 
         async def work(_uow: UnitOfWork) -> agents_pb.DeclineOfferResponse:
             if self.router.offer_of(*offered) is None:
-                raise domain.offer_not_found(request.conversation_id)
+                raise domain.agents.offer_not_found(request.conversation_id)
             declined[:] = [True]
             return agents_pb.DeclineOfferResponse()
 

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import Message as ProtoMessage
 from sqlalchemy.exc import IntegrityError
 
-from deskwire_chat.domain import Writer
+from deskwire_chat.domain.actors import Actor
 from deskwire_chat.events import Occasion
 from deskwire_common import telemetry
 from deskwire_common.clock import Clock, to_micros
@@ -42,7 +42,7 @@ class Tools:
         """Microseconds since 1970 UTC."""
         return to_micros(self.clock.now())
 
-    def occasion(self, by: Writer, *, traceparent: str | None = None) -> Occasion:
+    def occasion(self, by: Actor, *, traceparent: str | None = None) -> Occasion:
         """A change of now, in the trace of the call that is being served unless another one is given."""
         if traceparent is None:
             traceparent = telemetry.current_traceparent()

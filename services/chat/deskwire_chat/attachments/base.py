@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from deskwire_chat.attachments.rules import Attachment
+from deskwire_chat.domain.attachments import Attachment
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from deskwire_chat.attachments.base import Signed
-from deskwire_chat.attachments.rules import Attachment, disposition, not_uploaded
+from deskwire_chat.domain.attachments import Attachment, disposition, not_uploaded
 from deskwire_common.errors import DeskwireError, Unavailable
 from deskwire_common.logging import get_logger
 

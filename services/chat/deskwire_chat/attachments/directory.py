@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from deskwire_chat.attachments.base import Signed
-from deskwire_chat.attachments.rules import Attachment, not_uploaded
 from deskwire_chat.attachments.signing import UrlSigner
+from deskwire_chat.domain.attachments import Attachment, not_uploaded
 from deskwire_common.errors import Unavailable
 from deskwire_common.logging import get_logger
 

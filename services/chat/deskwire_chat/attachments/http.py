@@ -13,8 +13,8 @@ from typing import Final
 from aiohttp import ClientError, web
 
 from deskwire_chat.attachments.directory import DirectoryStore, NotAsDeclared, Upload
-from deskwire_chat.attachments.rules import disposition
 from deskwire_chat.attachments.signing import PATH, UrlSigner
+from deskwire_chat.domain.attachments import disposition
 from deskwire_common.ids import is_uuid
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS

@@ -13,7 +13,7 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire_chat.attachments.base import AttachmentStore
-from deskwire_chat.attachments.rules import UNSENT_SECONDS, Attachment, AttachmentState
+from deskwire_chat.domain.attachments import UNSENT_SECONDS, Attachment, AttachmentState
 from deskwire_chat.store import attachments
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Final
 
-from deskwire_chat.domain import Kind, Message
+from deskwire_chat.domain.messages import Kind, Message
 from deskwire_wire.protobytes import SHORT, nested, number, text, varint
 
 _FRAME_SEND_ACK: Final = b"\x32"  # Frame.send_ack = 6

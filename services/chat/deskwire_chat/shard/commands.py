@@ -8,15 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_chat.domain import (
-    ActorRole,
-    Agent,
-    Conversation,
-    Kind,
-    Message,
-    Waiting,
-    Writer,
-)
+from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.agents import Agent
+from deskwire_chat.domain.conversations import Conversation, Waiting
+from deskwire_chat.domain.messages import Kind, Message
 from deskwire_chat.shard import codec
 from deskwire_chat.store.messages import SentKey
 from deskwire_common.db import UnitOfWork
@@ -70,7 +65,7 @@ class Store:
     refused, as the gateway sends all of it again, in order. 0: the one at which it is queued.
     """
 
-    who: Writer
+    who: Actor
     conversation_id: str
     client_msg_id: str
     body: bytes

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from typing import Final
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_chat.domain import ActorRole, Writer
+from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.gate import Gate
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import codec
@@ -51,7 +51,7 @@ class Connection:
         self,
         stream: Stream,
         number: int,
-        who: Writer,
+        who: Actor,
         *,
         device_id: str = "",
         connected_at: int = 0,

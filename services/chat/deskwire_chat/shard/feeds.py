@@ -78,7 +78,7 @@ class QueueFeed:
         waiting, oldest = state
         queue = frame_pb2.Queue(
             waiting=waiting,
-            oldest_create_time=views.timestamp(oldest) if waiting else None,
-            time=views.timestamp(to_micros(self._clock.now())),
+            oldest_create_time=views.messages.timestamp(oldest) if waiting else None,
+            time=views.messages.timestamp(to_micros(self._clock.now())),
         )
         return encoded(push=frame_pb2.Push(queue=queue))

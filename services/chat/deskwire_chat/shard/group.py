@@ -11,18 +11,11 @@ from opentelemetry.trace import Span
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import domain, events, views
-from deskwire_chat.attachments import rules
-from deskwire_chat.attachments.rules import Attachment
-from deskwire_chat.domain import (
-    ActorRole,
-    Agent,
-    Conversation,
-    Kind,
-    Message,
-    State,
-    Waiting,
-    Writer,
-)
+from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.agents import Agent
+from deskwire_chat.domain.attachments import Attachment
+from deskwire_chat.domain.conversations import Conversation, State, Waiting
+from deskwire_chat.domain.messages import Kind, Message
 from deskwire_chat.events import Occasion
 from deskwire_chat.routing import Router
 from deskwire_chat.shard import codec
@@ -122,8 +115,8 @@ class Group:
     def _place(self, command: Store) -> Stored:
         earlier = self.stored.get(command.key)
         conversation = self._conversation(command.conversation_id)
-        if conversation is not None and not domain.may_see(conversation, command.who):
-            raise domain.conversation_not_found(command.conversation_id)
+        if conversation is not None and not domain.conversations.may_see(conversation, command.who):
+            raise domain.conversations.conversation_not_found(command.conversation_id)
         if earlier is None and command.key in self._known.sent and conversation is not None:
             earlier = Stored.of(self._known.sent[command.key], conversation.epoch)
         if earlier is not None:
@@ -134,13 +127,13 @@ class Group:
             self.spans.append(span)
             traceparent = telemetry.traceparent_of(span) or command.traceparent
         if conversation is not None:
-            domain.check_may_write(conversation, command.who)
-            domain.check_kind(command.kind, command.who)
+            domain.conversations.check_may_write(conversation, command.who)
+            domain.messages.check_kind(command.kind, command.who)
         # Before a conversation is opened for it.
         carried = self._carry(command) if command.kind == Kind.ATTACHMENT else None
         if conversation is None:
             if command.kind not in {Kind.TEXT, Kind.ATTACHMENT}:
-                raise domain.conversation_not_found(command.conversation_id)
+                raise domain.conversations.conversation_not_found(command.conversation_id)
             conversation = self._open(command, traceparent)
         target = self._target(command) if command.target_seq else None
         stored = self._append(
@@ -149,7 +142,7 @@ class Group:
         if target is not None:
             self._change(target, command)
         if carried is not None:
-            item = rules.sent(carried, stored.message.seq)
+            item = domain.attachments.sent(carried, stored.message.seq)
             self._attachments[item.attachment_id] = item
             self._carried.append(item)
         return stored
@@ -163,7 +156,7 @@ class Group:
         if places:
             self._targets = await messages.at(uow.connection, sorted(places))
         files = {
-            views.reference_of(each.body).attachment_id
+            views.content.reference_of(each.body).attachment_id
             for each in special
             if each.kind == Kind.ATTACHMENT
         }
@@ -171,8 +164,8 @@ class Group:
             self._attachments = await attachments.get_many(uow.connection, sorted(files))
 
     def _carry(self, command: Store) -> Attachment:
-        said = views.reference_of(command.body)
-        return rules.check_may_send(
+        said = views.content.reference_of(command.body)
+        return domain.attachments.check_may_send(
             self._attachments.get(said.attachment_id), said, command.conversation_id, command.who
         )
 
@@ -187,17 +180,19 @@ class Group:
             ),
             None,
         )
-        return domain.check_may_change(found, command.kind, command.target_seq, command.who)
+        return domain.messages.check_may_change(
+            found, command.kind, command.target_seq, command.who
+        )
 
     def _change(self, target: Message, command: Store) -> None:
         """History shows a message as it is now; a redaction wipes its edits, too."""
         target.changed_at = self.now
         if command.kind == Kind.EDIT:
-            target.body = views.edited(command.body)
+            target.body = views.content.edited(command.body)
         else:
             if target.kind == Kind.ATTACHMENT:
                 self._discarded.append((target.conversation_id, target.seq))
-            target.body, target.kind = views.REDACTED, Kind.REDACTED
+            target.body, target.kind = views.content.REDACTED, Kind.REDACTED
             for each in self.stored.values():
                 edit = each.message
                 if (edit.kind, edit.conversation_id, edit.target_seq) == (
@@ -205,7 +200,7 @@ class Group:
                     target.conversation_id,
                     target.seq,
                 ):
-                    edit.body, edit.kind = views.REDACTED, Kind.REDACTED
+                    edit.body, edit.kind = views.content.REDACTED, Kind.REDACTED
                     edit.changed_at = self.now
         if (target.conversation_id, target.seq) in self._targets:
             self._changed[target.conversation_id, target.seq] = target
@@ -213,7 +208,7 @@ class Group:
     def _append(
         self,
         conversation: Conversation,
-        who: Writer,
+        who: Actor,
         client_msg_id: str,
         body: bytes,
         traceparent: str,
@@ -252,7 +247,7 @@ class Group:
         if stored.message.kind == Kind.NOTE:
             # The visitor comes first.
             told, users = users[:1], users[1:]
-            hidden = Stored.of(replace(stored.message, body=views.WITHHELD), stored.epoch)
+            hidden = Stored.of(replace(stored.message, body=views.content.WITHHELD), stored.epoch)
             withheld = codec.message_push(hidden.encoded, stored.epoch)
             self.after.append(lambda: self._tools.deliver(told, withheld))
         self.after.append(lambda: self._tools.deliver(users, batch, without=without))
@@ -269,7 +264,7 @@ class Group:
     def _open(self, command: Store, traceparent: str) -> Conversation:
         who = command.who
         if who.role != ActorRole.VISITOR:
-            raise domain.conversation_not_found(command.conversation_id)
+            raise domain.conversations.conversation_not_found(command.conversation_id)
         customer = self.visitors.customer_of(
             who, traceparent=traceparent, correlation_id=command.conversation_id
         )
@@ -327,9 +322,9 @@ class Group:
         agent = command.agent
         conversation = self._conversation(command.conversation_id)
         if conversation is None or conversation.state != State.QUEUED:
-            raise domain.offer_not_found(command.conversation_id)
+            raise domain.agents.offer_not_found(command.conversation_id)
         if not await agents.take(uow.connection, agent.tenant, agent.agent_id, now=self.now):
-            raise domain.agent_has_no_room(agent.agent_id)
+            raise domain.agents.agent_has_no_room(agent.agent_id)
         self._give(conversation, agent)
         return conversation
 
@@ -337,8 +332,10 @@ class Group:
         """The agent's row has counted it."""
         tenant = agent.tenant
         self._altered.append((conversation, conversation.version))
-        changes = domain.assign(conversation, agent_id=agent.agent_id, bot=agent.bot, now=self.now)
-        by = Writer.system(tenant)
+        changes = domain.conversations.assign(
+            conversation, agent_id=agent.agent_id, bot=agent.bot, now=self.now
+        )
+        by = Actor.system(tenant)
         # The trace is that of the opening.
         on = Occasion(self._tools.ids.uuid7(), self.now, by, conversation.traceparent)
         self._events.append(events.conversation_assigned(on, conversation, changes))
@@ -348,7 +345,7 @@ class Group:
             lambda: self._tools.router.assigned(tenant, conversation_id, agent.agent_id)
         )
         assigned = conversation.copy()
-        batch = views.conversation_push(assigned)
+        batch = views.frames.conversation_push(assigned)
         users = participants(conversation)
         self.after.append(lambda: self._tools.deliver(users, batch))
         self.after.append(lambda: self._tools.introduce(assigned))
@@ -356,7 +353,9 @@ class Group:
             conversation,
             by,
             f"greeting-{conversation.version}",
-            views.text_content(domain.greeting(agent.display_name or agent.agent_id)),
+            views.content.text_content(
+                domain.conversations.greeting(agent.display_name or agent.agent_id)
+            ),
             conversation.traceparent,
         )
         self._push_message(greeting)

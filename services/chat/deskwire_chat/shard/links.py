@@ -15,17 +15,16 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat import views
-from deskwire_chat.domain import (
+from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.conversations import (
     PARTITIONS,
-    ActorRole,
     Conversation,
-    Customer,
-    Kind,
-    Writer,
     conversation_not_found,
     may_see,
     takes_part,
 )
+from deskwire_chat.domain.customers import Customer
+from deskwire_chat.domain.messages import Kind, check_client_msg_id
 from deskwire_chat.shard import codec
 from deskwire_chat.shard.commands import NotOwner, Store, Stored, participants
 from deskwire_chat.shard.connections import Connection, Connections, Stream
@@ -240,7 +239,7 @@ class Links:
     # -------------------------------------------------------------------------------- connections
 
     def _attach(self, stream: Stream, attach: pb.Attach) -> Connection | None:
-        who = Writer(
+        who = Actor(
             tenant=attach.tenant_id,
             role=ActorRole(attach.user.role),
             subject=attach.user.subject,
@@ -308,7 +307,7 @@ class Links:
                 ]
                 frames: list[frame_pb2.Frame] = []
                 for each in theirs:
-                    frames += views.heads(each, known.get(each.customer_id))
+                    frames += views.frames.heads(each, known.get(each.customer_id))
                 frames += self._presence.frames(connection, theirs)
                 if frames:
                     connection.put(frame_pb2.Batch(frames=frames).SerializeToString())
@@ -418,7 +417,7 @@ class Links:
                 raise InvalidArgument(
                     "write conversation_id in lower case", field="conversation_id"
                 )
-            return views.kind_of(content)
+            return views.content.kind_of(content)
         return Kind.TEXT, 0
 
     async def _sync(self, connection: Connection, sync: frame_pb2.Sync, sync_id: int) -> None:
@@ -438,7 +437,7 @@ class Links:
                 got = await receipts.of_conversation(c, sync.conversation_id)
             if run:
                 conversation.head_seq = max(conversation.head_seq, run[-1].seq)
-            batch = views.synced(conversation, run, got, connection.who)
+            batch = views.frames.synced(conversation, run, got, connection.who)
         except DeskwireError as error:
             batch = error_batch(error, conversation_id=sync.conversation_id)
         except SQLAlchemyError:
@@ -466,7 +465,7 @@ class Links:
             typing=frame_pb2.Typing(
                 conversation_id=item.conversation_id,
                 typing=item.typing,
-                user=views.actor(connection.who),
+                user=views.messages.actor(connection.who),
             )
         )
         others = [each for each in participants(conversation) if each != connection.user]
@@ -480,16 +479,6 @@ class Links:
                 async with self._reads, self._db.read() as c:
                     found = await conversations.get(c, connection.who.tenant, conversation_id)
         return found if found is not None and may_see(found, connection.who) else None
-
-
-def check_client_msg_id(client_msg_id: str) -> None:
-    """Raise InvalidArgument for what isn't the same id on every database: MariaDB ignores blanks at the end."""
-    if not client_msg_id.isprintable() or client_msg_id.endswith(" "):
-        raise InvalidArgument(
-            "client_msg_id may hold printable characters only, the last one no blank",
-            field="client_msg_id",
-            reason=reasons.ERROR_REASON_INVALID_FIELD,
-        )
 
 
 def _profile(profile: pb.Profile) -> Profile:

@@ -9,7 +9,8 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import Conversation, Message, partition_of
+from deskwire_chat.domain.conversations import Conversation, partition_of
+from deskwire_chat.domain.messages import Message
 from deskwire_chat.shard.commands import Command, Store
 from deskwire_chat.store import conversations, messages
 from deskwire_chat.store.messages import SentKey

@@ -14,7 +14,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat import views
-from deskwire_chat.domain import ActorRole, Conversation, Customer, OfferEnd, State
+from deskwire_chat.domain.actors import ActorRole
+from deskwire_chat.domain.agents import OfferEnd
+from deskwire_chat.domain.conversations import Conversation, State
+from deskwire_chat.domain.customers import Customer
 from deskwire_chat.routing import Offer, Router
 from deskwire_chat.shard.commands import UserKey
 from deskwire_chat.shard.connections import Connection, Connections
@@ -87,7 +90,7 @@ class Offers:
         self._untold.pop(conversation_id, None)
         told = self._told.pop(conversation_id, None)
         if told is not None:
-            self._connections.deliver([told[0]], views.offer_ended(conversation_id, end))
+            self._connections.deliver([told[0]], views.frames.offer_ended(conversation_id, end))
 
     async def _tell(self, offers: list[Offer]) -> None:
         tenants: dict[str, set[str]] = {}
@@ -118,7 +121,7 @@ class Offers:
                 self._router.leaves_queue(offer.waiting.tenant, conversation_id)
                 continue
             user = (offer.waiting.tenant, int(ActorRole.AGENT), offer.agent_id)
-            push = views.offer_push(
+            push = views.frames.offer_push(
                 conversation, known.get(conversation.customer_id), offer.expires_at
             )
             self._told[conversation_id] = user, push

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import PARTITIONS
+from deskwire_chat.domain.conversations import PARTITIONS
 from deskwire_chat.store import partitions, shards
 from deskwire_chat.store.partitions import Partition, Steps
 from deskwire_chat.store.shards import Shard

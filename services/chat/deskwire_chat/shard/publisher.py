@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Final
 
-from deskwire_chat.domain import Message, partition_of
+from deskwire_chat.domain.conversations import partition_of
+from deskwire_chat.domain.messages import Message
 from deskwire_chat.events import trace_id_of
 from deskwire_chat.shard import codec
 from deskwire_chat.shard.commands import Stored

@@ -15,7 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat import domain, views
-from deskwire_chat.domain import Conversation, Receipt
+from deskwire_chat.domain.conversations import Conversation
+from deskwire_chat.domain.messages import Receipt
 from deskwire_chat.shard.commands import participants
 from deskwire_chat.shard.connections import Connection, Connections
 from deskwire_chat.shard.memory import Memory
@@ -65,7 +66,9 @@ class Receipts:
         """A client says how far its user has got."""
         if not is_uuid(item.conversation_id):
             self._refuse(
-                connection, item.conversation_id, domain.conversation_not_found("of this id")
+                connection,
+                item.conversation_id,
+                domain.conversations.conversation_not_found("of this id"),
             )
             return
         key = (item.conversation_id, int(connection.who.role), connection.who.subject)
@@ -110,10 +113,12 @@ class Receipts:
         for key, waiting in work.items():
             conversation = found.get(key[0])
             who = waiting.connection.who
-            if conversation is None or not domain.may_see(conversation, who):
-                self._refuse(waiting.connection, key[0], domain.conversation_not_found(key[0]))
-            elif not domain.takes_part(conversation, who):
-                self._refuse(waiting.connection, key[0], domain.not_a_participant())
+            if conversation is None or not domain.conversations.may_see(conversation, who):
+                self._refuse(
+                    waiting.connection, key[0], domain.conversations.conversation_not_found(key[0])
+                )
+            elif not domain.conversations.takes_part(conversation, who):
+                self._refuse(waiting.connection, key[0], domain.conversations.not_a_participant())
             else:
                 head = conversation.head_seq
                 wanted[key] = Receipt(*key, min(waiting.delivered, head), min(waiting.read, head))
@@ -134,7 +139,7 @@ class Receipts:
                 self._known.popitem(last=False)
             self._connections.deliver(
                 participants(found[now.conversation_id]),
-                encoded(push=frame_pb2.Push(receipt=views.receipt(now))),
+                encoded(push=frame_pb2.Push(receipt=views.messages.receipt(now))),
                 without=work[key].connection,
             )
 

@@ -15,9 +15,9 @@ from typing import Any, Final, Protocol
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import views
-from deskwire_chat.domain import Kind, Writer
+from deskwire_chat.domain.actors import Actor
+from deskwire_chat.domain.messages import Kind, check_client_msg_id
 from deskwire_chat.shard.commands import Store, Stored
-from deskwire_chat.shard.links import check_client_msg_id
 from deskwire_chat.shard.writer import ShardWriter
 from deskwire_common import telemetry
 from deskwire_common.auth import Principal, current_principal
@@ -159,7 +159,7 @@ class _Stream:
         self._validator = validator
         self.principal = principal
         self.error: DeskwireError | None = None
-        self._who = Writer.of(principal)
+        self._who = Actor.of(principal)
         self._taken = 0
         self._results: deque[pb.StreamedResult] = deque()
         self._held: set[str] = set()
@@ -250,7 +250,7 @@ class _Stream:
             and len(message.traceparent) <= MAX_TRACEPARENT
         ):
             self._validator.check(message)
-            return views.kind_of(content)
+            return views.content.kind_of(content)
         return Kind.TEXT, 0
 
     def _result(

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from deskwire_chat import domain, events
-from deskwire_chat.domain import Customer, Identity, Writer
+from deskwire_chat.domain.actors import Actor
+from deskwire_chat.domain.customers import Customer, Identity
 from deskwire_chat.events import Occasion
 from deskwire_chat.store import conversations, customers
 from deskwire_common.db import UnitOfWork
@@ -35,11 +36,11 @@ class Visitors:
         self.updated: list[tuple[Customer, list[tuple[str, int, str]]]] = []
         """Customers that were there before, as they are now, and the users to be told."""
 
-    async def load(self, uow: UnitOfWork, openers: Iterable[Writer]) -> None:
+    async def load(self, uow: UnitOfWork, openers: Iterable[Actor]) -> None:
         """Read who is known of those who may open a conversation; nobody else changes them meanwhile."""
         wanted: dict[str, set[Identity]] = {}
         for who in openers:
-            wanted.setdefault(who.tenant, set()).update(domain.identities_of(who))
+            wanted.setdefault(who.tenant, set()).update(domain.customers.identities_of(who))
         for tenant, identities in wanted.items():
             owners = await customers.owners(uow.connection, tenant, identities)
             if owners:
@@ -52,19 +53,21 @@ class Visitors:
                 if owner in self._customers
             }
 
-    def customer_of(self, who: Writer, *, traceparent: str, correlation_id: str) -> Customer:
+    def customer_of(self, who: Actor, *, traceparent: str, correlation_id: str) -> Customer:
         """Return who the visitor is, found, changed or made."""
-        identities = domain.identities_of(who)
+        identities = domain.customers.identities_of(who)
         owners = [self._owners.get((who.tenant, each)) for each in identities]
         owner = next((each for each in owners if each is not None), None)
         if owner is None:
             owner = self._made(who, traceparent, correlation_id)
         free = [each for each, has in zip(identities, owners, strict=True) if has is None]
         customer = self._customers[owner]
-        after, changes = domain.changed_customer(
+        after, changes = domain.customers.changed_customer(
             customer,
-            domain.filled(customer, who, default_region=self._region),
-            add_identities=free[: max(0, domain.MAX_IDENTITIES - len(customer.identities))],
+            domain.customers.filled(customer, who, default_region=self._region),
+            add_identities=free[
+                : max(0, domain.customers.MAX_IDENTITIES - len(customer.identities))
+            ],
             now=self._now,
         )
         if changes:
@@ -75,16 +78,16 @@ class Visitors:
         self._owners |= {(who.tenant, each): owner for each in after.identities}
         return after
 
-    def _made(self, who: Writer, traceparent: str, correlation_id: str) -> str:
+    def _made(self, who: Actor, traceparent: str, correlation_id: str) -> str:
         fresh = Customer(
             customer_id=self._ids.uuid7(),
             tenant=who.tenant,
-            identities=tuple(sorted(domain.identities_of(who))),
+            identities=tuple(sorted(domain.customers.identities_of(who))),
             created_at=self._now,
             updated_at=self._now,
         )
-        values = domain.filled(fresh, who, default_region=self._region)
-        customer = domain.with_values(fresh, values)
+        values = domain.customers.filled(fresh, who, default_region=self._region)
+        customer = domain.customers.with_values(fresh, values)
         self._customers[customer.customer_id] = customer
         self._owners |= {(who.tenant, each): customer.customer_id for each in customer.identities}
         self._before[customer.customer_id] = None
@@ -92,7 +95,7 @@ class Visitors:
         self.events.append(events.customer_created(on, customer, correlation_id=correlation_id))
         return customer.customer_id
 
-    def _occasion(self, who: Writer, traceparent: str) -> Occasion:
+    def _occasion(self, who: Actor, traceparent: str) -> Occasion:
         return Occasion(self._ids.uuid7(), self._now, who, traceparent)
 
     async def flush(self, uow: UnitOfWork) -> None:

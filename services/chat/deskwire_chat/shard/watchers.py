@@ -15,15 +15,15 @@ from typing import Final
 
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire_chat import views
-from deskwire_chat.domain import (
+from deskwire_chat.domain.actors import Actor
+from deskwire_chat.domain.conversations import (
     Conversation,
-    Message,
     State,
-    Writer,
     conversation_not_found,
     may_see,
     partition_of,
 )
+from deskwire_chat.domain.messages import Message
 from deskwire_chat.shard.commands import Log, NotOwner, Stored
 from deskwire_chat.shard.streams import Admit, Slots, stopping
 from deskwire_chat.store import conversations, messages
@@ -49,7 +49,7 @@ class _Watch:
 
     def __init__(self, principal: Principal, conversation: Conversation) -> None:
         self.principal = principal
-        self.who = Writer.of(principal)
+        self.who = Actor.of(principal)
         self.conversation = conversation
         self.tail: deque[Message] = deque()
         self.behind = True
@@ -154,7 +154,7 @@ class Watchers:
             raise stopping()
         conversation_id = request.conversation_id.lower()
         with self._slots.one(principal.tenant):
-            conversation = await self._visible(Writer.of(principal), conversation_id)
+            conversation = await self._visible(Actor.of(principal), conversation_id)
             _check_cursor(request, conversation)
             watch = _Watch(principal, conversation)
             self._watches.setdefault(conversation_id, set()).add(watch)
@@ -206,7 +206,7 @@ class Watchers:
         watch.behind = watch.behind or len(fits) < len(run) or len(run) == _PAGE
         return fits
 
-    async def _visible(self, who: Writer, conversation_id: str) -> Conversation:
+    async def _visible(self, who: Actor, conversation_id: str) -> Conversation:
         async with self._reads, self._db.read() as c:
             found = await conversations.get(c, who.tenant, conversation_id)
         if found is None or not may_see(found, who):
@@ -257,13 +257,15 @@ def _fitting(run: list[Message]) -> list[Message]:
 def _response(
     watch: _Watch, run: Sequence[Message], cursor: int, *, changed: bool
 ) -> pb.WatchConversationResponse:
-    conversation, who = watch.conversation, Writer.of(watch.principal)
+    conversation, who = watch.conversation, Actor.of(watch.principal)
     response = pb.WatchConversationResponse(
         epoch=conversation.epoch,
         cursor=cursor,
-        messages=[views.message(each, who) for each in run],
+        messages=[views.messages.message(each, who) for each in run],
     )
     if changed:
         head = max(conversation.head_seq, cursor)
-        response.conversation.CopyFrom(views.conversation(replace(conversation, head_seq=head)))
+        response.conversation.CopyFrom(
+            views.messages.conversation(replace(conversation, head_seq=head))
+        )
     return response

@@ -26,16 +26,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import views
-from deskwire_chat.domain import (
-    ActorRole,
-    Agent,
-    Conversation,
-    Kind,
-    State,
-    Waiting,
-    Writer,
-    partition_of,
-)
+from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.agents import Agent
+from deskwire_chat.domain.conversations import Conversation, State, Waiting, partition_of
+from deskwire_chat.domain.messages import Kind
 from deskwire_chat.routing import Router
 from deskwire_chat.shard.commands import (
     Accept,
@@ -479,7 +473,7 @@ class ShardWriter:
         for span in group.spans:
             span.end()
         for customer, told in group.visitors.updated:
-            self.deliver(told, views.customer_push(customer))
+            self.deliver(told, views.frames.customer_push(customer))
 
     def _finish(self, group: Group) -> None:
         """Say what was done: to those who wait first, then to the log."""
@@ -559,7 +553,7 @@ class ShardWriter:
 
     def _changed(self, before: Conversation, after: Conversation) -> None:
         users = dict.fromkeys([*participants(before), *participants(after)])
-        self.deliver(users, views.conversation_push(after))
+        self.deliver(users, views.frames.conversation_push(after))
         tenant, conversation_id = after.tenant, after.conversation_id
         if before.agent_id != after.agent_id or after.state == State.CLOSED:
             self.router.closed(tenant, conversation_id, before.agent_id)
@@ -587,7 +581,7 @@ def _is_plain(command: Store | Assign, known: Known) -> bool:
     )
 
 
-def _openers(commands: Iterable[Store | Assign], known: Known) -> list[Writer]:
+def _openers(commands: Iterable[Store | Assign], known: Known) -> list[Actor]:
     """The visitors who may open a conversation in this group."""
     return [
         c.who

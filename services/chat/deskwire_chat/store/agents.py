@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Row, false, insert, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import Agent, Status
+from deskwire_chat.domain.agents import Agent, Status
 from deskwire_chat.store.tables import agents
 
 

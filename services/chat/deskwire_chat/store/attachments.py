@@ -8,8 +8,8 @@ from typing import Any, Final
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.attachments.rules import Attachment, AttachmentState
-from deskwire_chat.domain import Writer
+from deskwire_chat.domain.actors import Actor
+from deskwire_chat.domain.attachments import Attachment, AttachmentState
 from deskwire_chat.store.tables import attachments
 from deskwire_common.db import UnitOfWork
 
@@ -78,7 +78,7 @@ async def get_many(c: AsyncConnection, ids: Sequence[str]) -> dict[str, Attachme
     return found
 
 
-async def count_unsent(c: AsyncConnection, who: Writer) -> int:
+async def count_unsent(c: AsyncConnection, who: Actor) -> int:
     """Return how many of somebody's attachments no message carries yet."""
     columns = attachments.c
     found = await c.execute(

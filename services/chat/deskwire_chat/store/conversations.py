@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Row, Select, and_, false, func, insert, select, true, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import ActorRole, Conversation, State, Waiting
+from deskwire_chat.domain.actors import ActorRole
+from deskwire_chat.domain.conversations import Conversation, State, Waiting
 from deskwire_chat.store.tables import agents, conversations, messages
 
 _head = (

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import Customer, Identity
+from deskwire_chat.domain.customers import Customer, Identity
 from deskwire_chat.store.tables import customer_identities, customers, source_versions
 
 

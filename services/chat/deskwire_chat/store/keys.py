@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import IntegrationKey
+from deskwire_chat.domain.access import IntegrationKey
 from deskwire_chat.store.tables import integration_keys as keys
 
 

@@ -9,7 +9,8 @@ from sqlalchemy import insert, select, tuple_, update
 from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import Kind, Message, partition_of
+from deskwire_chat.domain.conversations import partition_of
+from deskwire_chat.domain.messages import Kind, Message
 from deskwire_chat.store import partitions
 from deskwire_chat.store.partitions import Steps
 from deskwire_chat.store.tables import messages

@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import PARTITIONS
+from deskwire_chat.domain.conversations import PARTITIONS
 from deskwire_chat.store.tables import partitions
 
 

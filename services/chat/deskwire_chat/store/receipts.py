@@ -9,7 +9,7 @@ from sqlalchemy import Row, func, select, tuple_
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import Receipt
+from deskwire_chat.domain.messages import Receipt
 from deskwire_chat.store.tables import receipts
 from deskwire_common.db import UnitOfWork
 

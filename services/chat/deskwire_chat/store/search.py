@@ -26,9 +26,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import Kind
+from deskwire_chat.domain.messages import Kind
+from deskwire_chat.domain.words import MAX_BYTES, Term
 from deskwire_chat.store.tables import conversations, messages
-from deskwire_chat.words import MAX_BYTES, Term
 from deskwire_common import db
 from deskwire_common.db import UnitOfWork, raw_psycopg
 

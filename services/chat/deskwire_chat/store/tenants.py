@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Row, insert, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain import Tenant
+from deskwire_chat.domain.access import Tenant
 from deskwire_chat.store.tables import tenants
 
 

@@ -10,7 +10,8 @@ from typing import Final
 from urllib.parse import quote
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_chat.domain import Conversation, Writer, may_see
+from deskwire_chat.domain.actors import Actor
+from deskwire_chat.domain.conversations import Conversation, may_see
 from deskwire_common.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -66,7 +67,7 @@ class Attachment:
         """What a message that carries it must say."""
         return Reference(self.attachment_id, self.file_name, self.content_type, self.size_bytes)
 
-    def is_of(self, who: Writer) -> bool:
+    def is_of(self, who: Actor) -> bool:
         """Whether `who` has made it."""
         return (self.tenant, self.uploader_role, self.uploader_id) == (
             who.tenant,
@@ -133,7 +134,7 @@ def check_unsent(count: int, limit: int) -> None:
         )
 
 
-def is_visible(item: Attachment | None, conversation: Conversation | None, who: Writer) -> bool:
+def is_visible(item: Attachment | None, conversation: Conversation | None, who: Actor) -> bool:
     """Whether `who` may fetch it: the uploader, and once it is sent whoever sees the conversation."""
     if item is None or item.tenant != who.tenant or item.state == AttachmentState.REMOVED:
         return False
@@ -145,7 +146,7 @@ def is_visible(item: Attachment | None, conversation: Conversation | None, who: 
 
 
 def check_may_send(
-    item: Attachment | None, said: Reference, conversation_id: str, who: Writer
+    item: Attachment | None, said: Reference, conversation_id: str, who: Actor
 ) -> Attachment:
     """Return the record of an attachment that `who` wants to send.
 

@@ -1,9 +1,6 @@
-"""What chat says of its things: domain → contract messages."""
+"""Things of chat as the messages of the contract."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Final
 
 from google.protobuf import timestamp_pb2
 
@@ -17,24 +14,17 @@ from deskwire.chat.v1 import (
     tenant_pb2,
 )
 from deskwire.common.v1 import actor_pb2
-from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.attachments.base import Signed
-from deskwire_chat.attachments.rules import Attachment, Reference
-from deskwire_chat.domain import (
-    ActorRole,
-    Agent,
-    Conversation,
-    Customer,
-    IntegrationKey,
-    Kind,
-    Message,
-    OfferEnd,
-    Receipt,
-    Tenant,
-    Writer,
+from deskwire_chat.domain.access import IntegrationKey, Tenant
+from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.agents import Agent
+from deskwire_chat.domain.attachments import Attachment
+from deskwire_chat.domain.conversations import Conversation
+from deskwire_chat.domain.customers import Customer
+from deskwire_chat.domain.messages import Kind, Message, Receipt
+from deskwire_chat.views.content import (
+    WITHHELD,
 )
-from deskwire_common.errors import InvalidArgument
-from deskwire_wire.batches import encoded
 
 
 def timestamp(micros: int) -> timestamp_pb2.Timestamp:
@@ -43,7 +33,7 @@ def timestamp(micros: int) -> timestamp_pb2.Timestamp:
     return timestamp_pb2.Timestamp(seconds=seconds, nanos=rest * 1000)
 
 
-def actor(writer: Writer) -> actor_pb2.Actor:
+def actor(writer: Actor) -> actor_pb2.Actor:
     """Return who caused a change."""
     return actor_pb2.Actor(
         role=actor_pb2.Role.ValueType(int(writer.role)),
@@ -71,7 +61,7 @@ def conversation(item: Conversation) -> conversation_pb2.Conversation:
     )
 
 
-def message(item: Message, who: Writer) -> conversation_pb2.Message:
+def message(item: Message, who: Actor) -> conversation_pb2.Message:
     """Return a message as `who` sees it: notes are withheld from visitors."""
     withheld = item.kind == Kind.NOTE and who.role == ActorRole.VISITOR
     return conversation_pb2.Message(
@@ -146,84 +136,6 @@ def integration_key(item: IntegrationKey) -> integration_key_pb2.IntegrationKey:
     )
 
 
-def conversation_push(item: Conversation) -> bytes:
-    """Return an encoded Batch that pushes a conversation."""
-    return encoded(push=frame_pb2.Push(conversation=conversation(item)))
-
-
-def customer_push(item: Customer) -> bytes:
-    """Return an encoded Batch that pushes a customer."""
-    return encoded(push=frame_pb2.Push(customer=customer(item)))
-
-
-def offer_push(item: Conversation, of: Customer | None, expires_at: int) -> frame_pb2.Push:
-    """Return what an agent is told of an offer."""
-    return frame_pb2.Push(
-        offer=frame_pb2.Offer(
-            conversation=conversation(item),
-            customer=customer(of) if of is not None else None,
-            expire_time=timestamp(expires_at),
-        )
-    )
-
-
-def offer_ended(conversation_id: str, end: OfferEnd) -> bytes:
-    """Return an encoded Batch that ends an offer."""
-    ended = frame_pb2.OfferEnded(
-        conversation_id=conversation_id, reason=frame_pb2.OfferEndReason.ValueType(int(end))
-    )
-    return encoded(push=frame_pb2.Push(offer_ended=ended))
-
-
-def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
-    """Return the Frames that tell where a conversation stands; to agents and bots also whose it is."""
-    frames = [
-        frame_pb2.Frame(
-            head=frame_pb2.Head(
-                conversation_id=item.conversation_id, epoch=item.epoch, seq=item.head_seq
-            )
-        ),
-        frame_pb2.Frame(push=frame_pb2.Push(conversation=conversation(item))),
-    ]
-    if of is not None:
-        frames.append(frame_pb2.Frame(push=frame_pb2.Push(customer=customer(of))))
-    return frames
-
-
-WITHHELD: Final = conversation_pb2.Content(withheld=conversation_pb2.Withheld()).SerializeToString()
-REDACTED: Final = conversation_pb2.Content(redacted=conversation_pb2.Redacted()).SerializeToString()
-
-
-def kind_of(content: conversation_pb2.Content) -> tuple[Kind, int]:
-    """Return what a client wants to write, and the seq of the message that it changes.
-
-    Raises InvalidArgument for kinds that only the server writes.
-    """
-    kind = content.WhichOneof("kind")
-    if kind == "edit":
-        return Kind.EDIT, content.edit.seq
-    if kind == "redaction":
-        return Kind.REDACTION, content.redaction.seq
-    if kind == "note":
-        return Kind.NOTE, 0
-    if kind == "attachment":
-        return Kind.ATTACHMENT, 0
-    if kind != "text":
-        raise InvalidArgument(f"content.{kind} is for the server to say", field="content")
-    return Kind.TEXT, 0
-
-
-def edited(body: bytes) -> bytes:
-    """Return the body of a message after the edit that is encoded in `body`."""
-    return text_content(conversation_pb2.Content.FromString(body).edit.text)
-
-
-def reference_of(body: bytes) -> Reference:
-    """Return what the body of an ATTACHMENT message says of its file."""
-    said = conversation_pb2.Content.FromString(body).attachment
-    return Reference(said.attachment_id.lower(), said.file_name, said.content_type, said.size_bytes)
-
-
 def attachment(item: Attachment) -> attachment_pb2.Attachment:
     """Return an attachment as callers see it."""
     return attachment_pb2.Attachment(
@@ -256,11 +168,6 @@ def signed_url(item: Signed, expires: int) -> attachment_service_pb2.SignedUrl:
     )
 
 
-def text_content(text: str) -> bytes:
-    """Return an encoded Content of plain text: the body of a message."""
-    return conversation_pb2.Content(text=text).SerializeToString()
-
-
 def receipt(item: Receipt) -> conversation_pb2.Receipt:
     """Return how far somebody has got."""
     return conversation_pb2.Receipt(
@@ -268,20 +175,4 @@ def receipt(item: Receipt) -> conversation_pb2.Receipt:
         user=actor_pb2.Actor(role=actor_pb2.Role.ValueType(item.role), subject=item.subject),
         delivered_seq=item.delivered_seq,
         read_seq=item.read_seq,
-    )
-
-
-def synced(
-    item: Conversation, run: Sequence[Message], receipts: Sequence[Receipt], who: Writer
-) -> bytes:
-    """Return an encoded Batch with a run of messages."""
-    return encoded(
-        synced=frame_pb2.Synced(
-            conversation_id=item.conversation_id,
-            epoch=item.epoch,
-            head_seq=item.head_seq,
-            messages=[message(each, who) for each in run],
-            receipts=[receipt(each) for each in receipts],
-            conversation=conversation(item),
-        )
     )

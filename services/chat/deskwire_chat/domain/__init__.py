@@ -1,0 +1,25 @@
+"""The rules of chat, by noun. Pure: no I/O, no protobuf, no clock reads. Times are microseconds since 1970 UTC."""
+
+from deskwire_chat.domain import (
+    access,
+    actors,
+    agents,
+    attachments,
+    changes,
+    conversations,
+    customers,
+    messages,
+    words,
+)
+
+__all__ = [
+    "access",
+    "actors",
+    "agents",
+    "attachments",
+    "changes",
+    "conversations",
+    "customers",
+    "messages",
+    "words",
+]

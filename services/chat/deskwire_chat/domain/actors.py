@@ -1,0 +1,63 @@
+"""Who causes a change: people, programs and deskwire itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from deskwire_common.auth import Principal, Profile, Role
+
+HOME_ORIGIN: Final = "deskwire"
+"""The origin of what begins here."""
+
+
+class ActorRole(IntEnum):
+    """Who writes messages; the numbers are the contract's and the database's."""
+
+    VISITOR = 1
+    AGENT = 2
+    BOT = 3
+    INTEGRATION = 4
+    OPERATOR = 5
+    SERVICE = 6
+    SYSTEM = 7
+
+
+_ROLES: Final = {
+    Role.VISITOR: ActorRole.VISITOR,
+    Role.AGENT: ActorRole.AGENT,
+    Role.BOT: ActorRole.BOT,
+    Role.INTEGRATION: ActorRole.INTEGRATION,
+    Role.OPERATOR: ActorRole.OPERATOR,
+    Role.SERVICE: ActorRole.SERVICE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who causes a change: the tenant, role, subject, name, origin and profile of a verified token."""
+
+    tenant: str
+    role: ActorRole
+    subject: str
+    name: str = ""
+    origin: str = HOME_ORIGIN
+    profile: Profile | None = None
+
+    @classmethod
+    def of(cls, principal: Principal) -> Actor:
+        """Take it from a token. Origin is the system of an integration's token, never of a request."""
+        return cls(
+            tenant=principal.tenant,
+            role=_ROLES[principal.role],
+            subject=principal.subject,
+            name=principal.name,
+            origin=principal.system or HOME_ORIGIN,
+            profile=principal.profile,
+        )
+
+    @classmethod
+    def system(cls, tenant: str) -> Actor:
+        """Return deskwire itself, for the greeting and routing's decisions."""
+        return cls(tenant=tenant, role=ActorRole.SYSTEM, subject=HOME_ORIGIN, name=HOME_ORIGIN)

@@ -1,0 +1,235 @@
+"""The rules of conversations: who sees, writes and alters them, their states, and which partition each is in."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.changes import Change, check_version
+from deskwire_common.errors import (
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+)
+
+PARTITIONS: Final = 16
+"""How many partitions there are, for ever: a conversation's partition is part of what is stored."""
+
+
+class State(IntEnum):
+    """Where a conversation is in its life; the numbers are the contract's and the database's."""
+
+    QUEUED = 1
+    ACTIVE = 2
+    CLOSED = 3
+
+
+@dataclass(slots=True)
+class Conversation:
+    """One customer's talk with the desk."""
+
+    conversation_id: str
+    tenant: str
+    state: State
+    customer_id: str
+    visitor_id: str
+    agent_id: str
+    epoch: int
+    head_seq: int
+    version: int
+    created_at: int
+    assigned_at: int
+    closed_at: int
+    traceparent: str = ""
+    agent_is_bot: bool = False
+    human_wanted: bool = False
+    """Whether it was handed off: from the queue only people take it."""
+
+    @property
+    def partition(self) -> int:
+        """The partition it is in, for ever."""
+        return partition_of(self.conversation_id)
+
+    @property
+    def agent_role(self) -> ActorRole:
+        """What the one who has it is; say it only while somebody has."""
+        return ActorRole.BOT if self.agent_is_bot else ActorRole.AGENT
+
+    def copy(self) -> Conversation:
+        """Return a copy; dataclasses.replace takes four times as long, and this is on the path of every message."""
+        return Conversation(
+            self.conversation_id,
+            self.tenant,
+            self.state,
+            self.customer_id,
+            self.visitor_id,
+            self.agent_id,
+            self.epoch,
+            self.head_seq,
+            self.version,
+            self.created_at,
+            self.assigned_at,
+            self.closed_at,
+            self.traceparent,
+            self.agent_is_bot,
+            self.human_wanted,
+        )
+
+
+class Waiting(NamedTuple):
+    """A conversation in the queue, as routing knows it."""
+
+    tenant: str
+    conversation_id: str
+    created_at: int
+    human_wanted: bool = False
+
+
+@lru_cache(65_536)  # asked several times per message
+def partition_of(conversation_id: str) -> int:
+    """Return the partition, 0 to PARTITIONS-1, of a conversation."""
+    return zlib.crc32(conversation_id.encode()) % PARTITIONS
+
+
+def conversation_not_found(conversation_id: str) -> NotFound:
+    """Return the error for ids that the caller's tenant, or the visitor, doesn't have."""
+    return NotFound(
+        f"no conversation {conversation_id} that you can see",
+        reason=reasons.ERROR_REASON_CONVERSATION_NOT_FOUND,
+    )
+
+
+def not_a_participant() -> PermissionDenied:
+    """Return the error for agents who do what only the conversation's agent may."""
+    return PermissionDenied(
+        "the conversation is not assigned to you",
+        reason=reasons.ERROR_REASON_NOT_A_PARTICIPANT,
+    )
+
+
+def may_see(conversation: Conversation, who: Actor) -> bool:
+    """Whether `who` may read the conversation: a visitor their own, the others all of their tenant."""
+    if conversation.tenant != who.tenant:
+        return False
+    return who.role != ActorRole.VISITOR or conversation.visitor_id == who.subject
+
+
+def takes_part(conversation: Conversation, who: Actor) -> bool:
+    """Whether `who` is one of those that talk: the visitor, and the agent or bot that has it."""
+    if conversation.tenant != who.tenant:
+        return False
+    if who.role == ActorRole.VISITOR:
+        return conversation.visitor_id == who.subject
+    return conversation.agent_id == who.subject != "" and who.role == conversation.agent_role
+
+
+def check_may_write(conversation: Conversation, who: Actor) -> None:
+    """Raise unless `who` may add a message to the conversation.
+
+    NotFound for what `who` can't see, PermissionDenied (NOT_A_PARTICIPANT) for an agent or bot that isn't the
+    conversation's, FailedPrecondition (CONVERSATION_CLOSED) when it is over.
+    """
+    if not may_see(conversation, who):
+        raise conversation_not_found(conversation.conversation_id)
+    if who.role in {ActorRole.AGENT, ActorRole.BOT} and not takes_part(conversation, who):
+        raise not_a_participant()
+    if conversation.state == State.CLOSED:
+        raise FailedPrecondition(
+            "the conversation is closed; open another one with a new conversation_id",
+            reason=reasons.ERROR_REASON_CONVERSATION_CLOSED,
+        )
+
+
+def check_may_alter(conversation: Conversation, who: Actor) -> None:
+    """Raise unless `who` may close or transfer the conversation: a bot only its own (NOT_A_PARTICIPANT)."""
+    if not may_see(conversation, who):
+        raise conversation_not_found(conversation.conversation_id)
+    if who.role == ActorRole.BOT and not takes_part(conversation, who):
+        raise not_a_participant()
+
+
+def close(conversation: Conversation, *, expected_version: int, now: int) -> dict[str, Change]:
+    """Close the conversation in place and return what changed.
+
+    Raises VersionMismatch, or FailedPrecondition (INVALID_STATE) when it is closed already.
+    """
+    check_version(conversation.version, expected_version)
+    if conversation.state == State.CLOSED:
+        raise FailedPrecondition(
+            "the conversation is closed already",
+            reason=reasons.ERROR_REASON_INVALID_STATE,
+            metadata={"state": "CLOSED"},
+        )
+    before = conversation.state
+    conversation.state = State.CLOSED
+    conversation.closed_at = now
+    conversation.version += 1
+    return {"state": Change(state_name(before), state_name(State.CLOSED))}
+
+
+def assign(conversation: Conversation, *, agent_id: str, bot: bool, now: int) -> dict[str, Change]:
+    """Give a QUEUED conversation to an agent or a bot, in place, and return what changed."""
+    before = conversation.state
+    conversation.state = State.ACTIVE
+    conversation.agent_id = agent_id
+    conversation.agent_is_bot = bot
+    conversation.assigned_at = now
+    conversation.version += 1
+    return {
+        "state": Change(state_name(before), state_name(State.ACTIVE)),
+        "agent_id": Change(None, agent_id),
+        "agent_role": Change(None, _role_name(conversation)),
+    }
+
+
+def transfer(
+    conversation: Conversation, *, agent_id: str, bot: bool = False, expected_version: int, now: int
+) -> dict[str, Change]:
+    """Give an open conversation to another agent or a `bot` (empty: to the queue), in place; return what changed.
+
+    What goes to the queue waits for a person, as somebody wasn't enough; who gives it to a bot doesn't want one now.
+
+    Raises VersionMismatch, or FailedPrecondition (INVALID_STATE) when it is closed or there already.
+    """
+    check_version(conversation.version, expected_version)
+    if conversation.state == State.CLOSED or conversation.agent_id == agent_id:
+        raise FailedPrecondition(
+            "the conversation is closed, or already where it should go",
+            reason=reasons.ERROR_REASON_INVALID_STATE,
+            metadata={"state": conversation.state.name},
+        )
+    before = conversation.copy()
+    changes = {"agent_id": Change(conversation.agent_id or None, agent_id or None)}
+    conversation.state = State.ACTIVE if agent_id else State.QUEUED
+    conversation.agent_id = agent_id
+    conversation.agent_is_bot = bot
+    if bot or not agent_id:
+        conversation.human_wanted = not agent_id
+    if conversation.state != before.state:
+        changes["state"] = Change(state_name(before.state), state_name(conversation.state))
+    if _role_name(conversation) != _role_name(before):
+        changes["agent_role"] = Change(_role_name(before), _role_name(conversation))
+    if conversation.human_wanted != before.human_wanted:
+        changes["human_wanted"] = Change(before.human_wanted, conversation.human_wanted)
+    conversation.assigned_at = now if agent_id else 0
+    conversation.version += 1
+    return changes
+
+
+def _role_name(conversation: Conversation) -> str | None:
+    return f"ROLE_{conversation.agent_role.name}" if conversation.agent_id else None
+
+
+def state_name(state: State) -> str:
+    """Return the name as the JSON form of events has it."""
+    return f"CONVERSATION_STATE_{state.name}"
+
+
+def greeting(agent_name: str) -> str:
+    """Return what deskwire says when an agent takes a conversation."""
+    return f"{agent_name} is here to help you."

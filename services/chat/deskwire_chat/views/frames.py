@@ -1,0 +1,80 @@
+"""Things of chat as the frames that clients get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_chat.domain.actors import Actor
+from deskwire_chat.domain.agents import OfferEnd
+from deskwire_chat.domain.conversations import Conversation
+from deskwire_chat.domain.customers import Customer
+from deskwire_chat.domain.messages import Message, Receipt
+from deskwire_chat.views.messages import (
+    conversation,
+    customer,
+    message,
+    receipt,
+    timestamp,
+)
+from deskwire_wire.batches import encoded
+
+
+def conversation_push(item: Conversation) -> bytes:
+    """Return an encoded Batch that pushes a conversation."""
+    return encoded(push=frame_pb2.Push(conversation=conversation(item)))
+
+
+def customer_push(item: Customer) -> bytes:
+    """Return an encoded Batch that pushes a customer."""
+    return encoded(push=frame_pb2.Push(customer=customer(item)))
+
+
+def offer_push(item: Conversation, of: Customer | None, expires_at: int) -> frame_pb2.Push:
+    """Return what an agent is told of an offer."""
+    return frame_pb2.Push(
+        offer=frame_pb2.Offer(
+            conversation=conversation(item),
+            customer=customer(of) if of is not None else None,
+            expire_time=timestamp(expires_at),
+        )
+    )
+
+
+def offer_ended(conversation_id: str, end: OfferEnd) -> bytes:
+    """Return an encoded Batch that ends an offer."""
+    ended = frame_pb2.OfferEnded(
+        conversation_id=conversation_id, reason=frame_pb2.OfferEndReason.ValueType(int(end))
+    )
+    return encoded(push=frame_pb2.Push(offer_ended=ended))
+
+
+def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
+    """Return the Frames that tell where a conversation stands; to agents and bots also whose it is."""
+    frames = [
+        frame_pb2.Frame(
+            head=frame_pb2.Head(
+                conversation_id=item.conversation_id, epoch=item.epoch, seq=item.head_seq
+            )
+        ),
+        frame_pb2.Frame(push=frame_pb2.Push(conversation=conversation(item))),
+    ]
+    if of is not None:
+        frames.append(frame_pb2.Frame(push=frame_pb2.Push(customer=customer(of))))
+    return frames
+
+
+def synced(
+    item: Conversation, run: Sequence[Message], receipts: Sequence[Receipt], who: Actor
+) -> bytes:
+    """Return an encoded Batch with a run of messages."""
+    return encoded(
+        synced=frame_pb2.Synced(
+            conversation_id=item.conversation_id,
+            epoch=item.epoch,
+            head_seq=item.head_seq,
+            messages=[message(each, who) for each in run],
+            receipts=[receipt(each) for each in receipts],
+            conversation=conversation(item),
+        )
+    )

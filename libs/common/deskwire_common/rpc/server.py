@@ -1,0 +1,110 @@
+"""Servers: started, healthy, stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+
+import grpc
+from google.protobuf.descriptor_pool import Default
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from deskwire_common.auth import TokenVerifier
+from deskwire_common.rpc.access import Access, Authorization
+from deskwire_common.rpc.stages import Stages
+from deskwire_common.rpc.transport import KEEPALIVE, SIZES, Tls
+from deskwire_common.validation import Validator
+
+_MAX_STREAMS: Final = 10_000
+_SERVER_OPTIONS: Final = (
+    *KEEPALIVE,
+    *SIZES,
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 5),
+    ("grpc.max_concurrent_streams", _MAX_STREAMS),
+)
+
+
+class RunningServer:
+    """A started server: health says NOT_SERVING until `set_serving`."""
+
+    def __init__(
+        self, server: grpc.aio.Server, port: int, servicer: Any, services: Sequence[str]
+    ) -> None:
+        self._server = server
+        self._health = servicer
+        self._services = services
+        self.port = port
+
+    async def set_serving(self, serving: bool) -> None:
+        """Tell load balancers and probes."""
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if serving
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in ("", *self._services):
+            await self._health.set(name, status)
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """Take no more calls, give those in flight `grace` seconds."""
+        await self._server.stop(grace)
+
+
+def methods_of(services: Sequence[str]) -> list[str]:
+    """The full names of all methods of some services, from their descriptors."""
+    return [
+        f"/{name}/{method.name}"
+        for name in services
+        for method in Default().FindServiceByName(name).methods
+    ]
+
+
+async def start_server(
+    *,
+    listen: str,
+    registrars: Sequence[Callable[[grpc.aio.Server], None]],
+    services: Sequence[str],
+    authorization: Authorization,
+    verifier: TokenVerifier,
+    validator: Validator,
+    tls: Tls | None = None,
+    inline_auth: Collection[str] = frozenset(),
+    access: Access | None = None,
+    reuse_port: bool = False,
+) -> RunningServer:
+    """Serve on `listen` (host:port; port 0 takes a free one), with `reuse_port` beside others.
+
+    Raises ValueError for a method without an entry in `authorization`, OSError for a port that is taken.
+    """
+    missing = sorted(set(methods_of(services)).difference(authorization))
+    if missing:
+        raise ValueError(f"no authorisation rule for {', '.join(missing)}")
+    server = grpc.aio.server(
+        interceptors=[Stages(authorization, verifier, validator, inline_auth, access or Access())],
+        # By default a second server on a taken port starts without an error.
+        options=[*_SERVER_OPTIONS, ("grpc.so_reuseport", int(reuse_port))],
+    )
+    servicer: Any = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    for register in registrars:
+        register(server)
+    reflection.enable_server_reflection(
+        [*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+    )
+    try:
+        port = (
+            server.add_secure_port(listen, tls.server())
+            if tls
+            else server.add_insecure_port(listen)
+        )
+    except RuntimeError as error:
+        raise OSError(
+            f"can't listen on {listen}: the port is taken, or the address isn't ours"
+        ) from error
+    running = RunningServer(server, port, servicer, services)
+    await running.set_serving(False)
+    await server.start()
+    return running

@@ -8,7 +8,7 @@ ROUNDS ?= 50
 CODE := libs services examples tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status test lint format protos wheel bench-message bench-connections bench-headline bench-growth \
+.PHONY: help setup up down status test lint format protos docs wheel bench-message bench-connections bench-headline bench-growth \
 	soak fuzz clean
 
 help: ## this list
@@ -40,6 +40,9 @@ format: setup ## format the code
 
 protos: setup ## generate the stubs again
 	@$(PY) tools/protos.py generate
+
+docs: setup ## bring the generated tables of docs/operations up to date
+	@$(PY) tools/pages.py write
 
 wheel: setup ## the wheel deskwire-protos, for integrators, in dist/
 	@.tools/uv/bin/uv build --quiet --wheel --out-dir dist protos && ls dist/deskwire_protos-*.whl

@@ -23,7 +23,7 @@ from deskwire_common.rpc import make_channel
 from support.access import Access, refusal
 from support.suite import new_id
 
-PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "operations" / "keys.md").read_text()
 INVALID = ("UNAUTHENTICATED", "INTEGRATION_KEY_INVALID")
 
 

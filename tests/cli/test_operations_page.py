@@ -1,9 +1,11 @@
-"""docs/operations.md is contract: what it lists is what there is."""
+"""docs/operations is contract: what it lists is what there is."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from deskwire_cli.machine.ports import LAYOUT
@@ -11,25 +13,35 @@ from deskwire_cli.main import app
 from deskwire_common.auth import KeySet, Profile, Role, TokenVerifier
 from support.deploy import SERVICES, setting_names
 
-PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "operations"
 
 
-def test_every_setting_is_listed_with_its_services():
-    listed: dict[str, set[str]] = {}
-    for line in PAGE.splitlines():
-        if line.startswith("| `DESKWIRE_"):
-            names, _, services, _ = line.strip("| ").split(" | ")
-            for name in re.findall(r"DESKWIRE_\w+", names):
-                listed[name] = set(SERVICES) if services == "all" else set(services.split(", "))
-    read: dict[str, set[str]] = {}
+def test_the_generated_tables_are_up_to_date():
+    run = subprocess.run(
+        [sys.executable, ROOT / "tools" / "pages.py", "check"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_setting_is_listed_where_its_service_looks_for_it():
+    page = (PAGES / "settings.md").read_text()
+    sections = dict(part.split("\n", 1) for part in page.split("\n### ")[1:])
     for service in SERVICES:
-        for name in setting_names(service):
-            read.setdefault(name, set()).add(service)
-    assert listed == read
+        listed: set[str] = set()
+        for title, table in sections.items():
+            if title.startswith("Every service") or service in re.split("[:, ]+", title):
+                listed |= set(re.findall(r"^\| `(DESKWIRE_\w+)`", table, re.MULTILINE))
+        assert listed == setting_names(service), service
 
 
 def test_every_listed_command_exists():
-    commands = set(re.findall(r"^\| `deskwire (\w+)", PAGE, re.MULTILINE))
+    page = (PAGES / "install.md").read_text()
+    commands = set(re.findall(r"^\| `deskwire (\w+)", page, re.MULTILINE))
+    assert len(commands) > 10
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert commands <= known | {group.typer_instance.info.name for group in app.registered_groups}
 
@@ -42,7 +54,8 @@ def test_the_ports_are_the_ones_listed():
 
 
 def test_a_website_can_mint_a_token_as_the_page_says(keys_file: Path):
-    (program,) = re.findall(r"```python\n(import json.*?)```", PAGE, re.DOTALL)
+    page = (PAGES / "keys.md").read_text()
+    (program,) = re.findall(r"```python\n(import json.*?)```", page, re.DOTALL)
     names: dict[str, object] = {}
     exec(program, names)
     (jwk,) = json.loads(keys_file.read_text())["keys"]

@@ -31,7 +31,7 @@ def up(
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Run in the background.")] = False,
     no_demo: Annotated[bool, typer.Option("--no-demo", help="No demo CRM and no walk.")] = False,
     port_base: Annotated[
-        int, typer.Option(help="The first of the ports (docs/operations.md).")
+        int, typer.Option(help="The first of the ports (docs/operations/install.md).")
     ] = BASE,
     kafka: Annotated[str, typer.Option(metavar="HOST:PORT", help="Use this Kafka.")] = "",
     redis: Annotated[str, typer.Option(metavar="URL", help="Use this Redis or Valkey.")] = "",

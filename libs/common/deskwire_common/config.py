@@ -79,24 +79,41 @@ OptionalAddress = Annotated[str, AfterValidator(_optional_address)]
 DatabaseUrl = Annotated[str, AfterValidator(_database)]
 
 
-class ServiceSettings(BaseSettings):
-    """What every service is told."""
+class _Part(BaseSettings):
+    """What all parts agree on. The string below a field is its description, in docs/operations/settings.md too."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
+
+
+class ServiceSettings(_Part):
+    """Settings of every service."""
 
     grpc_listen: Address
+    """host:port of the gRPC server."""
     metrics_listen: OptionalAddress = ""
+    """host:port of Prometheus metrics over HTTP; empty: off."""
     keys_file: Path
+    """JWK set that signs and verifies tokens; it is read again when it changes."""
     otlp_endpoint: str = ""
+    """OpenTelemetry collector (gRPC) to which spans are sent; empty: off."""
     trace_sample_ratio: float = 1.0
+    """Share of traces that make spans; every event has a trace_id anyway."""
     log_level: str = "INFO"
-    # How long what is under way may take when the process is told to stop.
+    """DEBUG, INFO, WARNING or ERROR; the log is JSON lines on stderr."""
     drain_seconds: float = Field(default=15.0, gt=0, le=600)
+    """Seconds that work in progress may take after SIGTERM."""
     tls_cert: Path | None = None
+    """PEM file of the server's certificate; `tls_cert`, `tls_key` and `tls_ca` are set together or not at all."""
     tls_key: Path | None = None
+    """PEM file of the certificate's private key."""
     tls_ca: Path | None = None
+    """PEM file of the authorities that other services' certificates are checked against."""
     tls_require_client_certificate: bool = False
+    """Mutual TLS: refuse clients without a certificate of `tls_ca`."""
     allow_plaintext: bool = False
+    """Allow gRPC without TLS on other addresses than loopback."""
 
     @property
     def listens(self) -> tuple[str, ...]:
@@ -128,18 +145,20 @@ class ServiceSettings(BaseSettings):
         return self
 
 
-class DatabaseSettings(BaseSettings):
+class DatabaseSettings(_Part):
     """For services with a database."""
 
     database_url: DatabaseUrl
+    """The service's own database: `sqlite:///path`, `postgresql://…`, `mysql://…` or `mariadb://…`."""
 
 
-class KafkaSettings(BaseSettings):
+class KafkaSettings(_Part):
     """For services on the spine."""
 
     kafka: Addresses
-    # For a broker that forgets: how long published rows of the outbox stay in the table outbox_published.
+    """Kafka's bootstrap servers: host:port, with commas."""
     outbox_keep_seconds: float = Field(default=0.0, ge=0)
+    """Seconds that published events stay in the table `outbox_published`, for a broker that forgets."""
 
 
 def redacted(settings: ServiceSettings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from deskwire_common.config import Address, DatabaseSettings, KafkaSettings, Ser
 class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     """From the environment, with the prefix DESKWIRE_."""
 
-    #: Where chat is: customers are written to it.
     chat_target: Address = "127.0.0.1:7402"
-    #: SQLite sources must lie under this directory; the default allows every file of this machine.
+    """host:port of chat, to which customers are written."""
     sqlite_root: Path = Path("/")
+    """Directory under which SQLite sources must lie; the default allows every file of this machine."""

@@ -12,7 +12,7 @@ from deskwire_common.config import DatabaseSettings, KafkaSettings, ServiceSetti
 class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     """From the environment, with the prefix DESKWIRE_."""
 
-    #: So many dead letters in a row, without a success between them, stop an adapter.
     dead_letter_limit: int = Field(default=100, ge=1)
-    #: `classic` for brokers without KIP-848, such as the development broker.
+    """Dead letters in a row, without a success between them, that stop an adapter."""
     kafka_group_protocol: Literal["consumer", "classic"] = "consumer"
+    """`classic` for brokers without KIP-848: older than Kafka 4.0, and the development broker."""

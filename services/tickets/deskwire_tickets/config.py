@@ -8,5 +8,5 @@ from deskwire_common.config import Address, DatabaseSettings, KafkaSettings, Ser
 class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     """From the environment, with the prefix DESKWIRE_."""
 
-    #: Where chat is: conversations are read from it.
     chat_target: Address = "127.0.0.1:7402"
+    """host:port of chat, from which conversations are read."""

@@ -21,8 +21,10 @@ from deskwire.chat.v1 import (
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.domain.agents import Agent, OfferEnd, Status
-from deskwire_chat.domain.conversations import Waiting, partition_of
-from deskwire_chat.routing import Offer, Router
+from deskwire_chat.domain.conversations import partition_of
+from deskwire_chat.domain.work import waiting_conversation
+from deskwire_chat.routing.offers import Offer
+from deskwire_chat.routing.router import Router
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.clock import ManualClock, to_micros
 from deskwire_common.errors import from_rpc_error
@@ -58,7 +60,7 @@ async def hasty(
         yield found
 
 
-class Agents:
+class Person:
     """A person at the desk with one device, and what it was shown."""
 
     def __init__(self, d: Desk, name: str) -> None:
@@ -105,7 +107,7 @@ class Agents:
         await self.stub.SetAgentStatus(request)
 
 
-async def agent(d: Desk, name: str, *, capacity: int = 5) -> Agents:
+async def agent(d: Desk, name: str, *, capacity: int = 5) -> Person:
     """Somebody who is there and takes conversations."""
     found = await device(d, name)
     await d.available(name, capacity=capacity)
@@ -118,8 +120,8 @@ async def agent(d: Desk, name: str, *, capacity: int = 5) -> Agents:
     return found
 
 
-async def device(d: Desk, name: str) -> Agents:
-    found = Agents(d, name)
+async def device(d: Desk, name: str) -> Person:
+    found = Person(d, name)
     found.client = await d.client(Role.AGENT, name, on_push=found.pushes.append)
     return found
 
@@ -334,13 +336,10 @@ class Round:
 
     def __init__(self, *agents: str) -> None:
         self.clock = ManualClock()
-        self.offered: list[tuple[str, str]] = []
-        self.ended: list[tuple[str, str, OfferEnd]] = []
-        self.router = Router(
-            now=lambda: to_micros(self.clock.now()), refresh=lambda _key: None, offer_seconds=20
-        )
-        self.router.offered = self._offered
-        self.router.offer_ended = self._ended
+        self.asked: list[tuple[str, str]] = []
+        self.over: list[tuple[str, str, OfferEnd]] = []
+        self.router = Router(now=lambda: to_micros(self.clock.now()), offer_seconds=20)
+        self.router.tell(self)
         self.router.start(
             [
                 Agent("t", each, each, Status.AVAILABLE, 1, 0, place, 1)
@@ -349,51 +348,51 @@ class Round:
             lambda _waiting, _agent: None,
         )
         for each in agents:
-            self.router.connected("t", each, False)
+            self.router.agent_connected("t", each, False)
 
-    def _offered(self, offer: Offer) -> None:
-        self.offered.append((offer.waiting.conversation_id, offer.agent_id))
+    def offered(self, offer: Offer) -> None:
+        self.asked.append((offer.item.id, offer.agent_id))
 
-    def _ended(self, offer: Offer, end: OfferEnd) -> None:
-        self.ended.append((offer.waiting.conversation_id, offer.agent_id, end))
+    def offer_ended(self, offer: Offer, end: OfferEnd) -> None:
+        self.over.append((offer.item.id, offer.agent_id, end))
 
     def passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        self.router.expire()
+        self.router.expire_offers()
 
 
 def test_the_round_begins_again_after_a_pause() -> None:
     r = Round("ann", "bob")
-    r.router.opened(Waiting("t", "c", 1))
+    r.router.enqueue(waiting_conversation("t", "c", 1))
     r.passes(19)
-    assert r.offered == [("c", "ann")]
+    assert r.asked == [("c", "ann")]
     r.passes(1)
-    assert r.ended == [("c", "ann", OfferEnd.EXPIRED)]
-    assert r.offered[1:] == [("c", "bob")]
-    r.router.decline("t", "c", "bob")
+    assert r.over == [("c", "ann", OfferEnd.EXPIRED)]
+    assert r.asked[1:] == [("c", "bob")]
+    r.router.decline_offer("t", "c", "bob")
     r.passes(59)
-    assert len(r.offered) == 2
+    assert len(r.asked) == 2
     r.passes(1)
     # Whoever let it pass first, and who was silent, is asked again.
-    assert r.offered[2:] == [("c", "ann")]
+    assert r.asked[2:] == [("c", "ann")]
     assert r.router.waiting_count() == 1
 
 
 def test_who_is_silent_is_asked_when_they_speak_and_not_for_what_they_let_pass() -> None:
     r = Round("ann")
-    r.router.opened(Waiting("t", "c", 1))
+    r.router.enqueue(waiting_conversation("t", "c", 1))
     r.passes(20)
-    r.router.opened(Waiting("t", "d", 2))
-    assert r.offered == [("c", "ann")]
-    r.router.spoke("t", "ann")
-    assert r.offered[1:] == [("d", "ann")]
+    r.router.enqueue(waiting_conversation("t", "d", 2))
+    assert r.asked == [("c", "ann")]
+    r.router.agent_active("t", "ann")
+    assert r.asked[1:] == [("d", "ann")]
 
 
 def test_a_partition_that_goes_takes_its_offers_along() -> None:
     r = Round("ann")
     talk = new_id()
-    r.router.opened(Waiting("t", talk, 1))
-    r.router.drop([partition_of(talk)])
-    assert r.ended == [(talk, "ann", OfferEnd.WITHDRAWN)]
+    r.router.enqueue(waiting_conversation("t", talk, 1))
+    r.router.drop_partitions([partition_of(talk)])
+    assert r.over == [(talk, "ann", OfferEnd.WITHDRAWN)]
     assert r.router.waiting_count() == 0
-    assert r.router.claim("t", talk, "ann") is None
+    assert r.router.claim_offer("t", talk, "ann") is None

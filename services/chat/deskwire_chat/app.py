@@ -43,7 +43,8 @@ from deskwire_chat.attachments.signing import UrlSigner
 from deskwire_chat.config import Settings
 from deskwire_chat.gate import Gate
 from deskwire_chat.indexer import SearchIndexer
-from deskwire_chat.routing import Router
+from deskwire_chat.routing.reader import AgentReader
+from deskwire_chat.routing.router import Router
 from deskwire_chat.shard import links as shard_links
 from deskwire_chat.shard.carrier import Carriers
 from deskwire_chat.shard.connections import Connections
@@ -59,7 +60,7 @@ from deskwire_chat.shard.receipts import Receipts
 from deskwire_chat.shard.streams import MessageStreams, Slots
 from deskwire_chat.shard.watchers import TappedLog, Watchers
 from deskwire_chat.shard.writer import ShardWriter
-from deskwire_chat.worker import AgentReader, BotKeeper, GateKeeper
+from deskwire_chat.worker import BotKeeper, GateKeeper
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
 from deskwire_common.clock import to_micros
@@ -88,11 +89,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     idempotency = IdempotencyStore(dbs.metadata(), runtime.clock)
     tools = Tools(db, outbox, idempotency, runtime.clock, runtime.ids)
 
-    reader = AgentReader(db)
     router = Router(
-        now=lambda: to_micros(runtime.clock.now()),
-        refresh=reader.ask,
-        offer_seconds=settings.offer_seconds,
+        now=lambda: to_micros(runtime.clock.now()), offer_seconds=settings.offer_seconds
     )
     gate = Gate()
     connections = Connections(router, gate)
@@ -106,6 +104,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         runtime.ids.uuid7(),
         lease_seconds=settings.lease_seconds,
     )
+    reader = AgentReader(db, router, ownership)
 
     def is_ours(item: domain.conversations.Conversation) -> bool:
         return ownership.term_of(item.partition) > 0
@@ -131,6 +130,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         is_ours=lambda tenant: ownership.term_of(domain.conversations.partition_of(tenant)) > 0,
     )
     offers = Offers(db, connections, router, seconds=settings.offer_seconds, is_ours=is_ours)
+    router.tell(offers)
     links = Links(
         db, connections, presence, receipts, feeds, offers, runtime.verifier, runtime.validator
     )
@@ -171,15 +171,15 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     runtime.spawn("receipts", receipts.run)
     runtime.spawn("queue-feed", feeds.run)
     runtime.spawn("offers", offers.run)
-    runtime.spawn("agent-reader", partial(reader.run, router))
-    runtime.spawn("agents", partial(reader.run_agents, router, ownership))
-    runtime.spawn("queue", partial(reader.run_partitions, router, ownership))
+    runtime.spawn("agent-reader", reader.run)
+    runtime.spawn("agents", reader.run_agents)
+    runtime.spawn("queue", reader.run_partitions)
     runtime.spawn("gate-keeper", keeper.run)
     runtime.spawn("bot-keeper", bots.run)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("search", SearchIndexer(db, runtime.clock).run)
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
-    await reader.load(router, writer.propose)
+    await reader.load(writer.propose)
 
     # At the end: what waits is stored and answered, Kafka gets the rest, others get the partitions, the streams end.
     runtime.on_drain(links.drain)

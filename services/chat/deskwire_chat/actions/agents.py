@@ -12,7 +12,7 @@ from deskwire_chat.actions.tools import PAGE, Look, ResponseT, Tools, check_prin
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.agents import Agent, Status
 from deskwire_chat.domain.changes import Change
-from deskwire_chat.routing import Router
+from deskwire_chat.routing.router import Router
 from deskwire_chat.store import agents
 from deskwire_common.auth import Principal, Role, current_principal
 from deskwire_common.db import UnitOfWork
@@ -63,7 +63,7 @@ class AgentActions:
             )
 
         response = await self.tools.once(f"{AGENTS}/CreateAgent", request, work)
-        self.router.said(agent)
+        self.router.agent_changed(agent)
         return response
 
     async def disable(
@@ -104,7 +104,7 @@ class AgentActions:
 
         result = await self.tools.once(f"{AGENTS}/{method}", request, work)
         for agent in changed:
-            self.router.said(agent)
+            self.router.agent_changed(agent)
         await self.look()
         return result
 
@@ -162,9 +162,9 @@ class AgentActions:
 
         response = await self.tools.once(f"{AGENTS}/SetAgentStatus", request, work)
         for agent in changed:
-            self.router.said(agent)
+            self.router.agent_changed(agent)
         if Status(request.status) is Status.AVAILABLE:
-            self.router.spoke(who.tenant, agent_id)
+            self.router.agent_active(who.tenant, agent_id)
         return response
 
     async def get(self, request: agents_pb.GetAgentRequest) -> agents_pb.GetAgentResponse:

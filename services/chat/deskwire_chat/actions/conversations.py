@@ -178,7 +178,7 @@ class ConversationActions:
         )
         stored = await future
         if who.role == ActorRole.AGENT:
-            self.writer.router.spoke(who.tenant, who.subject)
+            self.writer.router.agent_active(who.tenant, who.subject)
         return conversations_pb.SendMessageResponse(
             message=views.messages.message(stored.message, who),
             epoch=stored.epoch,

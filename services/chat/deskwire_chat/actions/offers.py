@@ -10,7 +10,7 @@ from deskwire_chat import domain, views
 from deskwire_chat.actions.agents import AGENTS
 from deskwire_chat.actions.tools import Tools
 from deskwire_chat.domain.conversations import Conversation
-from deskwire_chat.routing import Router
+from deskwire_chat.routing.router import Router
 from deskwire_chat.shard.commands import Give
 from deskwire_chat.shard.writer import ShardWriter
 from deskwire_common.auth import acting_as, current_principal
@@ -50,13 +50,13 @@ class OfferActions:
         async def again(uow: UnitOfWork, _item: Conversation | None) -> Any:
             return await once(uow, nothing)
 
-        offer = self.router.claim(principal.tenant, conversation_id, principal.subject)
+        offer = self.router.claim_offer(principal.tenant, conversation_id, principal.subject)
         agent = self.router.agent_of((principal.tenant, principal.subject))
         if offer is None or agent is None:
             # In its turn, after an Accept of the same request that is under way.
             result: agents_pb.AcceptOfferResponse = await self.writer.alter(conversation_id, again)
         else:
-            result = await self.writer.accept(offer.waiting, agent, once)
+            result = await self.writer.accept(offer.item, agent, once)
         return result
 
     async def decline(
@@ -68,12 +68,12 @@ class OfferActions:
         declined: list[bool] = []
 
         async def work(_uow: UnitOfWork) -> agents_pb.DeclineOfferResponse:
-            if self.router.offer_of(*offered) is None:
+            if self.router.open_offer(*offered) is None:
                 raise domain.agents.offer_not_found(request.conversation_id)
             declined[:] = [True]
             return agents_pb.DeclineOfferResponse()
 
         response = await self.tools.once(f"{AGENTS}/DeclineOffer", request, work)
         if declined:
-            self.router.decline(*offered)
+            self.router.decline_offer(*offered)
         return response

@@ -10,6 +10,7 @@ from deskwire_chat.domain import (
     customers,
     messages,
     words,
+    work,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "customers",
     "messages",
     "words",
+    "work",
 ]

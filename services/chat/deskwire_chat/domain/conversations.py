@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.actors import Actor, ActorRole
@@ -79,15 +79,6 @@ class Conversation:
             self.agent_is_bot,
             self.human_wanted,
         )
-
-
-class Waiting(NamedTuple):
-    """A conversation in the queue, as routing knows it."""
-
-    tenant: str
-    conversation_id: str
-    created_at: int
-    human_wanted: bool = False
 
 
 @lru_cache(65_536)  # asked several times per message

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.agents import Agent
-from deskwire_chat.domain.conversations import Conversation, Waiting
+from deskwire_chat.domain.conversations import Conversation
 from deskwire_chat.domain.messages import Kind, Message
+from deskwire_chat.domain.work import WorkItem
 from deskwire_chat.shard import codec
 from deskwire_chat.store.messages import SentKey
 from deskwire_common.db import UnitOfWork
@@ -92,14 +93,14 @@ class Store:
 class Assign:
     """Routing's proposal."""
 
-    waiting: Waiting
+    item: WorkItem
     agent: Agent
     term: int = 0
 
     @property
     def conversation_id(self) -> str:
         """Of which conversation."""
-        return self.waiting.conversation_id
+        return self.item.id
 
 
 Give = Callable[[], Awaitable[Conversation]]
@@ -178,13 +179,3 @@ def participants(conversation: Conversation) -> list[UserKey]:
     if conversation.agent_id:
         users.append((conversation.tenant, conversation.agent_role, conversation.agent_id))
     return users
-
-
-def waiting_of(conversation: Conversation) -> Waiting:
-    """Return a conversation that waits as routing knows it."""
-    return Waiting(
-        conversation.tenant,
-        conversation.conversation_id,
-        conversation.created_at,
-        conversation.human_wanted,
-    )

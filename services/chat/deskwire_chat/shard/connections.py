@@ -15,7 +15,7 @@ from typing import Final
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.gate import Gate
-from deskwire_chat.routing import Router
+from deskwire_chat.routing.router import Router
 from deskwire_chat.shard import codec
 from deskwire_chat.shard.commands import UserKey
 from deskwire_common.errors import DeskwireError, FailedPrecondition
@@ -251,11 +251,11 @@ class Connections:
 
     def _came(self, connection: Connection) -> None:
         if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
-            self._router.connected(*_as_agent(connection.user))
+            self._router.agent_connected(*_as_agent(connection.user))
 
     def _went(self, connection: Connection) -> None:
         if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
-            self._router.disconnected(*_as_agent(connection.user))
+            self._router.agent_disconnected(*_as_agent(connection.user))
         if not self.is_present(connection.user):
             self.left(connection.user)
 

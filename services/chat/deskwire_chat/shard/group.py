@@ -14,10 +14,11 @@ from deskwire_chat import domain, events, views
 from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.agents import Agent
 from deskwire_chat.domain.attachments import Attachment
-from deskwire_chat.domain.conversations import Conversation, State, Waiting
+from deskwire_chat.domain.conversations import Conversation, State
 from deskwire_chat.domain.messages import Kind, Message
+from deskwire_chat.domain.work import work_item_of
 from deskwire_chat.events import Occasion
-from deskwire_chat.routing import Router
+from deskwire_chat.routing.router import Router
 from deskwire_chat.shard import codec
 from deskwire_chat.shard.commands import (
     Accept,
@@ -26,7 +27,6 @@ from deskwire_chat.shard.commands import (
     Store,
     Stored,
     participants,
-    waiting_of,
 )
 from deskwire_chat.shard.memory import Known
 from deskwire_chat.shard.visitors import Visitors
@@ -287,16 +287,13 @@ class Group:
         self.opened.add(conversation.conversation_id)
         on = Occasion(self._tools.ids.uuid7(), self.now, who, traceparent)
         self._events.append(events.conversation_opened(on, conversation, customer))
-        self.after.append(
-            lambda: self._tools.router.opened(
-                Waiting(who.tenant, command.conversation_id, self.now)
-            )
-        )
+        item = work_item_of(conversation)
+        self.after.append(lambda: self._tools.router.enqueue(item))
         return conversation
 
     async def assign(self, uow: UnitOfWork, command: Assign) -> None:
         """Give a conversation to the agent whom routing proposes, if both are still free."""
-        tenant, agent = command.waiting.tenant, command.agent
+        tenant, agent = command.item.tenant, command.agent
         conversation = self._conversation(command.conversation_id)
         waits = conversation is not None and conversation.state == State.QUEUED
         if (
@@ -305,9 +302,9 @@ class Group:
             or (agent.bot and conversation.human_wanted)
             or not await agents.take(uow.connection, tenant, agent.agent_id, now=self.now)
         ):
-            again = waiting_of(conversation) if conversation is not None and waits else None
+            again = work_item_of(conversation) if conversation is not None and waits else None
             self.after.append(
-                lambda: self._tools.router.refused(
+                lambda: self._tools.router.proposal_refused(
                     tenant, command.conversation_id, agent.agent_id, waits=again, doubtful=waits
                 )
             )
@@ -342,7 +339,7 @@ class Group:
         METRICS.conversations_assigned.inc()
         conversation_id = conversation.conversation_id
         self.after.append(
-            lambda: self._tools.router.assigned(tenant, conversation_id, agent.agent_id)
+            lambda: self._tools.router.proposal_taken(tenant, conversation_id, agent.agent_id)
         )
         assigned = conversation.copy()
         batch = views.frames.conversation_push(assigned)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from deskwire_chat.routing import Router
+from deskwire_chat.routing.reader import AgentReader
+from deskwire_chat.routing.router import Router
 from deskwire_chat.shard.links import Links
 from deskwire_chat.shard.publisher import Publisher
 from deskwire_chat.shard.watchers import Watchers
 from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.store.partitions import Partition
-from deskwire_chat.worker import AgentReader
 
 
 class PartitionHolder:
@@ -45,11 +45,11 @@ class PartitionHolder:
         self._writer.forget_partitions(numbers)
         self._publisher.disown(numbers)
         self._watchers.lost(numbers)
-        self._router.drop(numbers)
+        self._router.drop_partitions(numbers)
 
     async def finish(self, numbers: Collection[int]) -> Mapping[int, int]:
         """Nothing new is taken any more: store what waits, then have Kafka take it."""
-        self._router.drop(numbers)
+        self._router.drop_partitions(numbers)
         await self._writer.finish()
         await self._publisher.finish(numbers)
         return self._publisher.published(numbers)

@@ -392,7 +392,7 @@ class Links:
                 )
             )
             if connection.who.role == ActorRole.AGENT:
-                self._writer.router.spoke(connection.who.tenant, connection.who.subject)
+                self._writer.router.agent_active(connection.who.tenant, connection.who.subject)
         except DeskwireError as error:
             METRICS.messages_refused.labels(error.reason_name).inc()
             reply(error)

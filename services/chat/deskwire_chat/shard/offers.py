@@ -18,7 +18,8 @@ from deskwire_chat.domain.actors import ActorRole
 from deskwire_chat.domain.agents import OfferEnd
 from deskwire_chat.domain.conversations import Conversation, State
 from deskwire_chat.domain.customers import Customer
-from deskwire_chat.routing import Offer, Router
+from deskwire_chat.routing.offers import Offer
+from deskwire_chat.routing.router import Router
 from deskwire_chat.shard.commands import UserKey
 from deskwire_chat.shard.connections import Connection, Connections
 from deskwire_chat.store import conversations, customers
@@ -53,8 +54,6 @@ class Offers:
         self._untold: dict[str, Offer] = {}
         self._told: dict[str, tuple[UserKey, frame_pb2.Push]] = {}
         self._wake = asyncio.Event()
-        router.offered = self._offered
-        router.offer_ended = self._ended
 
     def came(self, connection: Connection) -> None:
         """Tell somebody who came of their open offers; those that nobody was told of yet are told anyway."""
@@ -71,7 +70,7 @@ class Offers:
                 async with asyncio.timeout(min(_TICK_SECONDS, self._seconds / 4)):
                     await self._wake.wait()
             self._wake.clear()
-            self._router.expire()
+            self._router.expire_offers()
             try:
                 while self._untold:
                     await self._tell(list(self._untold.values())[:_CHUNK])
@@ -79,14 +78,16 @@ class Offers:
                 # Tried again at the next look.
                 get_logger().warning("offers_not_told", error=type(error).__name__)
 
-    def _offered(self, offer: Offer) -> None:
+    def offered(self, offer: Offer) -> None:
+        """Somebody is asked (routing.offers.OfferListener)."""
         METRICS.offers.labels("offered").inc()
-        self._untold[offer.waiting.conversation_id] = offer
+        self._untold[offer.item.id] = offer
         self._wake.set()
 
-    def _ended(self, offer: Offer, end: OfferEnd) -> None:
+    def offer_ended(self, offer: Offer, end: OfferEnd) -> None:
+        """An offer is over."""
         METRICS.offers.labels(end.name.lower()).inc()
-        conversation_id = offer.waiting.conversation_id
+        conversation_id = offer.item.id
         self._untold.pop(conversation_id, None)
         told = self._told.pop(conversation_id, None)
         if told is not None:
@@ -98,16 +99,14 @@ class Offers:
         async with self._db.read() as c:
             found: dict[str, Conversation] = {
                 each.conversation_id: each
-                for each in await conversations.get_many(
-                    c, [offer.waiting.conversation_id for offer in offers]
-                )
+                for each in await conversations.get_many(c, [offer.item.id for offer in offers])
             }
             for each in found.values():
                 tenants.setdefault(each.tenant, set()).add(each.customer_id)
             for tenant, ids in tenants.items():
                 known |= await customers.get_many(c, tenant, sorted(ids))
         for offer in offers:
-            conversation_id = offer.waiting.conversation_id
+            conversation_id = offer.item.id
             if self._untold.get(conversation_id) is not offer:
                 continue  # over meanwhile
             del self._untold[conversation_id]
@@ -118,9 +117,9 @@ class Offers:
                 or not self._is_ours(conversation)
             ):
                 # A commit in doubt went through after all, or the next owner asks.
-                self._router.leaves_queue(offer.waiting.tenant, conversation_id)
+                self._router.dequeue(offer.item.tenant, conversation_id)
                 continue
-            user = (offer.waiting.tenant, int(ActorRole.AGENT), offer.agent_id)
+            user = (offer.item.tenant, int(ActorRole.AGENT), offer.agent_id)
             push = views.frames.offer_push(
                 conversation, known.get(conversation.customer_id), offer.expires_at
             )

@@ -28,9 +28,10 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import views
 from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.agents import Agent
-from deskwire_chat.domain.conversations import Conversation, State, Waiting, partition_of
+from deskwire_chat.domain.conversations import Conversation, State, partition_of
 from deskwire_chat.domain.messages import Kind
-from deskwire_chat.routing import Router
+from deskwire_chat.domain.work import WorkItem, work_item_of
+from deskwire_chat.routing.router import Router
 from deskwire_chat.shard.commands import (
     Accept,
     Alter,
@@ -43,7 +44,6 @@ from deskwire_chat.shard.commands import (
     NotOwner,
     Store,
     participants,
-    waiting_of,
 )
 from deskwire_chat.shard.group import Group
 from deskwire_chat.shard.memory import Known, Memory
@@ -175,11 +175,11 @@ class ShardWriter:
             raise error
         lane.put(command)
 
-    def propose(self, waiting: Waiting, agent: Agent) -> None:
+    def propose(self, item: WorkItem, agent: Agent) -> None:
         """Queue routing's proposal (routing.Assign)."""
         if self._closing:
             return
-        command = Assign(waiting, agent)
+        command = Assign(item, agent)
         try:
             self.submit(command)
         except NotOwner:
@@ -197,11 +197,11 @@ class ShardWriter:
         return await future
 
     async def accept(
-        self, waiting: Waiting, agent: Agent, once: Callable[[UnitOfWork, Give], Awaitable[Any]]
+        self, item: WorkItem, agent: Agent, once: Callable[[UnitOfWork, Give], Awaitable[Any]]
     ) -> Any:
         """Give an agent the conversation whose offer they have claimed, in its turn; see Accept."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        command = Accept(waiting, agent, once=once, future=future)
+        command = Accept(item, agent, once=once, future=future)
         try:
             self.submit(command)
         except DeskwireError as error:
@@ -353,8 +353,8 @@ class ShardWriter:
         if isinstance(command, Accept):
             self._not_accepted(command, NotOwner())
         elif isinstance(command, Assign):
-            self.router.refused(
-                command.waiting.tenant,
+            self.router.proposal_refused(
+                command.item.tenant,
                 command.conversation_id,
                 command.agent.agent_id,
                 waits=None,
@@ -366,11 +366,11 @@ class ShardWriter:
     def _refuse(self, commands: list[Store | Assign], cause: Exception) -> None:
         for command in commands:
             if isinstance(command, Assign):
-                self.router.refused(
-                    command.waiting.tenant,
+                self.router.proposal_refused(
+                    command.item.tenant,
                     command.conversation_id,
                     command.agent.agent_id,
-                    waits=command.waiting,
+                    waits=command.item,
                     doubtful=True,
                 )
                 continue
@@ -498,7 +498,7 @@ class ShardWriter:
         self._finish(group)
         if not group.heads:
             # A repeated call: what it says was done before, and this offer is another one.
-            self._offer_again(command, waits=command.waiting)
+            self._offer_again(command, waits=command.item)
         if not command.future.done():
             command.future.set_result(command.result)
 
@@ -507,12 +507,12 @@ class ShardWriter:
             isinstance(error, DeskwireError)
             and error.reason == reasons.ERROR_REASON_OFFER_NOT_FOUND
         )
-        self._offer_again(command, waits=None if over else command.waiting)
+        self._offer_again(command, waits=None if over else command.item)
         _fail(command.future, error)
 
-    def _offer_again(self, command: Accept, *, waits: Waiting | None) -> None:
-        self.router.refused(
-            command.waiting.tenant,
+    def _offer_again(self, command: Accept, *, waits: WorkItem | None) -> None:
+        self.router.proposal_refused(
+            command.item.tenant,
             command.conversation_id,
             command.agent.agent_id,
             waits=waits,
@@ -556,12 +556,12 @@ class ShardWriter:
         self.deliver(users, views.frames.conversation_push(after))
         tenant, conversation_id = after.tenant, after.conversation_id
         if before.agent_id != after.agent_id or after.state == State.CLOSED:
-            self.router.closed(tenant, conversation_id, before.agent_id)
+            self.router.work_ended(tenant, conversation_id, before.agent_id)
         if before.agent_id != after.agent_id and after.agent_id:
-            self.router.gained(tenant, conversation_id, after.agent_id)
+            self.router.work_given(tenant, conversation_id, after.agent_id)
             self.introduce(after.copy())
         if after.state == State.QUEUED:
-            self.router.opened(waiting_of(after))
+            self.router.enqueue(work_item_of(after))
 
     def _now(self) -> int:
         return to_micros(self._clock.now())

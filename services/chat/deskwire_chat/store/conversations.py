@@ -9,7 +9,8 @@ from sqlalchemy import Row, Select, and_, false, func, insert, select, true, tup
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.actors import ActorRole
-from deskwire_chat.domain.conversations import Conversation, State, Waiting
+from deskwire_chat.domain.conversations import Conversation, State
+from deskwire_chat.domain.work import WorkItem, waiting_conversation
 from deskwire_chat.store.tables import agents, conversations, messages
 
 _head = (
@@ -177,15 +178,15 @@ async def of_disabled_agents(c: AsyncConnection) -> list[tuple[str, str]]:
     return [(row.conversation_id, row.agent_id) for row in rows]
 
 
-async def queued(c: AsyncConnection) -> list[Waiting]:
-    """Return all that wait, oldest first."""
+async def queued(c: AsyncConnection) -> list[WorkItem]:
+    """Return the work items of all that wait, oldest first."""
     columns = conversations.c
     rows = await c.execute(
         select(columns.tenant_id, columns.conversation_id, columns.created_at, columns.human_wanted)
         .where(columns.state == int(State.QUEUED))
         .order_by(columns.created_at, columns.conversation_id)
     )
-    return [Waiting(row[0], row[1], row[2], bool(row[3])) for row in rows]
+    return [waiting_conversation(row[0], row[1], row[2], human_wanted=bool(row[3])) for row in rows]
 
 
 async def add(c: AsyncConnection, items: Sequence[Conversation]) -> None:

@@ -1,0 +1,51 @@
+"""Work items: what waits until routing finds an agent for it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from deskwire_chat.domain.conversations import Conversation
+
+NO_SKILLS: Final[frozenset[str]] = frozenset()
+
+
+class WorkKind(StrEnum):
+    """What a work item stands for."""
+
+    CONVERSATION = "conversation"
+
+
+class WorkItem(NamedTuple):
+    """Something that waits for an agent, as routing knows it. `since` is microseconds since 1970 UTC.
+
+    `queue` is the tenant's queue that it waits in, "" the only one; `skills` are what an agent must have for it.
+    `human_wanted`: bots don't get it, as it was handed off to people.
+    """
+
+    kind: WorkKind
+    id: str
+    tenant: str
+    queue: str
+    skills: frozenset[str]
+    since: int
+    human_wanted: bool = False
+
+
+def waiting_conversation(
+    tenant: str, conversation_id: str, since: int, *, human_wanted: bool = False
+) -> WorkItem:
+    """Return the work item of a conversation that waits."""
+    return WorkItem(
+        WorkKind.CONVERSATION, conversation_id, tenant, "", NO_SKILLS, since, human_wanted
+    )
+
+
+def work_item_of(conversation: Conversation) -> WorkItem:
+    """Return the work item of a conversation that waits."""
+    return waiting_conversation(
+        conversation.tenant,
+        conversation.conversation_id,
+        conversation.created_at,
+        human_wanted=conversation.human_wanted,
+    )

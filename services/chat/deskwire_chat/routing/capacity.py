@@ -1,0 +1,93 @@
+"""How much an agent or a bot can take now, as routing sees it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deskwire_chat.domain.agents import Agent, Status
+from deskwire_chat.domain.work import NO_SKILLS
+
+
+class Capacity:
+    """An agent or bot as routing sees them; a policy.Candidate.
+
+    `pending` are proposals that the log hasn't decided, `offered` are open offers; a `silent` one has let an offer
+    pass; of a `doubted` one something that was known was wrong, and their row is read again. `changes` counts what
+    happened to them, so that who reads their row sees whether it is newer.
+
+    People's and bots' connections are counted apart: a token's role may not be that of the agent with its subject.
+    """
+
+    __slots__ = (
+        "agent",
+        "agent_id",
+        "bots",
+        "changes",
+        "doubted",
+        "gone_since",
+        "idle_since",
+        "offered",
+        "pending",
+        "people",
+        "silent",
+    )
+
+    def __init__(self, agent_id: str, now: int) -> None:
+        self.agent_id = agent_id
+        self.agent: Agent | None = None
+        self.people = 0
+        self.bots = 0
+        self.gone_since = now
+        self.pending = 0
+        self.offered = 0
+        self.silent = False
+        self.idle_since = 0
+        self.changes = 0
+        self.doubted = False
+
+    @property
+    def is_bot(self) -> bool:
+        """Whether it is a bot, as far as their row was read."""
+        return self.agent is not None and self.agent.bot
+
+    @property
+    def skills(self) -> frozenset[str]:
+        """What they can do; agents' rows don't say."""
+        return NO_SKILLS
+
+    @property
+    def connections(self) -> int:
+        """How many connections of the agent are open here."""
+        return self.bots if self.is_bot else self.people
+
+    @property
+    def room(self) -> int:
+        """How many more work items they take now."""
+        agent = self.agent
+        if (
+            agent is None
+            or self.connections <= 0
+            or self.doubted
+            or self.silent
+            or not takes_work(agent)
+        ):
+            return 0
+        return agent.capacity - agent.active - self.pending - self.offered
+
+    def count_connection(self, step: int, *, bot: bool) -> None:
+        """A connection opened (1) or closed (-1)."""
+        if bot:
+            self.bots += step
+        else:
+            self.people += step
+
+    def count_active(self, step: int) -> None:
+        """They have one work item more (1) or less (-1)."""
+        self.changes += 1
+        if self.agent is not None:
+            self.agent = replace(self.agent, active=max(0, self.agent.active + step))
+
+
+def takes_work(agent: Agent | None) -> bool:
+    """Whether somebody is available, whatever they have already."""
+    return agent is not None and not agent.disabled and agent.status == Status.AVAILABLE

@@ -1,0 +1,108 @@
+"""Reads for routing what only the tables know: the agents, and what waits in partitions that this process gained."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import Final, Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from deskwire_chat.domain.conversations import partition_of
+from deskwire_chat.routing.router import Propose, Router
+from deskwire_chat.store import agents, conversations
+from deskwire_common.db import Database
+from deskwire_common.errors import DeskwireError
+from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
+
+_RETRY_SECONDS: Final = 0.2
+_AGENTS_SECONDS: Final = 1.5
+
+
+class Owned(Protocol):
+    """What this process owns, and whether it is alone."""
+
+    def term_of(self, number: int) -> int:
+        """Return the term under which this process owns a partition; 0: it doesn't."""
+        ...
+
+    def others_live(self) -> bool:
+        """Whether there are other processes."""
+        ...
+
+
+class AgentReader:
+    """Keeps routing's index true to the tables."""
+
+    def __init__(self, db: Database, router: Router, owned: Owned) -> None:
+        self._db = db
+        self._router = router
+        self._owned = owned
+        self._gained: set[int] = set()
+        self._wake = asyncio.Event()
+
+    def gained(self, numbers: Collection[int]) -> None:
+        """Have routing take over what waits in these partitions."""
+        self._gained.update(numbers)
+        self._wake.set()
+
+    async def load(self, propose: Propose) -> None:
+        """Give routing the agents' table, and let it begin; what waits comes with its partitions."""
+        async with self._db.read() as c:
+            every = await agents.every(c)
+        self._router.start(every, propose)
+
+    async def run_partitions(self) -> None:
+        """Read what waits in partitions that were gained, until cancelled; outlasts a database that is away."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            numbers, self._gained = self._gained, set()
+            try:
+                async with self._db.read() as c:
+                    waiting = await conversations.queued(c)
+            except (DeskwireError, SQLAlchemyError) as error:
+                get_logger().warning("queue_not_read", error=type(error).__name__)
+                await asyncio.sleep(_RETRY_SECONDS)
+                self.gained(numbers)
+                continue
+            numbers = {number for number in numbers if self._owned.term_of(number)}
+            self._router.enqueue(*(each for each in waiting if partition_of(each.id) in numbers))
+
+    async def run_agents(self) -> None:
+        """While there are other processes, which give agents work too: read the agents again, until cancelled."""
+        while True:
+            await asyncio.sleep(_AGENTS_SECONDS)
+            if not self._owned.others_live():
+                continue
+            before = self._router.quiet()
+            try:
+                async with self._db.read() as c:
+                    every = await agents.every(c)
+            except (DeskwireError, SQLAlchemyError) as error:
+                get_logger().warning("agents_not_read", error=type(error).__name__)
+                continue
+            for agent in every:
+                key = (agent.tenant, agent.agent_id)
+                known, changes = self._router.agent_of(key), self._router.changes_of(key)
+                if known != agent and before.get(key, 0) == changes:
+                    self._router.agent_read(key, agent)
+
+    async def run(self) -> None:
+        """Read whom routing doubts, until cancelled; outlasts a database that is away."""
+        while True:
+            key = await self._router.doubted.get()
+            METRICS.conversations_queued.set(self._router.waiting_count())
+            before = self._router.changes_of(key)
+            try:
+                async with self._db.read() as c:
+                    agent = await agents.get(c, *key)
+            except DeskwireError as error:
+                get_logger().warning("agent_not_read", error=str(error))
+                before = None
+            if before is not None and before == self._router.changes_of(key):
+                self._router.agent_read(key, agent)
+            else:
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._router.doubted.put_nowait(key)

@@ -1,0 +1,378 @@
+"""Routing: what waits, who is free, and which of them is proposed or offered to whom.
+
+With offers on, people are asked first: a work item is offered to one after the other until somebody accepts. Who
+declines one, or lets it pass, isn't offered it again for a while. Who lets one pass is offered nothing until they show
+a sign of life, or for that while.
+
+An index in memory over what the tables say. It proposes; the log's transaction decides (the agent's row is guarded by
+status and capacity), and tells the outcome back. Everything here runs on the event loop and never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
+
+from deskwire_chat.domain.agents import Agent, OfferEnd
+from deskwire_chat.domain.work import WorkItem
+from deskwire_chat.routing import policy
+from deskwire_chat.routing.capacity import Capacity, takes_work
+from deskwire_chat.routing.offers import AgentKey, Offer, OfferListener, Offers
+from deskwire_chat.routing.queue import WorkQueue
+from deskwire_common.logging import get_logger
+
+Propose = Callable[[WorkItem, Agent], None]
+"""Proposes a work item for an agent to the log, which answers with `proposal_taken` or `proposal_refused`."""
+
+
+class _Desk:
+    """One tenant: its people and bots with room, and what waits for them."""
+
+    __slots__ = ("bots", "people", "queue")
+
+    def __init__(self) -> None:
+        self.bots: dict[str, Capacity] = {}
+        self.people: dict[str, Capacity] = {}
+        self.queue = WorkQueue()
+
+
+class Router:
+    """Routing of all tenants."""
+
+    def __init__(self, *, now: Callable[[], int], offer_seconds: float = 0.0) -> None:
+        """`now` gives microseconds; `offer_seconds`: how long people are offered an item, 0: it is theirs at once."""
+        self._now = now
+        self._propose: Propose | None = None
+        self._agents: dict[AgentKey, Capacity] = {}
+        self._desks: dict[str, _Desk] = {}
+        self._offers = Offers(offer_seconds)
+        self._listener: OfferListener | None = None
+        self.doubted: asyncio.Queue[AgentKey] = asyncio.Queue()
+        """Whose row is to be read and given to `agent_read`: what was known of them was wrong."""
+
+    def start(self, agents: Iterable[Agent], propose: Propose) -> None:
+        """Take over what the table says, and begin to propose."""
+        self._propose = propose
+        for agent in agents:
+            known = self._agent(agent.tenant, agent.agent_id)
+            known.agent = agent
+            known.idle_since = agent.idle_since
+        for key in self._agents:
+            self._judge(key)
+        for tenant in list(self._desks):
+            self._dispatch(tenant)
+
+    def tell(self, listener: OfferListener) -> None:
+        """Tell `listener` of offers from now on."""
+        self._listener = listener
+
+    # ---------------------------------------------------------------------------- what happens to work
+
+    def enqueue(self, *items: WorkItem) -> None:
+        """Work items wait for agents."""
+        tenants: dict[str, None] = {}
+        for item in items:
+            self._wait(item)
+            tenants[item.tenant] = None
+        for tenant in tenants:
+            self._dispatch(tenant)
+
+    def dequeue(self, tenant: str, item_id: str) -> None:
+        """A work item doesn't wait here: not any more, or it turns out not to."""
+        self._desk(tenant).queue.remove(item_id)
+        self._withdraw(item_id)
+
+    def drop_partitions(self, numbers: Collection[int]) -> None:
+        """Another process routes the items of these from now on."""
+        for desk in self._desks.values():
+            desk.queue.remove_partitions(numbers)
+        for offer in self._offers.of_partitions(numbers):
+            self._withdraw(offer.item.id)
+
+    def work_ended(self, tenant: str, item_id: str, agent_id: str) -> None:
+        """A work item is done, or another's: its agent, if it had one, has room for the next."""
+        if not agent_id:
+            self.dequeue(tenant, item_id)
+            return
+        known = self._agent(tenant, agent_id)
+        if known.agent is not None:
+            known.count_active(-1)
+        self._changed((tenant, agent_id))
+
+    def work_given(self, tenant: str, item_id: str, agent_id: str) -> None:
+        """Somebody else than routing gave an agent a work item."""
+        self.dequeue(tenant, item_id)
+        self._agent(tenant, agent_id).count_active(+1)
+        self._changed((tenant, agent_id))
+
+    def proposal_taken(self, tenant: str, item_id: str, agent_id: str) -> None:
+        """The log took a proposal: the work item is the agent's."""
+        self._settle(item_id, OfferEnd.ACCEPTED)
+        known = self._agent(tenant, agent_id)
+        known.pending -= 1
+        known.count_active(+1)
+
+    def proposal_refused(
+        self, tenant: str, item_id: str, agent_id: str, *, waits: WorkItem | None, doubtful: bool
+    ) -> None:
+        """The log didn't take a proposal.
+
+        `waits`: the item, if it still waits. `doubtful`: what is known of the agent was wrong; they are read again
+        before they get another proposal.
+        """
+        key = tenant, agent_id
+        self._settle(item_id, OfferEnd.WITHDRAWN)
+        known = self._agent(*key)
+        known.pending -= 1
+        known.doubted = known.doubted or doubtful
+        known.changes += 1
+        self._judge(key)
+        if waits is not None:
+            self._wait(waits)
+        if doubtful:
+            self.doubted.put_nowait(key)
+        self._dispatch(tenant)
+
+    # -------------------------------------------------------------------------- what happens to agents
+
+    def agent_connected(self, tenant: str, agent_id: str, bot: bool) -> None:
+        """A connection of an agent, or of a bot, opened."""
+        self._agent(tenant, agent_id).count_connection(+1, bot=bot)
+        self.agent_active(tenant, agent_id)
+        self._changed((tenant, agent_id))
+
+    def agent_disconnected(self, tenant: str, agent_id: str, bot: bool) -> None:
+        """A connection of an agent, or of a bot, closed."""
+        known = self._agent(tenant, agent_id)
+        known.count_connection(-1, bot=bot)
+        known.gone_since = self._now()
+        if not known.people and not known.bots and known.agent is None:
+            del self._agents[tenant, agent_id]
+            return
+        self._changed((tenant, agent_id))
+
+    def agent_active(self, tenant: str, agent_id: str) -> None:
+        """An agent shows a sign of life: who let an offer pass gets others again."""
+        if self._offers.ends_silence((tenant, agent_id)):
+            self._agent(tenant, agent_id).silent = False
+            self._changed((tenant, agent_id))
+
+    def agent_changed(self, agent: Agent) -> None:
+        """An agent's status, capacity or name is another one now."""
+        key = agent.tenant, agent.agent_id
+        known = self._agent(*key)
+        if known.agent is None:
+            known.agent = agent
+            known.idle_since = agent.idle_since
+        elif known.agent.version < agent.version:
+            known.agent = replace(agent, active=known.agent.active)
+        self._reconsider(key)
+        self._changed(key)
+
+    def agent_read(self, key: AgentKey, agent: Agent | None) -> None:
+        """Take an agent's row as the truth: nothing of theirs happened while it was read."""
+        known = self._agent(*key)
+        known.agent = agent
+        known.doubted = False
+        if agent is not None:
+            # Another process gave them a conversation.
+            known.idle_since = max(known.idle_since, agent.idle_since)
+        self._reconsider(key)
+        self._changed(key)
+
+    # -------------------------------------------------------------------------------------- offers
+
+    def open_offer(self, tenant: str, item_id: str, agent_id: str) -> Offer | None:
+        """Return the open offer of a work item to an agent."""
+        offer = self._offers.of_item(item_id)
+        if offer is None or offer.agent != (tenant, agent_id) or offer.expires_at <= self._now():
+            return None
+        return offer
+
+    def claim_offer(self, tenant: str, item_id: str, agent_id: str) -> Offer | None:
+        """An agent accepts: their offer is a proposal now, which the log takes or refuses. None: it is over."""
+        offer = self.open_offer(tenant, item_id, agent_id)
+        if offer is not None:
+            self._agent(tenant, agent_id).pending += 1
+            self._take_back(offer, claimed=True)
+            self.agent_active(tenant, agent_id)
+        return offer
+
+    def decline_offer(self, tenant: str, item_id: str, agent_id: str) -> None:
+        """An agent declines: somebody else is asked."""
+        offer = self.open_offer(tenant, item_id, agent_id)
+        if offer is not None:
+            self.agent_active(tenant, agent_id)
+            self._end(offer, OfferEnd.DECLINED)
+
+    def expire_offers(self) -> None:
+        """End the offers and pauses whose time is over; to be called again and again."""
+        now = self._now()
+        for offer in self._offers.over(now):
+            self._end(offer, OfferEnd.EXPIRED)
+        for key in self._offers.silent_until(now):
+            self.agent_active(*key)
+        for tenant in self._offers.forget_refusals(now):
+            self._dispatch(tenant)
+
+    def _end(self, offer: Offer, end: OfferEnd) -> None:
+        """An offer is over without a taker: the item waits again."""
+        self._take_back(offer)
+        if end in {OfferEnd.EXPIRED, OfferEnd.DECLINED}:
+            self._offers.refuse(offer, end, self._now())
+        if end == OfferEnd.EXPIRED:
+            self._agent(*offer.agent).silent = True
+        self._tell_ended(offer, end)
+        self._judge(offer.agent)
+        self._wait(offer.item)
+        self._dispatch(offer.item.tenant)
+
+    def _withdraw(self, item_id: str) -> None:
+        """The item isn't routing's to offer any more."""
+        offer = self._offers.of_item(item_id)
+        if offer is not None:
+            self._take_back(offer)
+            self._tell_ended(offer, OfferEnd.WITHDRAWN)
+            self._changed(offer.agent)
+
+    def _reconsider(self, key: AgentKey) -> None:
+        """What is offered to somebody who takes nothing any more is others'."""
+        if not takes_work(self._agent(*key).agent):
+            for offer in self._offers.of_agent(key):
+                self._end(offer, OfferEnd.WITHDRAWN)
+
+    def _settle(self, item_id: str, end: OfferEnd) -> None:
+        offer = self._offers.settle(item_id)
+        if offer is not None:
+            self._tell_ended(offer, end)
+
+    def _take_back(self, offer: Offer, *, claimed: bool = False) -> None:
+        self._offers.close(offer, claimed=claimed)
+        known = self._agent(*offer.agent)
+        known.offered -= 1
+        known.changes += 1
+
+    def _tell_ended(self, offer: Offer, end: OfferEnd) -> None:
+        if self._listener is not None:
+            self._listener.offer_ended(offer, end)
+
+    # ------------------------------------------------------------------------------------ questions
+
+    def agent_of(self, key: AgentKey) -> Agent | None:
+        """Return an agent as routing knows them."""
+        known = self._agents.get(key)
+        return known.agent if known is not None else None
+
+    def changes_of(self, key: AgentKey) -> int | None:
+        """Return a count that tells whether the agent was quiet between two looks; None while proposals pend."""
+        known = self._agent(*key)
+        return None if known.pending else known.changes
+
+    def quiet(self) -> dict[AgentKey, int]:
+        """Return `changes_of` of all agents without pending proposals."""
+        return {key: known.changes for key, known in self._agents.items() if not known.pending}
+
+    def is_connected(self, tenant: str, agent_id: str) -> bool:
+        """Whether a connection of the agent is open here."""
+        known = self._agents.get((tenant, agent_id))
+        return known is not None and known.connections > 0
+
+    def waiting_count(self) -> int:
+        """How many work items wait."""
+        return len(self._offers) + sum(len(desk.queue) for desk in self._desks.values())
+
+    def bots_gone(self, seconds: float) -> list[AgentKey]:
+        """Return the bots that have had no connection for so long."""
+        since = self._now() - int(seconds * 1_000_000)
+        return [
+            key
+            for key, known in self._agents.items()
+            if known.is_bot and not known.bots and known.gone_since <= since
+        ]
+
+    # ------------------------------------------------------------------------------------- inner
+
+    def _agent(self, tenant: str, agent_id: str) -> Capacity:
+        known = self._agents.get((tenant, agent_id))
+        if known is None:
+            known = self._agents[tenant, agent_id] = Capacity(agent_id, self._now())
+        return known
+
+    def _desk(self, tenant: str) -> _Desk:
+        desk = self._desks.get(tenant)
+        if desk is None:
+            desk = self._desks[tenant] = _Desk()
+        return desk
+
+    def _wait(self, item: WorkItem) -> None:
+        if item.id not in self._offers:
+            self._desk(item.tenant).queue.put(item)
+
+    def _changed(self, key: AgentKey) -> None:
+        self._agent(*key).changes += 1
+        if self._judge(key):
+            self._dispatch(key[0])
+
+    def _judge(self, key: AgentKey) -> bool:
+        """Put the agent among the free ones, or take them away; whether they are free."""
+        tenant, agent_id = key
+        known = self._agent(tenant, agent_id)
+        desk = self._desk(tenant)
+        free = desk.bots if known.is_bot else desk.people
+        if known.room > 0:
+            free[agent_id] = known
+            return True
+        free.pop(agent_id, None)
+        return False
+
+    def _dispatch(self, tenant: str) -> None:
+        """Propose until nobody has room, or nothing waits that they may have."""
+        desk = self._desk(tenant)
+        unwanted: list[WorkItem] = []
+        while self._propose is not None and (desk.bots or desk.people):
+            item = desk.queue.take(for_people=bool(desk.people))
+            if item is None:
+                break
+            choice = policy.choose(
+                item, _free(desk, item), refused_by=self._offers.refused_by(item)
+            )
+            get_logger().debug(
+                "work_routed",
+                item=item.id,
+                agent_id=choice.agent_id,
+                reason=choice.reason,
+                obstacles=choice.obstacles,
+            )
+            if choice.agent_id is None:
+                unwanted.append(item)
+            else:
+                self._give(item, self._agent(tenant, choice.agent_id))
+        for item in unwanted:
+            desk.queue.put(item)
+
+    def _give(self, item: WorkItem, known: Capacity) -> None:
+        """Propose an item for somebody, or offer it to them."""
+        agent = known.agent
+        assert agent is not None  # noqa: S101 - who has room is known
+        asked = self._offers.are_made and not agent.bot
+        if asked:
+            known.offered += 1
+        else:
+            known.pending += 1
+        known.changes += 1
+        known.idle_since = self._now()
+        self._judge((agent.tenant, agent.agent_id))
+        if asked:
+            offer = self._offers.make(item, agent.agent_id, known.idle_since)
+            if self._listener is not None:
+                self._listener.offered(offer)
+        elif self._propose is not None:
+            self._propose(item, agent)
+
+
+def _free(desk: _Desk, item: WorkItem) -> Iterator[Capacity]:
+    """Yield who has room and might get an item; people only where no bot comes before them."""
+    if desk.bots and not item.human_wanted:
+        yield from desk.bots.values()
+    yield from desk.people.values()

@@ -22,12 +22,13 @@ from deskwire.chat.v1 import (
     tenant_service_pb2,
     tenant_service_pb2_grpc,
 )
-from deskwire_chat.access import KEYS, TENANTS, IntegrationKeyActions, TenantActions
 from deskwire_chat.actions.agents import AGENTS, AgentActions
 from deskwire_chat.actions.attachments import ATTACHMENTS, AttachmentActions
 from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
 from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
+from deskwire_chat.actions.keys import KEYS, IntegrationKeyActions
 from deskwire_chat.actions.offers import OfferActions
+from deskwire_chat.actions.tenants import TENANTS, TenantActions
 from deskwire_chat.shard import links
 from deskwire_chat.shard.peers import Peers
 from deskwire_chat.shard.streams import MessageStreams

@@ -16,12 +16,13 @@ from deskwire.chat.v1 import (
     tenant_service_pb2_grpc,
 )
 from deskwire_chat import domain
-from deskwire_chat.access import KEYS, TENANTS, IntegrationKeyActions, TenantActions
 from deskwire_chat.actions.agents import AGENTS, AgentActions
 from deskwire_chat.actions.attachments import ATTACHMENTS, AttachmentActions, Limits
 from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
 from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
+from deskwire_chat.actions.keys import KEYS, IntegrationKeyActions
 from deskwire_chat.actions.offers import OfferActions
+from deskwire_chat.actions.tenants import TENANTS, TenantActions
 from deskwire_chat.actions.tools import Tools
 from deskwire_chat.api import (
     AUTHORIZATION,
@@ -43,6 +44,7 @@ from deskwire_chat.attachments.signing import UrlSigner
 from deskwire_chat.config import Settings
 from deskwire_chat.gate import Gate
 from deskwire_chat.indexer import SearchIndexer
+from deskwire_chat.keepers import BotKeeper, GateKeeper
 from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
 from deskwire_chat.shard import links as shard_links
@@ -60,7 +62,6 @@ from deskwire_chat.shard.receipts import Receipts
 from deskwire_chat.shard.streams import MessageStreams, Slots
 from deskwire_chat.shard.watchers import TappedLog, Watchers
 from deskwire_chat.shard.writer import ShardWriter
-from deskwire_chat.worker import BotKeeper, GateKeeper
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
 from deskwire_common.clock import to_micros

@@ -1,4 +1,4 @@
-"""Who isn't let in: disabled tenants and agents, in memory as of the last look at the database (worker.GateKeeper)."""
+"""Who isn't let in: disabled tenants and agents, in memory as of the last look at the database (keepers.GateKeeper)."""
 
 from __future__ import annotations
 

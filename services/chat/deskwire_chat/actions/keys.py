@@ -1,128 +1,27 @@
-"""Use cases of access: tenants for operators of the suite, integration keys, and tokens for their secrets."""
+"""What can be done with integration keys, and tokens for their secrets."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
-
-from google.protobuf.message import Message as ProtoMessage
+from dataclasses import dataclass
+from typing import Final
 
 from deskwire.chat.v1 import integration_key_service_pb2 as keys_pb
-from deskwire.chat.v1 import tenant_service_pb2 as tenants_pb
 from deskwire_chat import domain, events, views
-from deskwire_chat.actions.tools import Look, Tools, check_printable
-from deskwire_chat.domain.access import IntegrationKey, Tenant
+from deskwire_chat.actions.tools import PAGE, Tools, check_printable
+from deskwire_chat.domain.access import IntegrationKey
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.store import keys, tenants
 from deskwire_common.auth import Role, TokenSigner, current_principal
 from deskwire_common.db import UnitOfWork
-from deskwire_common.errors import AlreadyExists, Unauthenticated
+from deskwire_common.errors import Unauthenticated
 from deskwire_common.logging import get_logger
 from deskwire_common.pagination import decode_page, encode_page
 
-TENANTS: Final = "deskwire.chat.v1.TenantService"
 KEYS: Final = "deskwire.chat.v1.IntegrationKeyService"
 
 TOKEN_SECONDS: Final = 590.0
 """What a secret is exchanged for is good for this long: with the clocks' leeway it stays below ten minutes."""
-
-_PAGE: Final = 50
-
-ResponseT = TypeVar("ResponseT", bound=ProtoMessage)
-
-
-@dataclass(frozen=True, slots=True)
-class TenantActions:
-    """What operators of the suite can do with tenants."""
-
-    tools: Tools
-    look: Look
-
-    async def create(
-        self, request: tenants_pb.CreateTenantRequest
-    ) -> tenants_pb.CreateTenantResponse:
-        """Make a tenant known. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
-        who = Actor.of(current_principal())
-        check_printable(request.display_name, "display_name")
-        on = self.tools.occasion(who)
-        tenant = Tenant(
-            tenant_id=request.tenant_id,
-            display_name=request.display_name,
-            disabled=False,
-            version=1,
-            created_at=on.now,
-            updated_at=on.now,
-        )
-
-        async def work(uow: UnitOfWork) -> tenants_pb.CreateTenantResponse:
-            if await tenants.get(uow.connection, request.tenant_id) is not None:
-                raise AlreadyExists(f"tenant {request.tenant_id} was created already")
-            await tenants.add(uow.connection, tenant)
-            await self.tools.outbox.add(uow, [events.tenant_created(on, tenant)])
-            return tenants_pb.CreateTenantResponse(tenant=views.messages.tenant(tenant))
-
-        return await self.tools.once(f"{TENANTS}/CreateTenant", request, work)
-
-    async def get(self, request: tenants_pb.GetTenantRequest) -> tenants_pb.GetTenantResponse:
-        """Raises NotFound (TENANT_NOT_FOUND)."""
-        async with self.tools.db.read() as c:
-            found = await tenants.get(c, request.tenant_id)
-        if found is None:
-            raise domain.access.tenant_not_found(request.tenant_id)
-        return tenants_pb.GetTenantResponse(tenant=views.messages.tenant(found))
-
-    async def list(self, request: tenants_pb.ListTenantsRequest) -> tenants_pb.ListTenantsResponse:
-        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
-        key = decode_page(request.page_token, "ListTenants", {}, shape=(str,))
-        size = request.page_size or _PAGE
-        async with self.tools.db.read() as c:
-            found = await tenants.page(c, after=str(key[0]) if key else None, limit=size + 1)
-        token = ""
-        if len(found) > size:
-            token = encode_page("ListTenants", {}, (found[size - 1].tenant_id,))
-        return tenants_pb.ListTenantsResponse(
-            tenants=[views.messages.tenant(each) for each in found[:size]], next_page_token=token
-        )
-
-    async def disable(
-        self, request: tenants_pb.DisableTenantRequest
-    ) -> tenants_pb.DisableTenantResponse:
-        """Shut a tenant out. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
-        return await self._switch(
-            request, "DisableTenant", tenants_pb.DisableTenantResponse, disabled=True
-        )
-
-    async def enable(
-        self, request: tenants_pb.EnableTenantRequest
-    ) -> tenants_pb.EnableTenantResponse:
-        """Let a tenant in again. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
-        return await self._switch(
-            request, "EnableTenant", tenants_pb.EnableTenantResponse, disabled=False
-        )
-
-    async def _switch(
-        self, request: Any, method: str, response: Callable[..., ResponseT], *, disabled: bool
-    ) -> ResponseT:
-        who = Actor.of(current_principal())
-
-        async def work(uow: UnitOfWork) -> ResponseT:
-            before = await tenants.get(uow.connection, request.tenant_id, lock=True)
-            if before is None:
-                raise domain.access.tenant_not_found(request.tenant_id)
-            after, changes = domain.access.switched(
-                before, disabled=disabled, expected_version=request.expected_version
-            )
-            on = self.tools.occasion(who)
-            after = replace(after, updated_at=on.now)
-            await tenants.save(uow.connection, after)
-            await self.tools.outbox.add(uow, [events.tenant_switched(on, after, changes)])
-            return response(tenant=views.messages.tenant(after))
-
-        result = await self.tools.once(f"{TENANTS}/{method}", request, work)
-        await self.look()
-        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +65,11 @@ class IntegrationKeyActions:
     async def list(
         self, request: keys_pb.ListIntegrationKeysRequest
     ) -> keys_pb.ListIntegrationKeysResponse:
-        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
+        """Raises InvalidArgument (INVALIDPAGE_TOKEN)."""
         tenant = current_principal().tenant
         filters = {"tenant": tenant}
         after = decode_page(request.page_token, "ListIntegrationKeys", filters, shape=(str,))
-        size = request.page_size or _PAGE
+        size = request.page_size or PAGE
         async with self.tools.db.read() as c:
             found = await keys.page(
                 c, tenant, after=str(after[0]) if after else None, limit=size + 1

@@ -42,9 +42,9 @@ from deskwire_chat.attachments.http import FilesSide
 from deskwire_chat.attachments.remover import Remover
 from deskwire_chat.attachments.signing import UrlSigner
 from deskwire_chat.config import Settings
-from deskwire_chat.gate import Gate
 from deskwire_chat.indexer import SearchIndexer
-from deskwire_chat.keepers import BotKeeper, GateKeeper
+from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
+from deskwire_chat.live.admission import Admission
 from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
 from deskwire_chat.shard import links as shard_links
@@ -93,11 +93,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     router = Router(
         now=lambda: to_micros(runtime.clock.now()), offer_seconds=settings.offer_seconds
     )
-    gate = Gate()
-    connections = Connections(router, gate)
+    admission = Admission()
+    connections = Connections(router, admission)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
     slots = Slots(settings.max_streams, settings.max_tenant_streams)
-    watchers = Watchers(db, gate.admit, slots)
+    watchers = Watchers(db, admission.admit, slots)
     ownership = Ownership(
         db,
         runtime.clock,
@@ -145,12 +145,16 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     )
     runtime.stack.push_async_callback(peers.close)
     carriers = Carriers(writer, ownership, peers)
-    streams = MessageStreams(writer, carriers.carrier, runtime.validator, gate.admit, slots)
+    streams = MessageStreams(writer, carriers.carrier, runtime.validator, admission.admit, slots)
     writer.memory.updated = watchers.changed
-    gate.shuts(streams.expel)
-    gate.shuts(watchers.expel)
     conversation_actions = ConversationActions(tools, writer)
-    keeper = GateKeeper(db, gate, connections, conversation_actions, ownership)
+    keeper = AdmissionKeeper(
+        db,
+        admission,
+        [connections.expel, streams.expel, watchers.expel],
+        conversation_actions,
+        ownership,
+    )
     await keeper.load()
     bots = BotKeeper(
         db, router, conversation_actions, ownership, away_seconds=settings.bot_away_seconds
@@ -175,7 +179,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     runtime.spawn("agent-reader", reader.run)
     runtime.spawn("agents", reader.run_agents)
     runtime.spawn("queue", reader.run_partitions)
-    runtime.spawn("gate-keeper", keeper.run)
+    runtime.spawn("admission-keeper", keeper.run)
     runtime.spawn("bot-keeper", bots.run)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("search", SearchIndexer(db, runtime.clock).run)
@@ -220,7 +224,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         [CONVERSATIONS, ATTACHMENTS, CUSTOMERS, AGENTS, TENANTS, KEYS, shard_links.SERVICE],
         AUTHORIZATION,
         inline_auth=frozenset({shard_links.METHOD}),
-        access=rpc.Access(public=PUBLIC, suite=SUITE, admit=gate.admit),
+        access=rpc.Access(public=PUBLIC, suite=SUITE, admit=admission.admit),
     )
     # From here on others send their calls and conversations here.
     await ownership.start(settings.address(port))

@@ -1,12 +1,9 @@
-"""What runs beside the calls.
-
-The gate follows who was disabled, and what a bot has that is gone goes back to the queue.
-"""
+"""What runs beside the calls: who was disabled is shut out, and what they or lost bots have goes back to the queue."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -14,10 +11,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire_chat.actions.conversations import ConversationActions
 from deskwire_chat.domain.conversations import partition_of
-from deskwire_chat.gate import Gate
+from deskwire_chat.live.admission import Admission
 from deskwire_chat.routing.offers import AgentKey
 from deskwire_chat.routing.router import Router
-from deskwire_chat.shard.connections import Connections
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.store import agents, conversations, tenants
 from deskwire_common.db import Database
@@ -27,24 +23,25 @@ from deskwire_common.logging import get_logger
 _BOTS_SECONDS: Final = 1.0
 _BOTS_CHUNK: Final = 500
 _LOOK_SECONDS: Final = 3.0
-"""So long may pass until this process sees what another one has disabled; the contract says five."""
+"""How long this process may take to notice what another one disabled; the contract allows 5 s."""
 
 
-class GateKeeper:
-    """Shows the gate who is disabled, ends their connections, and puts disabled agents' conversations back."""
+class AdmissionKeeper:
+    """Tells admission who is disabled, ends what they have open, and puts disabled agents' conversations back."""
 
     def __init__(
         self,
         db: Database,
-        gate: Gate,
-        connections: Connections,
+        admission: Admission,
+        expel: Sequence[Callable[[], None]],
         conversation_actions: ConversationActions,
         ownership: Ownership,
     ) -> None:
+        """`expel` ends the connections, and the streams, of all who aren't let in any more."""
         self._db = db
         self._ownership = ownership
-        self._gate = gate
-        self._connections = connections
+        self._admission = admission
+        self._expel = expel
         self._conversations = conversation_actions
         # One look at a time: a later one must not be overwritten by an earlier.
         self._looking = asyncio.Lock()
@@ -55,8 +52,9 @@ class GateKeeper:
         async with self._looking:
             async with self._db.read() as c:
                 shut = await tenants.disabled(c), await agents.disabled(c)
-            if self._gate.adopt(*shut):
-                self._connections.expel()
+            if self._admission.update(*shut):
+                for expel in self._expel:
+                    expel()
 
     async def look(self) -> None:
         """Read at once, as somebody was disabled or enabled. What fails is done again by `run`."""
@@ -77,7 +75,7 @@ class GateKeeper:
         try:
             await self.load()
         except (DeskwireError, SQLAlchemyError) as error:
-            get_logger().warning("gate_not_read", error=type(error).__name__)
+            get_logger().warning("admission_not_read", error=type(error).__name__)
 
     async def _put_back(self) -> None:
         """Also after a restart between the disabling and this, and for what routing gave away at the same moment."""
@@ -105,7 +103,7 @@ class BotKeeper:
         *,
         away_seconds: float,
     ) -> None:
-        """`away_seconds`: so long a bot may be without a connection that is open and not only parked."""
+        """`away_seconds`: how long a bot may be without a connection that is open and not only parked."""
         self._db = db
         self._router = router
         self._conversations = conversation_actions

@@ -22,7 +22,7 @@ from deskwire_common.outbox import Outbox
 ResponseT = TypeVar("ResponseT", bound=ProtoMessage)
 
 Look = Callable[[], Awaitable[None]]
-"""Has the gate see at once what a transaction has changed (keepers.GateKeeper.look)."""
+"""Has admission see at once what a transaction has changed (keepers.AdmissionKeeper.look)."""
 
 PAGE: Final = 50
 """Things on a page, when the caller doesn't say."""

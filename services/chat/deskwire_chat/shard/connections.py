@@ -14,7 +14,7 @@ from typing import Final
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.actors import Actor, ActorRole
-from deskwire_chat.gate import Gate
+from deskwire_chat.live.admission import Admission
 from deskwire_chat.routing.router import Router
 from deskwire_chat.shard import codec
 from deskwire_chat.shard.commands import UserKey
@@ -140,9 +140,9 @@ class Stream:
 class Connections:
     """The connections of all streams, by user."""
 
-    def __init__(self, router: Router, gate: Gate) -> None:
+    def __init__(self, router: Router, admission: Admission) -> None:
         self._router = router
-        self._gate = gate
+        self._admission = admission
         self._users: dict[UserKey, dict[int, Connection]] = {}
         self._devices: dict[tuple[UserKey, str], Connection] = {}
         self._numbers = itertools.count(1)
@@ -160,7 +160,7 @@ class Connections:
         """A connection is there; False when it is refused."""
         connection.stream.connections[connection.id] = connection
         METRICS.attached.inc()
-        refusal = self._gate.refusal_of(connection.user)
+        refusal = self._admission.refusal_of(connection.user)
         if refusal is not None:
             self._refuse(connection, refusal)
             return False
@@ -194,9 +194,9 @@ class Connections:
             self._came(connection)
 
     def expel(self) -> None:
-        """End the connections of all users whom the gate doesn't let in any more."""
+        """End the connections of all users who aren't let in any more."""
         for user in list(self._users):
-            refusal = self._gate.refusal_of(user)
+            refusal = self._admission.refusal_of(user)
             if refusal is not None:
                 for connection in list(self._users[user].values()):
                     self._leave(connection)

@@ -35,7 +35,7 @@ _ECHO: Final = 64
 """Of what breaks the contract's limits, so much is said back."""
 
 Admit = Callable[[Principal], None]
-"""Raises for a caller who isn't let in any more (gate.Gate)."""
+"""Raises for a caller who isn't let in any more (live.admission.Admission)."""
 
 
 class Way(Protocol):

@@ -1,8 +1,8 @@
-"""Who isn't let in: disabled tenants and agents, in memory as of the last look at the database (keepers.GateKeeper)."""
+"""Admission: which tenants and agents are disabled, in memory as of the last look at the database."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from deskwire_chat.domain.access import agent_disabled, tenant_disabled
 from deskwire_chat.domain.actors import ActorRole
@@ -10,26 +10,18 @@ from deskwire_common.auth import Principal, Role
 from deskwire_common.errors import DeskwireError
 
 
-class Gate:
+class Admission:
     """Everybody else is let in: tenants and agents needn't be created to be used."""
 
     def __init__(self) -> None:
         self._tenants: frozenset[str] = frozenset()
         self._agents: frozenset[tuple[str, str]] = frozenset()
-        self._told: list[Callable[[], None]] = []
 
-    def shuts(self, callback: Callable[[], None]) -> None:
-        """Call this whenever somebody is shut out who wasn't before."""
-        self._told.append(callback)
-
-    def adopt(self, tenants: Iterable[str], agents: Iterable[tuple[str, str]]) -> bool:
-        """Take over what the database says; whether somebody is shut out who wasn't before."""
+    def update(self, tenants: Iterable[str], agents: Iterable[tuple[str, str]]) -> bool:
+        """Take over who is disabled; return whether somebody is who wasn't before."""
         before = self._tenants, self._agents
         self._tenants, self._agents = frozenset(tenants), frozenset(agents)
-        shut = bool(self._tenants - before[0] or self._agents - before[1])
-        for callback in self._told if shut else ():
-            callback()
-        return shut
+        return bool(self._tenants - before[0] or self._agents - before[1])
 
     def refusal(self, tenant: str, subject: str, *, agent: bool) -> DeskwireError | None:
         """Return why a user isn't let in, or None for one who is; `agent`: they are an agent or a bot."""

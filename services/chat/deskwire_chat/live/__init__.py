@@ -1,0 +1,1 @@
+"""Who is connected through gateways, and what they are told."""

@@ -12,7 +12,7 @@ from deskwire.events.v1 import chat_events_pb2, event_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as shard_pb
 from deskwire_chat.domain.messages import Kind, Message
-from deskwire_chat.shard import codec
+from deskwire_chat.log import codec
 from deskwire_chat.views.content import text_content
 from deskwire_common.clock import to_timestamp
 from deskwire_wire import protobytes

@@ -19,10 +19,10 @@ from deskwire.chat.v1.conversation_service_pb2_grpc import ConversationServiceSt
 from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.domain.messages import Message
-from deskwire_chat.shard import memory
-from deskwire_chat.shard.commands import Store
-from deskwire_chat.shard.group import Group
-from deskwire_chat.shard.writer import ShardWriter
+from deskwire_chat.log import memory
+from deskwire_chat.log.commands import Store
+from deskwire_chat.log.group import Group
+from deskwire_chat.log.writer import ShardWriter
 from deskwire_chat.store import messages, partitions
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database, Statements

@@ -13,8 +13,8 @@ import deskwire_gateway.app
 from deskwire.chat.v1 import conversation_pb2
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
+from deskwire_chat.log.writer import ShardWriter
 from deskwire_chat.shard.ownership import Ownership
-from deskwire_chat.shard.writer import ShardWriter
 from deskwire_cli.machine.ports import free_port
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import Unavailable

@@ -42,9 +42,11 @@ from deskwire_chat.attachments.http import FilesSide
 from deskwire_chat.attachments.remover import Remover
 from deskwire_chat.attachments.signing import UrlSigner
 from deskwire_chat.config import Settings
-from deskwire_chat.indexer import SearchIndexer
 from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
 from deskwire_chat.live.admission import Admission
+from deskwire_chat.log.indexer import SearchIndexer
+from deskwire_chat.log.publisher import Publisher
+from deskwire_chat.log.writer import ShardWriter
 from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
 from deskwire_chat.shard import links as shard_links
@@ -57,11 +59,9 @@ from deskwire_chat.shard.offers import Offers
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.peers import Peers
 from deskwire_chat.shard.presence import Presence
-from deskwire_chat.shard.publisher import Publisher
 from deskwire_chat.shard.receipts import Receipts
 from deskwire_chat.shard.streams import MessageStreams, Slots
 from deskwire_chat.shard.watchers import TappedLog, Watchers
-from deskwire_chat.shard.writer import ShardWriter
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
 from deskwire_common.clock import to_micros

@@ -16,8 +16,8 @@ from deskwire_chat.domain.changes import Change
 from deskwire_chat.domain.conversations import Conversation, State
 from deskwire_chat.domain.messages import check_client_msg_id
 from deskwire_chat.events import Occasion
-from deskwire_chat.shard.commands import Store, Stored, reply_to
-from deskwire_chat.shard.writer import ShardWriter
+from deskwire_chat.log.commands import Store, Stored, reply_to
+from deskwire_chat.log.writer import ShardWriter
 from deskwire_chat.store import agents, conversations, messages, receipts, search
 from deskwire_common import telemetry
 from deskwire_common.auth import Role, acting_as, current_principal

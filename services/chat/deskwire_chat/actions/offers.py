@@ -10,9 +10,9 @@ from deskwire_chat import domain, views
 from deskwire_chat.actions.agents import AGENTS
 from deskwire_chat.actions.tools import Tools
 from deskwire_chat.domain.conversations import Conversation
+from deskwire_chat.log.commands import Give
+from deskwire_chat.log.writer import ShardWriter
 from deskwire_chat.routing.router import Router
-from deskwire_chat.shard.commands import Give
-from deskwire_chat.shard.writer import ShardWriter
 from deskwire_common.auth import acting_as, current_principal
 from deskwire_common.db import UnitOfWork
 

@@ -17,10 +17,10 @@ from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.domain.messages import Message
-from deskwire_chat.shard.commands import NotOwner, Reply, Store, Stored, reply_to
+from deskwire_chat.log.commands import NotOwner, Reply, Store, Stored, reply_to
+from deskwire_chat.log.writer import ShardWriter
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.peers import Peers, forwarding, was_not_taken
-from deskwire_chat.shard.writer import ShardWriter
 from deskwire_common.errors import (
     DeskwireError,
     Internal,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from deskwire_chat.log.publisher import Publisher
+from deskwire_chat.log.writer import ShardWriter
 from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
 from deskwire_chat.shard.links import Links
-from deskwire_chat.shard.publisher import Publisher
 from deskwire_chat.shard.watchers import Watchers
-from deskwire_chat.shard.writer import ShardWriter
 from deskwire_chat.store.partitions import Partition
 
 

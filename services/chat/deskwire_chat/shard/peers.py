@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.conversations import partition_of
-from deskwire_chat.shard.commands import NotOwner
+from deskwire_chat.log.commands import NotOwner
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.streams import stopping
 from deskwire_chat.store.shards import Shard

@@ -17,8 +17,8 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import views
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.messages import Kind, check_client_msg_id
-from deskwire_chat.shard.commands import Store, Stored
-from deskwire_chat.shard.writer import ShardWriter
+from deskwire_chat.log.commands import Store, Stored
+from deskwire_chat.log.writer import ShardWriter
 from deskwire_common import telemetry
 from deskwire_common.auth import Principal, current_principal
 from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.conversations import Conversation, partition_of
 from deskwire_chat.domain.messages import Message
-from deskwire_chat.shard.commands import Command, Store
+from deskwire_chat.log.commands import Command, Store
 from deskwire_chat.store import conversations, messages
 from deskwire_chat.store.messages import SentKey
 from deskwire_common.db import Database

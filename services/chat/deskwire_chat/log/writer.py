@@ -31,8 +31,7 @@ from deskwire_chat.domain.agents import Agent
 from deskwire_chat.domain.conversations import Conversation, State, partition_of
 from deskwire_chat.domain.messages import Kind
 from deskwire_chat.domain.work import WorkItem, work_item_of
-from deskwire_chat.routing.router import Router
-from deskwire_chat.shard.commands import (
+from deskwire_chat.log.commands import (
     Accept,
     Alter,
     Assign,
@@ -45,8 +44,9 @@ from deskwire_chat.shard.commands import (
     Store,
     participants,
 )
-from deskwire_chat.shard.group import Group
-from deskwire_chat.shard.memory import Known, Memory
+from deskwire_chat.log.group import Group
+from deskwire_chat.log.memory import Known, Memory
+from deskwire_chat.routing.router import Router
 from deskwire_chat.shard.ownership import HeadsWrong, Ownership, steps
 from deskwire_chat.store import conversations
 from deskwire_chat.store.partitions import Partition

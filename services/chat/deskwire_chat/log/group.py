@@ -18,9 +18,8 @@ from deskwire_chat.domain.conversations import Conversation, State
 from deskwire_chat.domain.messages import Kind, Message
 from deskwire_chat.domain.work import work_item_of
 from deskwire_chat.events import Occasion
-from deskwire_chat.routing.router import Router
-from deskwire_chat.shard import codec
-from deskwire_chat.shard.commands import (
+from deskwire_chat.log import codec
+from deskwire_chat.log.commands import (
     Accept,
     Assign,
     Deliver,
@@ -28,8 +27,9 @@ from deskwire_chat.shard.commands import (
     Stored,
     participants,
 )
-from deskwire_chat.shard.memory import Known
-from deskwire_chat.shard.visitors import Visitors
+from deskwire_chat.log.memory import Known
+from deskwire_chat.log.openings import Visitors
+from deskwire_chat.routing.router import Router
 from deskwire_chat.store import agents, attachments, conversations, messages
 from deskwire_chat.store.messages import SentKey
 from deskwire_chat.store.partitions import Partition, Steps

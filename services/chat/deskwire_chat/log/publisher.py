@@ -15,8 +15,8 @@ from typing import Final
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.domain.messages import Message
 from deskwire_chat.events import trace_id_of
-from deskwire_chat.shard import codec
-from deskwire_chat.shard.commands import Stored
+from deskwire_chat.log import codec
+from deskwire_chat.log.commands import Stored
 from deskwire_chat.store import messages, partitions
 from deskwire_chat.store.partitions import Partition
 from deskwire_common import telemetry, topics

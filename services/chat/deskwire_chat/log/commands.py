@@ -13,7 +13,7 @@ from deskwire_chat.domain.agents import Agent
 from deskwire_chat.domain.conversations import Conversation
 from deskwire_chat.domain.messages import Kind, Message
 from deskwire_chat.domain.work import WorkItem
-from deskwire_chat.shard import codec
+from deskwire_chat.log import codec
 from deskwire_chat.store.messages import SentKey
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import DeskwireError, Unavailable

@@ -1,0 +1,1 @@
+"""Writing: commands become groups, groups become the committed log, and from there Kafka and the index follow it."""

@@ -14,8 +14,9 @@ class Relay:
     def __init__(self, target: int) -> None:
         self.port = 0
         self._target = target
-        self._open = asyncio.Event()
-        self._open.set()
+        self._up = asyncio.Event()
+        self._down = asyncio.Event()
+        self.release()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -34,11 +35,17 @@ class Relay:
 
     def hold(self) -> None:
         """Keep back what the server says; what it is told still reaches it."""
-        self._open.clear()
+        self._down.clear()
+
+    def freeze(self) -> None:
+        """Pass nothing on either way, and close nothing: a cable that was cut, or a node without power."""
+        self._up.clear()
+        self._down.clear()
 
     def release(self) -> None:
         """Pass on what was held, and everything after."""
-        self._open.set()
+        self._up.set()
+        self._down.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -48,8 +55,8 @@ class Relay:
             up, down = await asyncio.open_connection("127.0.0.1", self._target)
             with contextlib.closing(down), contextlib.suppress(ConnectionError):
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._pass_on(reader, down, held=False))
-                    group.create_task(self._pass_on(up, writer, held=True))
+                    group.create_task(self._pass_on(reader, down, self._up))
+                    group.create_task(self._pass_on(up, writer, self._down))
         except* (ConnectionError, asyncio.CancelledError):
             pass
         finally:
@@ -57,11 +64,10 @@ class Relay:
             self._tasks.discard(task)
 
     async def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, held: bool
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_open: asyncio.Event
     ) -> None:
         while data := await reader.read(65_536):
-            if held:
-                await self._open.wait()
+            await is_open.wait()
             writer.write(data)
             await writer.drain()
         writer.close()

@@ -46,10 +46,13 @@ _NAMING: Final = {
     "pk": "pk_%(table_name)s",
 }
 _STRICT_MODE: Final = "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO"
+_IDLE_IN_TRANSACTION: Final = 10
+"""Seconds after which the server ends a transaction whose client says nothing: what a dead node locked is free then."""
 # PostgreSQL: serialization_failure, deadlock_detected, lock_not_available.
 _PG_RETRY: Final = frozenset({"40001", "40P01", "55P03"})
-# PostgreSQL: statement cancelled by statement_timeout; server shutting down or starting; too many clients.
-_PG_UNAVAILABLE: Final = frozenset({"57014", "57P01", "57P02", "57P03", "53300"})
+# PostgreSQL: statement cancelled by statement_timeout; transaction ended as it was idle; server shutting down or
+# starting; too many clients.
+_PG_UNAVAILABLE: Final = frozenset({"57014", "25P03", "57P01", "57P02", "57P03", "53300"})
 # MySQL/MariaDB: ER_LOCK_WAIT_TIMEOUT, ER_LOCK_DEADLOCK, ER_CHECKREAD (record changed since last read).
 _MY_RETRY: Final = frozenset({1205, 1213, 1020})
 # MySQL/MariaDB: connection refused, gone away, lost, killed, shutdown, too many connections, statement timeouts.
@@ -64,6 +67,10 @@ _SQLITE_UNIQUE: Final = frozenset(
         sqlite3.SQLITE_CONSTRAINT_ROWID,
     }
 )
+
+
+AWAY: Final[tuple[type[Exception], ...]] = (DeskwireError, sa.exc.SQLAlchemyError, OSError)
+"""What work with a database raises when it, or something else that is needed, is away: loops outlast it."""
 
 
 class WriteConflict(Unavailable):
@@ -586,7 +593,7 @@ def _postgres_engine(
         "-c timezone=UTC",
     ]
     if statement_timeout:
-        settings.append("-c idle_in_transaction_session_timeout=60000")
+        settings.append(f"-c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION * 1000}")
     arguments: dict[str, Any] = {
         "options": " ".join(filter(None, settings)),
         "connect_timeout": 5,
@@ -615,9 +622,10 @@ def _mysql_engine(
         cursor.execute("SELECT VERSION()")
         mariadb = "mariadb" in str(cursor.fetchone()[0]).lower()
         cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        idle = _IDLE_IN_TRANSACTION if statement_timeout else 0
         # Seconds for MariaDB and all statements, milliseconds for MySQL and SELECT only.
         timeout = (
-            f"max_statement_time={statement_timeout:g}"
+            f"max_statement_time={statement_timeout:g}, idle_transaction_timeout={idle}"
             if mariadb
             else f"max_execution_time={int(statement_timeout * 1000)}"
         )

@@ -1,0 +1,57 @@
+"""Ownership: of all processes of a service, one owns a slot at a time, and whoever is replaced can't write any more.
+
+A slot is whatever only one process may work on: a partition, the outbox, an adapter, a source. Nothing rests on a
+session lock, which the database keeps for hours when a node loses power: see owner.py for how the dead are replaced.
+
+    owner = Owner(db, clock, ids.uuid7(), lease_seconds=settings.lease_seconds)
+    owner.employ("outbox", relay.work)
+    …
+    await owner.start(member_name(address), address)
+    runtime.spawn("ownership", owner.run)
+    runtime.on_drain(owner.leave)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from typing import Final
+
+from deskwire_common.ownership.hashing import share, wanted_owner
+from deskwire_common.ownership.members import Member, members_table
+from deskwire_common.ownership.owner import LEASE_SECONDS, Owner
+from deskwire_common.ownership.shares import Duties, Share
+from deskwire_common.ownership.slots import Slot, SlotRows, TermOver, fence, slots_table
+from deskwire_common.ownership.workers import Held, Work
+
+__all__ = [
+    "LEASE_SECONDS",
+    "Duties",
+    "Held",
+    "Member",
+    "Owner",
+    "Share",
+    "Slot",
+    "SlotRows",
+    "TermOver",
+    "Work",
+    "fence",
+    "member_name",
+    "members_table",
+    "share",
+    "slots_table",
+    "wanted_owner",
+]
+
+_MAX_NAME: Final = 128
+
+
+def member_name(port: int) -> str:
+    """The name of a process that has none of its own: its host and the port on which it listens.
+
+    No other living process of the host has it, and its next life after a kill -9 has: that one takes over at once.
+    """
+    host = socket.gethostname()
+    if len(host) > _MAX_NAME - 6:
+        host = hashlib.sha256(host.encode()).hexdigest()
+    return f"{host}:{port}"

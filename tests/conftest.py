@@ -17,7 +17,7 @@ from deskwire_cli.launch import Launch, make_plan
 from deskwire_cli.machine.home import Home
 from deskwire_common.auth import KeySet, TokenSigner
 from support import s3, servers
-from support.command import free_base
+from support.ports import free_base
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,7 +21,8 @@ from deskwire_common.auth import KeySet, Role, TokenVerifier
 from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
 from deskwire_common.rpc import make_channel
-from support.command import Command, free_base
+from support.command import Command
+from support.ports import free_base
 from support.suite import chat_settings
 
 Run = Callable[..., Awaitable["CompletedProcess[str]"]]

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from deskwire_cli.suite import Suite, load_suite  # noqa: E402 - after the path
 from support import servers  # noqa: E402 - after the path
+from support.ports import free_base  # noqa: E402 - after the path
 
 _DESKWIRE: Final = Path(sys.executable).with_name("deskwire")
 _WAL_FILES: Final = 64
@@ -124,11 +125,6 @@ def make_wal_files(server: servers.DatabaseServer) -> None:
         f" FROM generate_series(1, {_WAL_FILES})"
     )
     server.execute("CHECKPOINT")
-
-
-def free_base() -> int:
-    """A port base that is probably free: of this process's own range."""
-    return 20_000 + os.getpid() % 200 * 100
 
 
 def say(text: str) -> None:

@@ -22,13 +22,13 @@ from deskwire.chat.v1.conversation_service_pb2_grpc import ConversationServiceSt
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.shard.ownership import share
 from deskwire_chat.store import partitions
-from deskwire_cli.machine.ports import free_port
 from deskwire_client import Client
 from deskwire_common import topics
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database
 from deskwire_common.rpc import stream_metadata
 from support import eventually
+from support.ports import free_port
 from support.suite import Desk, desk, new_id
 from support.topic import read_rows
 

@@ -11,7 +11,8 @@ import pytest
 
 from deskwire_cli.machine.home import Home
 from support import eventually
-from support.command import Command, free_base
+from support.command import Command
+from support.ports import free_base
 from support.servers import DatabaseServer
 
 

@@ -17,12 +17,13 @@ import pytest
 from deskwire_cli.launch import make_plan
 from deskwire_cli.machine import kafka, valkey
 from deskwire_cli.machine.home import Home, write_atomically
-from deskwire_cli.machine.ports import HOST, LAYOUT, Ports, free_port
+from deskwire_cli.machine.ports import HOST, LAYOUT, Ports
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.machine.process import Process
 from deskwire_cli.suite import load_suite
 from deskwire_common.auth import KeySet
 from support import eventually
+from support.ports import free_port
 
 SLEEPER = [sys.executable, "-c", "import signal; print('up', flush=True); signal.pause()"]
 STUBBORN = [

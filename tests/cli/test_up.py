@@ -24,7 +24,8 @@ from deskwire_cli.machine.ports import HOST, LAYOUT, is_free
 from deskwire_cli.suite import load_suite
 from deskwire_common.auth import KeySet, Profile, TokenVerifier
 from support import eventually
-from support.command import Command, free_base
+from support.command import Command
+from support.ports import free_base
 
 SERVICES = {"chat", "tickets", "events", "cdc", "gateway"}
 

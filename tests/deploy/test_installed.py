@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.deploy import SERVICES
+from support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,13 +56,6 @@ def find_uv() -> str:
     found = shutil.which("uv", path=places)
     assert found is not None, "no uv: `make setup` brings one"
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module", params=SERVICES, name="installed")

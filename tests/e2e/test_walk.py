@@ -15,8 +15,9 @@ from deskwire_cli.walk import Walk
 from deskwire_common import events, topics
 from deskwire_common.kafka import Reader
 from support import eventually
-from support.command import Command, free_base
+from support.command import Command
 from support.otlp import Receiver, receiver
+from support.ports import free_base
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import deskwire_gateway.app
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_cli.machine.ports import free_port
 from deskwire_common.auth import Role
 from deskwire_common.lifecycle import running
 from support import eventually
+from support.ports import free_port
 from support.suite import Desk, Start, gateway_settings, new_id
 from support.wire import wire
 

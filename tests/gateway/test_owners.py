@@ -15,12 +15,12 @@ from deskwire.common.v1 import error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.log.writer import ShardWriter
 from deskwire_chat.shard.ownership import Ownership
-from deskwire_cli.machine.ports import free_port
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import Unavailable
 from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
 from deskwire_gateway import shards
+from support.ports import free_port
 from support.suite import chat_settings, gateway_settings, new_id
 from support.wire import wire
 

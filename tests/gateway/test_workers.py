@@ -17,7 +17,8 @@ from deskwire_client import Client
 from deskwire_common.auth import KeySet, Role, TokenSigner
 from deskwire_common.rpc import make_channel
 from support import eventually
-from support.command import Command, free_base
+from support.command import Command
+from support.ports import free_base
 from support.suite import new_id
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from deskwire_cli.launch import Launch, serving
-from deskwire_cli.machine.ports import LAYOUT, is_free
 
 
 class Command:
@@ -38,14 +37,6 @@ class Command:
     def status(self) -> tuple[int, dict[str, Any]]:
         done = self("status", "--json")
         return done.returncode, json.loads(done.stdout)
-
-
-def free_base() -> int:
-    """A base all of whose ports are free."""
-    for base in range(20000, 30000, 100):
-        if all(is_free(base + distance) for distance in LAYOUT.values()):
-            return base
-    raise AssertionError("no free ports")
 
 
 async def kill(launch: Launch, name: str) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from deskwire_cli.machine.kafka import cache_folder, find_java
-from deskwire_cli.machine.ports import HOST, free_port
+from deskwire_cli.machine.ports import HOST
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.machine.process import Process
+from support.ports import free_port
 from support.servers import running, unavailable
 
 VERSION = "2.6.0"

@@ -25,9 +25,10 @@ import pytest
 
 from deskwire_cli.machine import devbroker, kafka, valkey
 from deskwire_cli.machine import process as processes
-from deskwire_cli.machine.ports import HOST, free_port
+from deskwire_cli.machine.ports import HOST
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.machine.process import Process
+from support.ports import free_port
 
 ACCOUNT = "deskwire"  # user and password
 READY_SECONDS = 60.0

@@ -16,11 +16,12 @@ import psutil
 
 from deskwire_cli.launch import serving
 from deskwire_cli.machine import kafka, valkey
-from deskwire_cli.machine.ports import HOST, free_port
+from deskwire_cli.machine.ports import HOST
 from deskwire_cli.machine.process import Probe, Process, python_environment
 from deskwire_common.auth import KeySet, Role, TokenSigner
 from deskwire_common.migrations import migrate
 from support import eventually, servers
+from support.ports import free_port
 
 TENANT = "world"
 _SECONDS = 60.0

@@ -79,21 +79,6 @@ def is_free(port: int) -> bool:
     return True
 
 
-_given: Final[set[int]] = set()
-
-
-def free_port() -> int:
-    """A loopback port that nothing listens on now, another one each time. Others may take it before its use."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port = int(probe.getsockname()[1])
-        # The kernel may give the same one twice in a row: two servers that are about to start would share it.
-        if port not in _given:
-            _given.add(port)
-            return port
-
-
 def answers(address: str, timeout: float = 1.0) -> bool:
     """Whether something accepts connections at host:port. Blocks for at most `timeout` seconds."""
     host, _, port = address.rpartition(":")

@@ -1,0 +1,48 @@
+"""Loopback ports for tests, each given to one process of the machine, however many test runs it has.
+
+A process claims blocks of a hundred ports, below those that the kernel takes for outgoing connections. The claim is a
+socket on the block's last port: nobody else can have it, and it goes with the process.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+from deskwire_cli.machine.ports import HOST, is_free
+
+_BLOCK: Final = 100
+_BLOCKS: Final = range(10_000, 32_000, _BLOCK)
+_claims: Final[list[socket.socket]] = []
+
+
+def free_base() -> int:
+    """A port base for `deskwire up`: it and the 98 ports after it are this process's until its end."""
+    for base in random.sample(_BLOCKS, len(_BLOCKS)):
+        claim = socket.socket()
+        try:
+            claim.bind((HOST, base + _BLOCK - 1))
+        except OSError:
+            claim.close()
+            continue
+        if all(is_free(port) for port in range(base, base + _BLOCK - 1)):
+            _claims.append(claim)
+            return base
+        claim.close()
+    raise AssertionError("no free ports")
+
+
+def _ports() -> Iterator[int]:
+    while True:
+        base = free_base()
+        yield from filter(is_free, range(base, base + _BLOCK - 1))
+
+
+_free: Final = _ports()
+
+
+def free_port() -> int:
+    """A port that nothing listens on, another one each time."""
+    return next(_free)

@@ -27,6 +27,7 @@ from deskwire.chat.v1 import (
     tenant_service_pb2_grpc,
 )
 from deskwire_cli.machine.problem import Problem
+from deskwire_cli.signing_keys import KeysFileOption, register, show_signing_keys
 from deskwire_cli.suite import TENANT, load_suite
 from deskwire_common.auth import ANY_TENANT, KeysError, Role
 from deskwire_common.rpc import domain_errors, make_channel
@@ -36,7 +37,12 @@ _PAGE: Final = 500
 
 tenant_app = typer.Typer(name="tenant", help="Tenants of the suite.", no_args_is_help=True)
 agent_app = typer.Typer(name="agent", help="Agents of a tenant.", no_args_is_help=True)
-key_app = typer.Typer(name="key", help="Keys of a tenant's integrations.", no_args_is_help=True)
+key_app = typer.Typer(
+    name="key",
+    help="Integration keys (create, list, revoke) and signing keys (add, change, remove, rotate, new).",
+    no_args_is_help=True,
+)
+register(key_app)
 
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whose.")]
 NameOption = Annotated[str, typer.Option("--name", help="A name for people.")]
@@ -262,7 +268,7 @@ def create_key(
     tenant: TenantOption = TENANT,
     name: NameOption = "",
 ) -> None:
-    """Print the secret of a new key: this once, it can't be read again."""
+    """Print the secret of a new integration key: this once, it can't be read again."""
     request = integration_key_service_pb2.CreateIntegrationKeyRequest(
         request_id=new_request(), system_id=system, display_name=name
     )
@@ -278,8 +284,18 @@ def create_key(
 
 
 @key_app.command("list")
-def list_keys(tenant: TenantOption = TENANT, as_json: JsonOption = False) -> None:
-    """Show the keys of a tenant, never their secrets."""
+def list_keys(
+    tenant: TenantOption = TENANT,
+    as_json: JsonOption = False,
+    signing: Annotated[
+        bool, typer.Option("--signing", help="Those of the keys file, and what each may sign.")
+    ] = False,
+    keys_file: KeysFileOption = None,
+) -> None:
+    """Show the integration keys of a tenant, never their secrets."""
+    if signing:
+        show_signing_keys(keys_file, as_json=as_json)
+        return
     request = integration_key_service_pb2.ListIntegrationKeysRequest()
     pages = keys(tenant).pages("ListIntegrationKeys", request)
     show_keys([each for page in pages for each in page.keys], as_json=as_json)
@@ -290,7 +306,7 @@ def revoke_key(
     key: Annotated[str, typer.Argument(help="The key's id, as `list` shows it.")],
     tenant: TenantOption = TENANT,
 ) -> None:
-    """End a key for ever; its last token lapses within ten minutes."""
+    """End an integration key for ever; its last token lapses within ten minutes."""
     request = integration_key_service_pb2.RevokeIntegrationKeyRequest(
         request_id=new_request(), key_id=key
     )

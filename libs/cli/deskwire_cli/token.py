@@ -10,10 +10,7 @@ import typer
 from deskwire_cli.machine.home import Home
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.suite import TENANT
-from deskwire_common.auth import KeysError, KeySet, Profile, Role, TokenSigner
-
-#: The longest that a token may be good for: 30 days.
-MAX_SECONDS = 30 * 86400.0
+from deskwire_common.auth import MAX_LIFETIME, KeysError, KeySet, Profile, Role, TokenSigner
 
 
 class TokenRole(StrEnum):
@@ -43,7 +40,7 @@ def token(
         ),
     ] = None,
     ttl: Annotated[
-        float, typer.Option(min=1, max=MAX_SECONDS, help="Seconds that it is good for.")
+        float, typer.Option(min=1, max=MAX_LIFETIME, help="Seconds that it is good for.")
     ] = 3600.0,
 ) -> None:
     """Print one token."""

@@ -1,0 +1,53 @@
+"""Who calls: JWTs signed with Ed25519 by a key of the keys file (a JWK set, RFC 7517/8037).
+
+The tenant is always the token's. The algorithm is the key's, never the token header's. A key signs only what its grant
+allows: which roles, for which tenants, for how long.
+"""
+
+from deskwire_common.auth.grants import (
+    LIFETIME_MEMBER,
+    MAX_LIFETIME,
+    PUBLIC_KEY_LIFETIME,
+    ROLES_MEMBER,
+    TENANTS_MEMBER,
+    Grant,
+)
+from deskwire_common.auth.keys import ALGORITHM, KeysError, KeySet, VerifyingKey
+from deskwire_common.auth.principals import (
+    ANY_TENANT,
+    Principal,
+    Profile,
+    Role,
+    acting_as,
+    checked_principal,
+    current_principal,
+    set_current_principal,
+)
+from deskwire_common.auth.signer import TokenSigner
+from deskwire_common.auth.verifier import AUDIENCE, ISSUER, TokenVerifier, token_expired
+
+__all__ = [
+    "ALGORITHM",
+    "ANY_TENANT",
+    "AUDIENCE",
+    "ISSUER",
+    "LIFETIME_MEMBER",
+    "MAX_LIFETIME",
+    "PUBLIC_KEY_LIFETIME",
+    "ROLES_MEMBER",
+    "TENANTS_MEMBER",
+    "Grant",
+    "KeySet",
+    "KeysError",
+    "Principal",
+    "Profile",
+    "Role",
+    "TokenSigner",
+    "TokenVerifier",
+    "VerifyingKey",
+    "acting_as",
+    "checked_principal",
+    "current_principal",
+    "set_current_principal",
+    "token_expired",
+]

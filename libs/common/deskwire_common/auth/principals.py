@@ -1,0 +1,135 @@
+"""Callers: their roles, what a token says about them, and who makes the call that is being served."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from deskwire.common.v1.error_reason_pb2 import ErrorReason
+from deskwire_common.errors import Unauthenticated
+
+ANY_TENANT: Final = "*"
+"""The tenant of a service that speaks for many, and of an operator of the whole suite; nobody else may have it."""
+
+_NAME = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
+_MAX_DISPLAY_NAME = 128
+_MAX_EMAIL = 254  # RFC 5321, 4.5.3.1.3
+_MAX_PHONE = 32
+_MAX_IDS = 15  # a customer has up to 16 identities, and the subject is one
+_MAX_ID = 128
+
+
+class Role(StrEnum):
+    """What a token's holder is to deskwire; the values are those of the `role` claim."""
+
+    VISITOR = "visitor"
+    AGENT = "agent"
+    BOT = "bot"
+    INTEGRATION = "integration"
+    OPERATOR = "operator"
+    SERVICE = "service"
+
+
+_ANY_TENANT_ROLES: Final = frozenset({Role.SERVICE, Role.OPERATOR})
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a visitor's token vouches for: the website has verified it. `ids`: (system, the visitor's id there)."""
+
+    email: str = ""
+    mobile: str = ""
+    ids: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A verified caller. `system` is the system id of an integration (`crm:main`), else empty.
+
+    `profile` is a visitor's, where the token has one.
+    """
+
+    tenant: str
+    role: Role
+    subject: str
+    system: str = ""
+    name: str = ""
+    profile: Profile | None = None
+
+    @property
+    def runs_the_suite(self) -> bool:
+        """Whether this is an operator of all tenants."""
+        return self.role is Role.OPERATOR and self.tenant == ANY_TENANT
+
+
+def is_name(text: str) -> bool:
+    """Whether a tenant, subject or system may be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
+def checked_principal(principal: Principal) -> Principal:
+    """Return `principal` if its parts have the right form, else raise ValueError that says which has not."""
+    any_tenant = principal.tenant == ANY_TENANT and principal.role in _ANY_TENANT_ROLES
+    if not any_tenant and not is_name(principal.tenant):
+        raise ValueError("tenant must be 1-64 of A-Z a-z 0-9 . _ : @ -")
+    if not is_name(principal.subject):
+        raise ValueError("subject must be 1-64 of A-Z a-z 0-9 . _ : @ -")
+    if principal.role is Role.INTEGRATION:
+        if not is_name(principal.system):
+            raise ValueError("an integration needs a system id, such as crm:main")
+    elif principal.system:
+        raise ValueError("only an integration has a system id")
+    if len(principal.name) > _MAX_DISPLAY_NAME:
+        raise ValueError(f"name is longer than {_MAX_DISPLAY_NAME} characters")
+    if principal.profile is not None:
+        if principal.role is not Role.VISITOR:
+            raise ValueError("only a visitor's token has email, phone_number and ids")
+        _check_profile(principal.profile)
+    return principal
+
+
+def _check_profile(profile: Profile) -> None:
+    if len(profile.email) > _MAX_EMAIL or not profile.email.isprintable():
+        raise ValueError(f"email must be printable, of up to {_MAX_EMAIL} characters")
+    if len(profile.mobile) > _MAX_PHONE or not profile.mobile.isprintable():
+        raise ValueError(f"phone_number must be printable, of up to {_MAX_PHONE} characters")
+    if len(profile.ids) > _MAX_IDS:
+        raise ValueError(f"ids has more than {_MAX_IDS} entries")
+    for system, value in profile.ids:
+        if not is_name(system) or system == Role.VISITOR:
+            raise ValueError("a system of ids must be a system id such as crm:main")
+        if not 0 < len(value) <= _MAX_ID or not value.isprintable():
+            raise ValueError(f"an id of ids must be 1-{_MAX_ID} printable characters")
+
+
+_PRINCIPAL: ContextVar[Principal] = ContextVar("deskwire_principal")
+
+
+def current_principal() -> Principal:
+    """Return who makes the call that is being served. Raises Unauthenticated outside of a call."""
+    principal = _PRINCIPAL.get(None)
+    if principal is None:
+        raise Unauthenticated(
+            "a bearer token is needed", reason=ErrorReason.ERROR_REASON_TOKEN_MISSING
+        )
+    return principal
+
+
+def set_current_principal(principal: Principal) -> None:
+    """Make `principal` the caller for the rest of this task. For the server; others use `acting_as`."""
+    _PRINCIPAL.set(principal)
+
+
+@contextmanager
+def acting_as(principal: Principal) -> Iterator[None]:
+    """Run a block on behalf of `principal`: consumers and timers, which no token called."""
+    token = _PRINCIPAL.set(principal)
+    try:
+        yield
+    finally:
+        _PRINCIPAL.reset(token)

@@ -1,0 +1,109 @@
+"""The contract as tests look at it: every RPC, who serves it, and what the mutating ones publish."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.resources import files
+from pathlib import Path
+
+from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor_pool import Default
+
+ROOT = Path(__file__).resolve().parents[2]
+DESCRIPTORS = files("deskwire") / "contract" / "descriptors.binpb"
+
+# Who serves what: the module that holds the service's AUTHORIZATION table.
+SERVED_BY = {
+    "deskwire.gateway.v1.GatewayService": "deskwire_gateway.api",
+    "deskwire.chat.v1.ConversationService": "deskwire_chat.api",
+    "deskwire.chat.v1.AttachmentService": "deskwire_chat.api",
+    "deskwire.chat.v1.CustomerService": "deskwire_chat.api",
+    "deskwire.chat.v1.AgentService": "deskwire_chat.api",
+    "deskwire.chat.v1.TenantService": "deskwire_chat.api",
+    "deskwire.chat.v1.IntegrationKeyService": "deskwire_chat.api",
+    "deskwire.shard.v1.ShardService": "deskwire_chat.api",
+    "deskwire.tickets.v1.TicketService": "deskwire_tickets.api",
+    "deskwire.events.v1.EventHubService": "deskwire_events.api",
+    "deskwire.events.v1.AdapterRegistryService": "deskwire_events.api",
+    "deskwire.cdc.v1.SourceService": "deskwire_cdc.api",
+}
+# Implemented by integrators, called by the hub: the adapter decides who may call it.
+IMPLEMENTED_OUTSIDE = {"deskwire.adapters.v1.SystemAdapterService"}
+
+READS = (
+    *("Get", "List", "Lookup", "Search", "Watch", "Subscribe"),
+    *("Connect", "Link", "Schema", "Auth", "Exchange"),
+)
+# What a mutating call publishes; a new one without an entry fails the test.
+PUBLISHES = {
+    "ConversationService.SendMessage": {
+        "message_sent",
+        "message_edited",
+        "message_redacted",
+        "note_added",
+    },
+    "ConversationService.StreamMessages": {
+        "message_sent",
+        "message_edited",
+        "message_redacted",
+        "note_added",
+    },
+    "ConversationService.CloseConversation": {"conversation_closed"},
+    "ConversationService.TransferConversation": {"conversation_transferred"},
+    # message_sent carries it.
+    "AttachmentService.CreateAttachment": set(),
+    "AttachmentService.CompleteAttachment": set(),
+    "CustomerService.UpdateCustomer": {"customer_updated"},
+    "CustomerService.UpsertCustomer": {"customer_created", "customer_updated"},
+    "AgentService.SetAgentStatus": {"agent_status_changed"},
+    "AgentService.AcceptOffer": {"conversation_assigned"},
+    "AgentService.DeclineOffer": set(),  # of no business to anybody: the next is asked
+    "AgentService.CreateAgent": {"agent_created"},
+    "AgentService.DisableAgent": {"agent_disabled"},
+    "AgentService.EnableAgent": {"agent_enabled"},
+    "TenantService.CreateTenant": {"tenant_created"},
+    "TenantService.DisableTenant": {"tenant_disabled"},
+    "TenantService.EnableTenant": {"tenant_enabled"},
+    "IntegrationKeyService.CreateIntegrationKey": {"integration_key_created"},
+    "IntegrationKeyService.RevokeIntegrationKey": {"integration_key_revoked"},
+    "TicketService.CreateTicket": {"ticket_created"},
+    "TicketService.SolveTicket": {"ticket_solved"},
+    "TicketService.ReopenTicket": {"ticket_reopened"},
+    "EventHubService.Publish": set(),  # the caller's own types, on deskwire.external
+    "AdapterRegistryService.RegisterAdapter": {"adapter_registered"},
+    "AdapterRegistryService.RemoveAdapter": {"adapter_removed"},
+    "SourceService.CreateSource": {"source_created"},
+    "SourceService.DeleteSource": {"source_deleted"},
+    "SystemAdapterService.Push": set(),  # the system's own matter
+}
+
+
+def load_set() -> descriptor_pb2.FileDescriptorSet:
+    return descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
+
+
+def our_files() -> list[descriptor_pb2.FileDescriptorProto]:
+    return [file for file in load_set().file if file.name.startswith("deskwire/")]
+
+
+def methods() -> list[MethodDescriptor]:
+    for file in our_files():
+        importlib.import_module(file.name.removesuffix(".proto").replace("/", ".") + "_pb2")
+    return [
+        method
+        for file in our_files()
+        for service in file.service
+        for method in Default().FindServiceByName(f"{file.package}.{service.name}").methods
+    ]
+
+
+METHODS = methods()
+
+
+def short(method: MethodDescriptor) -> str:
+    return f"{method.containing_service.name}.{method.name}"
+
+
+def mutates(method: MethodDescriptor) -> bool:
+    return not method.name.startswith(READS)

@@ -20,9 +20,9 @@ from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.domain.messages import Message
 from deskwire_chat.log import memory
-from deskwire_chat.log.commands import Store
+from deskwire_chat.log.commands import Put
+from deskwire_chat.log.commit import Committer
 from deskwire_chat.log.group import Group
-from deskwire_chat.log.writer import ShardWriter
 from deskwire_chat.store import messages, partitions
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database, Statements
@@ -164,7 +164,7 @@ async def test_what_was_forgotten_to_make_room_is_still_stored_once(
             assert again == [(1, True)] * len(talks)
 
     me = Actor("acme", ActorRole.VISITOR, "me")
-    repeated = [Store(me, talk, "1", b"", lambda _: None) for talk in talks]
+    repeated = [Put(me, talk, "1", b"", lambda _: None) for talk in talks]
     database = await Database.open(database_url)
     known = await memory.Memory(database).load(repeated)
     await database.close()
@@ -180,15 +180,15 @@ async def test_what_is_little_is_one_group_of_both_lanes_and_nothing_waits_for_e
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     groups: list[set[int]] = []
-    write = ShardWriter._write
+    write = Committer.write
 
     async def recorded(
-        self: ShardWriter, commands: list[Any], statements: Statements | None = None
+        self: Committer, commands: list[Any], statements: Statements | None = None
     ) -> None:
         groups.append({partition_of(each.conversation_id) % 2 for each in commands})
         await write(self, commands, statements)
 
-    monkeypatch.setattr(ShardWriter, "_write", recorded)
+    monkeypatch.setattr(Committer, "write", recorded)
     url = postgres.fresh()
     await migrate(url, "deskwire_chat")
     settings = chat_settings(url, kafka, keys_file)

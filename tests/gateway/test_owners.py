@@ -13,7 +13,7 @@ import deskwire_gateway.app
 from deskwire.chat.v1 import conversation_pb2
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_chat.log.writer import ShardWriter
+from deskwire_chat.log.commit import Committer
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import Unavailable
@@ -144,7 +144,7 @@ async def test_a_line_is_held_however_the_owner_changes(
         wire(address(gateway), token) as w,
     ):
         with monkeypatch.context() as broken:
-            broken.setattr(ShardWriter, "_transact", away)
+            broken.setattr(Committer, "_transact", away)
             await w.say(send=send(conversation, "one"))
             assert (await w.hear("error")).temporary
         # Chat forgets who holds a line when the partition leaves it: the gateway doesn't.

@@ -44,9 +44,10 @@ from deskwire_chat.attachments.signing import UrlSigner
 from deskwire_chat.config import Settings
 from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
 from deskwire_chat.live.admission import Admission
+from deskwire_chat.log.group import Collaborators
 from deskwire_chat.log.indexer import SearchIndexer
 from deskwire_chat.log.publisher import Publisher
-from deskwire_chat.log.writer import ShardWriter
+from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
 from deskwire_chat.shard import links as shard_links
@@ -111,17 +112,20 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         return ownership.term_of(item.partition) > 0
 
     presence = Presence(db, connections, is_ours=is_ours)
-    writer = ShardWriter(
+    writer = LogWriter(
         db,
         outbox,
-        router,
         ownership,
-        ids=runtime.ids,
+        Collaborators(
+            runtime.ids,
+            router,
+            connections.deliver,
+            presence.introduce,
+            settings.default_region,
+        ),
         clock=runtime.clock,
-        deliver=connections.deliver,
-        introduce=presence.introduce,
         log=TappedLog(publisher, watchers),
-        region=settings.default_region,
+        updated=watchers.changed,
     )
     receipts = Receipts(db, connections, writer.memory, runtime.clock)
     feeds = QueueFeed(
@@ -133,7 +137,15 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     offers = Offers(db, connections, router, seconds=settings.offer_seconds, is_ours=is_ours)
     router.tell(offers)
     links = Links(
-        db, connections, presence, receipts, feeds, offers, runtime.verifier, runtime.validator
+        db,
+        connections,
+        presence,
+        receipts,
+        feeds,
+        offers,
+        router,
+        runtime.verifier,
+        runtime.validator,
     )
     links.bind(writer, ownership)
     ownership.bind(PartitionHolder(writer, publisher, router, reader, links, watchers))
@@ -146,8 +158,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     runtime.stack.push_async_callback(peers.close)
     carriers = Carriers(writer, ownership, peers)
     streams = MessageStreams(writer, carriers.carrier, runtime.validator, admission.admit, slots)
-    writer.memory.updated = watchers.changed
-    conversation_actions = ConversationActions(tools, writer)
+    conversation_actions = ConversationActions(tools, writer, router)
     keeper = AdmissionKeeper(
         db,
         admission,

@@ -16,8 +16,9 @@ from deskwire_chat.domain.changes import Change
 from deskwire_chat.domain.conversations import Conversation, State
 from deskwire_chat.domain.messages import check_client_msg_id
 from deskwire_chat.events import Occasion
-from deskwire_chat.log.commands import Store, Stored, reply_to
-from deskwire_chat.log.writer import ShardWriter
+from deskwire_chat.log.commands import Put, Stored, reply_to
+from deskwire_chat.log.writer import LogWriter
+from deskwire_chat.routing.router import Router
 from deskwire_chat.store import agents, conversations, messages, receipts, search
 from deskwire_common import telemetry
 from deskwire_common.auth import Role, acting_as, current_principal
@@ -36,7 +37,8 @@ class ConversationActions:
     """What can be done with conversations, for the current principal and in its tenant."""
 
     tools: Tools
-    writer: ShardWriter
+    writer: LogWriter
+    router: Router
 
     async def get(
         self, request: conversations_pb.GetConversationRequest
@@ -158,14 +160,14 @@ class ConversationActions:
     async def send(
         self, request: conversations_pb.SendMessageRequest
     ) -> conversations_pb.SendMessageResponse:
-        """Store a message as the Send frame does, in the conversation's turn; returns when it is committed."""
+        """Put a message as the Send frame does, in the conversation's turn; returns when it is committed."""
         check_client_msg_id(request.client_msg_id)
         kind, target_seq = views.content.kind_of(request.content)
         who = Actor.of(current_principal())
         future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
         traceparent = telemetry.current_traceparent()
         self.writer.submit(
-            Store(
+            Put(
                 who=who,
                 conversation_id=request.conversation_id.lower(),
                 client_msg_id=request.client_msg_id,
@@ -178,7 +180,7 @@ class ConversationActions:
         )
         stored = await future
         if who.role == ActorRole.AGENT:
-            self.writer.router.agent_active(who.tenant, who.subject)
+            self.router.agent_active(who.tenant, who.subject)
         return conversations_pb.SendMessageResponse(
             message=views.messages.message(stored.message, who),
             epoch=stored.epoch,

@@ -11,7 +11,7 @@ from deskwire_chat.actions.agents import AGENTS
 from deskwire_chat.actions.tools import Tools
 from deskwire_chat.domain.conversations import Conversation
 from deskwire_chat.log.commands import Give
-from deskwire_chat.log.writer import ShardWriter
+from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.routing.router import Router
 from deskwire_common.auth import acting_as, current_principal
 from deskwire_common.db import UnitOfWork
@@ -23,7 +23,7 @@ class OfferActions:
 
     tools: Tools
     router: Router
-    writer: ShardWriter
+    writer: LogWriter
 
     async def accept(self, request: agents_pb.AcceptOfferRequest) -> agents_pb.AcceptOfferResponse:
         """Take the conversation that is offered to the caller.

@@ -12,6 +12,10 @@ HOME_ORIGIN: Final = "deskwire"
 """The origin of what begins here."""
 
 
+UserKey = tuple[str, int, str]
+"""Tenant, role, subject: who gets pushes."""
+
+
 class ActorRole(IntEnum):
     """Who writes messages; the numbers are the contract's and the database's."""
 

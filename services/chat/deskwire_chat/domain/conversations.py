@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.actors import Actor, ActorRole, UserKey
 from deskwire_chat.domain.changes import Change, check_version
 from deskwire_common.errors import (
     FailedPrecondition,
@@ -117,6 +117,14 @@ def takes_part(conversation: Conversation, who: Actor) -> bool:
     if who.role == ActorRole.VISITOR:
         return conversation.visitor_id == who.subject
     return conversation.agent_id == who.subject != "" and who.role == conversation.agent_role
+
+
+def participants(conversation: Conversation) -> list[UserKey]:
+    """Return who is told of what happens in a conversation: the visitor first, and the agent or bot that has it."""
+    users: list[UserKey] = [(conversation.tenant, ActorRole.VISITOR, conversation.visitor_id)]
+    if conversation.agent_id:
+        users.append((conversation.tenant, conversation.agent_role, conversation.agent_id))
+    return users
 
 
 def check_may_write(conversation: Conversation, who: Actor) -> None:

@@ -1,25 +1,43 @@
-"""What the shard is asked to do, and how it answers."""
+"""What the log is asked to write, and how each command is answered when it isn't written."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, ClassVar, Final, Protocol
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.agents import Agent
 from deskwire_chat.domain.conversations import Conversation
 from deskwire_chat.domain.messages import Kind, Message
 from deskwire_chat.domain.work import WorkItem
 from deskwire_chat.log import codec
+from deskwire_chat.routing.router import Router
 from deskwire_chat.store.messages import SentKey
 from deskwire_common.db import UnitOfWork
-from deskwire_common.errors import DeskwireError, Unavailable
+from deskwire_common.errors import DeskwireError, Internal, Unavailable
+from deskwire_common.lines import HeldLines
+from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
 
-UserKey = tuple[str, int, str]
-"""Tenant, role, subject: who gets pushes."""
+RETRY_AFTER: Final = 1.0
+
+Held = HeldLines[tuple[Hashable, str]]
+"""By connection and conversation: the message that must come again first."""
+
+
+class NotOwner(Unavailable):
+    """Another process has the partition, or nobody for a moment: nothing was done."""
+
+    default_reason = reasons.ERROR_REASON_NOT_OWNER
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this process doesn't own the conversation; send it again", retry_after=0.2
+        )
 
 
 @dataclass(slots=True)
@@ -48,18 +66,46 @@ def reply_to(future: asyncio.Future[Stored]) -> Reply:
     """Return a reply that ends a future, unless who waited for it has gone."""
 
     def reply(result: Stored | DeskwireError) -> None:
-        if future.done():
-            return
         if isinstance(result, Stored):
-            future.set_result(result)
+            _succeed(future, result)
         else:
-            future.set_exception(result)
+            _fail(future, result)
 
     return reply
 
 
+class Committing(Protocol):
+    """What writes the commands that are alone in their transaction (commit.Committer)."""
+
+    async def alter(self, command: Alter) -> None: ...
+
+    async def accept(self, command: Accept) -> None: ...
+
+
+class Giving(Protocol):
+    """What gives conversations to agents in a transaction (group.Group)."""
+
+    async def propose(self, uow: UnitOfWork, command: Propose) -> None: ...
+
+    async def accept(self, uow: UnitOfWork, command: Accept) -> Conversation: ...
+
+
+class _Command:
+    """What all commands are unless they say otherwise."""
+
+    __slots__ = ()
+
+    is_alone: ClassVar[bool] = False
+    """Whether it isn't joined to groups."""
+    is_bounded: ClassVar[bool] = True
+    """Whether it is refused when too many wait."""
+
+    def hold(self, held: Held) -> None:
+        """It was refused for now: hold its line, if it has one."""
+
+
 @dataclass(slots=True)
-class Store:
+class Put(_Command):
     """A message to store. `line` is the connection it came on: it holds the line, and gets no push of its own.
 
     `term` is the one of its partition that its gateway knew when it sent it: what was sent under an earlier one is
@@ -88,94 +134,181 @@ class Store:
             self.client_msg_id,
         )
 
+    def hold(self, held: Held) -> None:
+        """Later messages of its connection and conversation wait for it."""
+        if self.line is not None:
+            held.hold((self.line, self.conversation_id), self.client_msg_id)
+
+    def refuse(self, error: DeskwireError) -> None:
+        """Answer that it isn't stored."""
+        METRICS.messages_refused.labels(error.reason_name).inc()
+        self.reply(error)
+
+    def not_ours(self) -> None:
+        """Its partition is another's."""
+        self.refuse(NotOwner())
+
+    def give_up(self, cause: Exception, held: Held) -> None:
+        """It could not be stored, however often it was tried."""
+        if isinstance(cause, DeskwireError):
+            self.hold(held)
+            self.refuse(
+                Unavailable(
+                    "the message could not be stored now; send it again", retry_after=RETRY_AFTER
+                )
+            )
+            return
+        get_logger().error("message_refused", conversation_id=self.conversation_id, exc_info=cause)
+        self.refuse(Internal("the message could not be stored; see the server's log"))
+
 
 @dataclass(slots=True)
-class Assign:
-    """Routing's proposal."""
+class Propose(_Command):
+    """Routing's proposal of a conversation for an agent."""
+
+    is_bounded = False
 
     item: WorkItem
     agent: Agent
+    router: Router
     term: int = 0
+    conversation_id: str = field(init=False)
 
-    @property
-    def conversation_id(self) -> str:
-        """Of which conversation."""
-        return self.item.id
+    def __post_init__(self) -> None:
+        self.conversation_id = self.item.id
+
+    async def decide(self, uow: UnitOfWork, giving: Giving) -> None:
+        """Do it in a group's transaction, or have routing told after it why not."""
+        await giving.propose(uow, self)
+
+    def not_ours(self) -> None:
+        """Its partition is another's, whose routing has the conversation."""
+        self.refuse(waits=None, doubtful=False)
+
+    def give_up(self, cause: Exception, held: Held) -> None:  # noqa: ARG002 - as Put has it
+        """It could not be decided: the conversation waits on, and what is known of the agent is in doubt."""
+        self.refuse(waits=self.item, doubtful=True)
+
+    def refuse(self, *, waits: WorkItem | None, doubtful: bool) -> None:
+        """Tell routing; see Router.proposal_refused."""
+        self.router.proposal_refused(
+            self.item.tenant, self.item.id, self.agent.agent_id, waits=waits, doubtful=doubtful
+        )
 
 
 Give = Callable[[], Awaitable[Conversation]]
 """Gives the conversation to the agent, in a transaction, and returns it."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Accept(Assign):
+@dataclass(slots=True)
+class Accept(_Command):
     """An agent's yes to an offer, in a transaction of its own.
 
     `once` gets the transaction and what gives them the conversation, and does that once per request; its result goes to
     `future` after the commit.
     """
 
+    is_alone = True
+    is_bounded = False
+
+    item: WorkItem
+    agent: Agent
+    router: Router
     once: Callable[[UnitOfWork, Give], Awaitable[Any]]
     future: asyncio.Future[Any]
     result: Any = None
+    term: int = 0
+    conversation_id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.conversation_id = self.item.id
+
+    async def commit(self, committing: Committing) -> None:
+        """Write it, and answer."""
+        await committing.accept(self)
+
+    async def decide(self, uow: UnitOfWork, giving: Giving) -> None:
+        """Do it in its transaction."""
+        self.result = await self.once(uow, partial(giving.accept, uow, self))
+
+    def refuse(self, error: Exception) -> None:
+        """The agent doesn't get it. It is offered again, unless it doesn't wait here any more."""
+        over = isinstance(error, NotOwner) or (
+            isinstance(error, DeskwireError)
+            and error.reason == reasons.ERROR_REASON_OFFER_NOT_FOUND
+        )
+        self._settle(waits=None if over else self.item)
+        _fail(self.future, error)
+
+    def repeated(self) -> None:
+        """It was done before, for this request: the offer that was claimed now is another one."""
+        self._settle(waits=self.item)
+
+    def answer(self) -> None:
+        """Say what came of it."""
+        _succeed(self.future, self.result)
+
+    def _settle(self, *, waits: WorkItem | None) -> None:
+        self.router.proposal_refused(
+            self.item.tenant,
+            self.item.id,
+            self.agent.agent_id,
+            waits=waits,
+            doubtful=waits is not None,
+        )
 
 
 @dataclass(slots=True)
-class Alter:
+class Alter(_Command):
     """A change of one conversation in a transaction of its own: close, transfer.
 
     `work` gets the transaction and a copy of the conversation (None: there is none), changes the copy and writes
     everything but the conversation. Its result goes to `future` after the commit.
     """
 
+    is_alone = True
+
     conversation_id: str
     work: Callable[[UnitOfWork, Conversation | None], Awaitable[Any]]
     future: asyncio.Future[Any]
     term: int = 0
 
+    async def commit(self, committing: Committing) -> None:
+        """Write it, and answer."""
+        await committing.alter(self)
+
+    def refuse(self, error: Exception) -> None:
+        """Answer that nothing was changed."""
+        _fail(self.future, error)
+
+    def answer(self, result: Any) -> None:
+        """Say what came of it."""
+        _succeed(self.future, result)
+
 
 @dataclass(slots=True)
-class Mark:
+class Mark(_Command):
     """Says, when its turn in a lane comes, that everything before it is done."""
+
+    is_alone = True
 
     future: asyncio.Future[None]
 
-
-Command = Store | Assign | Alter
-
-
-class NotOwner(Unavailable):
-    """Another process has the partition, or nobody for a moment: nothing was done."""
-
-    default_reason = reasons.ERROR_REASON_NOT_OWNER
-
-    def __init__(self) -> None:
-        super().__init__(
-            "this process doesn't own the conversation; send it again", retry_after=0.2
-        )
+    async def commit(self, committing: Committing) -> None:  # noqa: ARG002 - as the others have it
+        """Say so."""
+        _succeed(self.future, None)
 
 
-class Deliver(Protocol):
-    """Sends bytes to the connections of users."""
-
-    def __call__(
-        self, users: Iterable[UserKey], batch: bytes, *, without: Hashable = None
-    ) -> None: ...
+Command = Put | Propose | Accept | Alter
+Grouped = Put | Propose
+"""These are written in groups."""
 
 
-class Log(Protocol):
-    """Takes what was committed, on its way to Kafka (publisher.Publisher)."""
-
-    def committed(self, stored: Sequence[Stored]) -> None: ...
-
-    def published(self, numbers: Iterable[int]) -> dict[int, int]: ...
-
-    def saved(self, published: Mapping[int, int]) -> None: ...
+def _succeed(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
-def participants(conversation: Conversation) -> list[UserKey]:
-    """Who is told of what happens in a conversation."""
-    users: list[UserKey] = [(conversation.tenant, ActorRole.VISITOR, conversation.visitor_id)]
-    if conversation.agent_id:
-        users.append((conversation.tenant, conversation.agent_role, conversation.agent_id))
-    return users
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

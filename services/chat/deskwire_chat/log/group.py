@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
 
@@ -11,26 +11,19 @@ from opentelemetry.trace import Span
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import domain, events, views
-from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.actors import Actor, ActorRole, UserKey
 from deskwire_chat.domain.agents import Agent
-from deskwire_chat.domain.attachments import Attachment
-from deskwire_chat.domain.conversations import Conversation, State
+from deskwire_chat.domain.conversations import Conversation, State, participants
 from deskwire_chat.domain.messages import Kind, Message
 from deskwire_chat.domain.work import work_item_of
 from deskwire_chat.events import Occasion
 from deskwire_chat.log import codec
-from deskwire_chat.log.commands import (
-    Accept,
-    Assign,
-    Deliver,
-    Store,
-    Stored,
-    participants,
-)
+from deskwire_chat.log.changes import Changes
+from deskwire_chat.log.commands import Accept, Grouped, Propose, Put, Stored
 from deskwire_chat.log.memory import Known
-from deskwire_chat.log.openings import Visitors
+from deskwire_chat.log.openings import Openings
 from deskwire_chat.routing.router import Router
-from deskwire_chat.store import agents, attachments, conversations, messages
+from deskwire_chat.store import agents, conversations, messages
 from deskwire_chat.store.messages import SentKey
 from deskwire_chat.store.partitions import Partition, Steps
 from deskwire_common import telemetry
@@ -46,7 +39,7 @@ def _stored_by(role: ActorRole) -> Tally:
     return METRICS.messages_stored.labels(role.name.lower())
 
 
-def _again(command: Store, earlier: Stored) -> Stored:
+def _again(command: Put, earlier: Stored) -> Stored:
     """Return what a repeated Send was answered the first time. Raises AlreadyExists for another content."""
     # What was changed since can't be compared with what was sent.
     if earlier.message.body != command.body and not earlier.message.changed_at:
@@ -58,40 +51,59 @@ def _again(command: Store, earlier: Stored) -> Stored:
     return replace(earlier, duplicate=True)
 
 
-class Tools(Protocol):
-    """What a group works with (writer.ShardWriter)."""
+class Deliver(Protocol):
+    """Sends bytes to the connections of users."""
+
+    def __call__(
+        self, users: Iterable[UserKey], batch: bytes, *, without: Hashable = None
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Collaborators:
+    """Whom groups work with, and whom they tell when they are committed.
+
+    `region` is how mobile numbers of visitors' tokens are read that have no leading +.
+    """
 
     ids: Ids
     router: Router
     deliver: Deliver
     introduce: Callable[[Conversation], None]
-    region: str
+    region: str = ""
 
 
 class Group:
     """One transaction, built command by command; `after` is what `finish` does when it was committed."""
 
     def __init__(
-        self, tools: Tools, partitions: Mapping[int, Partition], known: Known, now: int
+        self,
+        collaborators: Collaborators,
+        partitions: Mapping[int, Partition],
+        known: Known,
+        now: int,
     ) -> None:
         self.now = now
         self.heads: dict[int, int] = {}
         self.stored: dict[SentKey, Stored] = {}
         self.touched: dict[str, Conversation] = {}
-        self.visitors = Visitors(tools.ids, now, region=tools.region)
+        self.opened: set[str] = set()
+        self.openings = Openings(collaborators.ids, now, region=collaborators.region)
         self.after: list[Callable[[], None]] = []
         self.spans: list[Span] = []
-        self._tools = tools
+        self._with = collaborators
         self._partitions = partitions
         self._known = known
-        self.opened: set[str] = set()
+        self._changes = Changes(now)
         self._altered: list[tuple[Conversation, int]] = []
         self._events: list[DomainEvent] = []
-        self._targets: dict[tuple[str, int], Message] = {}
-        self._changed: dict[tuple[str, int], Message] = {}
-        self._attachments: dict[str, Attachment] = {}
-        self._carried: list[Attachment] = []
-        self._discarded: list[tuple[str, int]] = []
+
+    async def load(
+        self, uow: UnitOfWork, commands: Sequence[Grouped | Accept], openers: Iterable[Actor]
+    ) -> None:
+        """Read what commands need that memory doesn't have; `openers` may open conversations."""
+        await self.openings.load(uow, openers)
+        await self._changes.load(uow, commands)
 
     def finish(self) -> None:
         """Do what waited for the commit; once.
@@ -104,7 +116,7 @@ class Group:
 
     # ------------------------------------------------------------------------------------ messages
 
-    def store(self, command: Store) -> Stored:
+    def put(self, command: Put) -> Stored:
         """Give a message its place, or return the one it has. Raises the domain's refusals."""
         stored = self._place(command)
         self.after.append(lambda: command.reply(stored))
@@ -112,7 +124,7 @@ class Group:
             self._push_message(stored, without=command.line)
         return stored
 
-    def _place(self, command: Store) -> Stored:
+    def _place(self, command: Put) -> Stored:
         earlier = self.stored.get(command.key)
         conversation = self._conversation(command.conversation_id)
         if conversation is not None and not domain.conversations.may_see(conversation, command.who):
@@ -130,80 +142,23 @@ class Group:
             domain.conversations.check_may_write(conversation, command.who)
             domain.messages.check_kind(command.kind, command.who)
         # Before a conversation is opened for it.
-        carried = self._carry(command) if command.kind == Kind.ATTACHMENT else None
+        carried = self._changes.attachment_of(command) if command.kind == Kind.ATTACHMENT else None
         if conversation is None:
             if command.kind not in {Kind.TEXT, Kind.ATTACHMENT}:
                 raise domain.conversations.conversation_not_found(command.conversation_id)
             conversation = self._open(command, traceparent)
-        target = self._target(command) if command.target_seq else None
+        target = self._changes.target_of(command, self._fresh()) if command.target_seq else None
         stored = self._append(
             conversation, command.who, command.client_msg_id, command.body, traceparent, command
         )
         if target is not None:
-            self._change(target, command)
+            self._changes.change(target, command, self._fresh())
         if carried is not None:
-            item = domain.attachments.sent(carried, stored.message.seq)
-            self._attachments[item.attachment_id] = item
-            self._carried.append(item)
+            self._changes.carry(carried, stored.message.seq)
         return stored
 
-    async def load_targets(self, uow: UnitOfWork, commands: Iterable[Store | Assign]) -> None:
-        """Read the messages that edits and redactions are about, and the attachments that are sent."""
-        special = [each for each in commands if isinstance(each, Store) and each.kind != Kind.TEXT]
-        if not special:
-            return
-        places = {(each.conversation_id, each.target_seq) for each in special if each.target_seq}
-        if places:
-            self._targets = await messages.at(uow.connection, sorted(places))
-        files = {
-            views.content.reference_of(each.body).attachment_id
-            for each in special
-            if each.kind == Kind.ATTACHMENT
-        }
-        if files:
-            self._attachments = await attachments.get_many(uow.connection, sorted(files))
-
-    def _carry(self, command: Store) -> Attachment:
-        said = views.content.reference_of(command.body)
-        return domain.attachments.check_may_send(
-            self._attachments.get(said.attachment_id), said, command.conversation_id, command.who
-        )
-
-    def _target(self, command: Store) -> Message:
-        place = command.conversation_id, command.target_seq
-        # It may be of this group, too.
-        found = self._targets.get(place) or next(
-            (
-                each.message
-                for each in self.stored.values()
-                if (each.message.conversation_id, each.message.seq) == place
-            ),
-            None,
-        )
-        return domain.messages.check_may_change(
-            found, command.kind, command.target_seq, command.who
-        )
-
-    def _change(self, target: Message, command: Store) -> None:
-        """History shows a message as it is now; a redaction wipes its edits, too."""
-        target.changed_at = self.now
-        if command.kind == Kind.EDIT:
-            target.body = views.content.edited(command.body)
-        else:
-            if target.kind == Kind.ATTACHMENT:
-                self._discarded.append((target.conversation_id, target.seq))
-            target.body, target.kind = views.content.REDACTED, Kind.REDACTED
-            for each in self.stored.values():
-                edit = each.message
-                if (edit.kind, edit.conversation_id, edit.target_seq) == (
-                    Kind.EDIT,
-                    target.conversation_id,
-                    target.seq,
-                ):
-                    edit.body, edit.kind = views.content.REDACTED, Kind.REDACTED
-                    edit.changed_at = self.now
-        if (target.conversation_id, target.seq) in self._targets:
-            self._changed[target.conversation_id, target.seq] = target
+    def _fresh(self) -> Iterator[Message]:
+        return (each.message for each in self.stored.values())
 
     def _append(
         self,
@@ -212,14 +167,14 @@ class Group:
         client_msg_id: str,
         body: bytes,
         traceparent: str,
-        command: Store | None = None,
+        command: Put | None = None,
     ) -> Stored:
         number = conversation.partition
         head = self.heads.get(number, self._partitions[number].head) + 1
         self.heads[number] = head
         conversation.head_seq += 1
         item = Message(
-            message_id=self._tools.ids.uuid7(),
+            message_id=self._with.ids.uuid7(),
             conversation_id=conversation.conversation_id,
             tenant=conversation.tenant,
             seq=conversation.head_seq,
@@ -249,8 +204,8 @@ class Group:
             told, users = users[:1], users[1:]
             hidden = Stored.of(replace(stored.message, body=views.content.WITHHELD), stored.epoch)
             withheld = codec.message_push(hidden.encoded, stored.epoch)
-            self.after.append(lambda: self._tools.deliver(told, withheld))
-        self.after.append(lambda: self._tools.deliver(users, batch, without=without))
+            self.after.append(lambda: self._with.deliver(told, withheld))
+        self.after.append(lambda: self._with.deliver(users, batch, without=without))
 
     # ------------------------------------------------------------------------------- conversations
 
@@ -261,11 +216,11 @@ class Group:
             found = self.touched[conversation_id] = known.copy()
         return found
 
-    def _open(self, command: Store, traceparent: str) -> Conversation:
+    def _open(self, command: Put, traceparent: str) -> Conversation:
         who = command.who
         if who.role != ActorRole.VISITOR:
             raise domain.conversations.conversation_not_found(command.conversation_id)
-        customer = self.visitors.customer_of(
+        customer = self.openings.customer_of(
             who, traceparent=traceparent, correlation_id=command.conversation_id
         )
         conversation = Conversation(
@@ -285,13 +240,13 @@ class Group:
         )
         self.touched[conversation.conversation_id] = conversation
         self.opened.add(conversation.conversation_id)
-        on = Occasion(self._tools.ids.uuid7(), self.now, who, traceparent)
+        on = Occasion(self._with.ids.uuid7(), self.now, who, traceparent)
         self._events.append(events.conversation_opened(on, conversation, customer))
         item = work_item_of(conversation)
-        self.after.append(lambda: self._tools.router.enqueue(item))
+        self.after.append(lambda: self._with.router.enqueue(item))
         return conversation
 
-    async def assign(self, uow: UnitOfWork, command: Assign) -> None:
+    async def propose(self, uow: UnitOfWork, command: Propose) -> None:
         """Give a conversation to the agent whom routing proposes, if both are still free."""
         tenant, agent = command.item.tenant, command.agent
         conversation = self._conversation(command.conversation_id)
@@ -303,11 +258,7 @@ class Group:
             or not await agents.take(uow.connection, tenant, agent.agent_id, now=self.now)
         ):
             again = work_item_of(conversation) if conversation is not None and waits else None
-            self.after.append(
-                lambda: self._tools.router.proposal_refused(
-                    tenant, command.conversation_id, agent.agent_id, waits=again, doubtful=waits
-                )
-            )
+            self.after.append(lambda: command.refuse(waits=again, doubtful=waits))
             return
         self._give(conversation, agent)
 
@@ -334,18 +285,18 @@ class Group:
         )
         by = Actor.system(tenant)
         # The trace is that of the opening.
-        on = Occasion(self._tools.ids.uuid7(), self.now, by, conversation.traceparent)
+        on = Occasion(self._with.ids.uuid7(), self.now, by, conversation.traceparent)
         self._events.append(events.conversation_assigned(on, conversation, changes))
         METRICS.conversations_assigned.inc()
         conversation_id = conversation.conversation_id
         self.after.append(
-            lambda: self._tools.router.proposal_taken(tenant, conversation_id, agent.agent_id)
+            lambda: self._with.router.proposal_taken(tenant, conversation_id, agent.agent_id)
         )
         assigned = conversation.copy()
         batch = views.frames.conversation_push(assigned)
         users = participants(conversation)
-        self.after.append(lambda: self._tools.deliver(users, batch))
-        self.after.append(lambda: self._tools.introduce(assigned))
+        self.after.append(lambda: self._with.deliver(users, batch))
+        self.after.append(lambda: self._with.introduce(assigned))
         greeting = self._append(
             conversation,
             by,
@@ -368,7 +319,7 @@ class Group:
 
     async def flush(self, uow: UnitOfWork) -> list[DomainEvent]:
         """Write everything but the heads; return the events."""
-        await self.visitors.flush(uow)
+        await self.openings.flush(uow)
         if self.opened:
             await conversations.add(uow.connection, [self.touched[each] for each in self.opened])
         for conversation, old_version in self._altered:
@@ -376,14 +327,6 @@ class Group:
                 continue  # inserted as it is now
             if not await conversations.save(uow.connection, conversation, old_version=old_version):
                 raise Unavailable("a conversation was changed by somebody else")
-        if self._changed:
-            await messages.change(uow, list(self._changed.values()))
-            for each in self._changed.values():
-                if each.kind == Kind.REDACTED:
-                    await messages.wipe_edits(uow, each)
-        if self._carried and not await attachments.sent(uow, self._carried):
-            raise Unavailable("an attachment was removed meanwhile")
-        if self._discarded:
-            await attachments.discard(uow, self._discarded, now=self.now)
+        await self._changes.flush(uow)
         await messages.append(uow, [each.message for each in self.stored.values()])
-        return [*self.visitors.events, *self._events]
+        return [*self.openings.events, *self._events]

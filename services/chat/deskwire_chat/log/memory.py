@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.conversations import Conversation, partition_of
 from deskwire_chat.domain.messages import Message
-from deskwire_chat.log.commands import Command, Store
+from deskwire_chat.log.commands import Command, Put
 from deskwire_chat.store import conversations, messages
 from deskwire_chat.store.messages import SentKey
 from deskwire_common.db import Database
@@ -54,12 +54,14 @@ class _Entry:
 class Memory:
     """Conversations as the last commit left them; only the writer changes it, after its commits."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(
+        self, db: Database, updated: Callable[[Conversation], None] = lambda _conversation: None
+    ) -> None:
+        """`updated` is told of every conversation that was committed."""
         self._db = db
+        self._updated = updated
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._keys = 0
-        self.updated: Callable[[Conversation], None] = lambda _conversation: None
-        """Is told of every conversation that was committed."""
 
     def get(self, conversation_id: str) -> Conversation | None:
         """Return the conversation itself: copy it before a change that may fail."""
@@ -81,7 +83,7 @@ class Memory:
 
     def update(self, conversation: Conversation, *, opened: bool = False) -> None:
         """Take a conversation as it was committed; one just `opened` has no messages but those that `sent` tells."""
-        self.updated(conversation)
+        self._updated(conversation)
         entry = self._entries.get(conversation.conversation_id)
         if entry is not None:
             entry.conversation = conversation
@@ -113,7 +115,7 @@ class Memory:
             else:
                 self._entries.move_to_end(conversation_id)
                 entries[conversation_id] = entry
-        stores = [c for c in commands if isinstance(c, Store)]
+        stores = [c for c in commands if isinstance(c, Put)]
         sent: dict[SentKey, Message] = {}
         if missing or _doubtful(stores, entries):
             async with self._db.read() as connection:
@@ -153,7 +155,7 @@ class Memory:
             self._keys -= len(entry.sent or ())
 
 
-def _doubtful(stores: Iterable[Store], entries: Mapping[str, _Entry]) -> list[SentKey]:
+def _doubtful(stores: Iterable[Put], entries: Mapping[str, _Entry]) -> list[SentKey]:
     """Return the keys of those that may be stored already."""
     return [
         c.key

@@ -21,7 +21,7 @@ from deskwire_common.ids import Ids
 _Key = tuple[str, Identity]
 
 
-class Visitors:
+class Openings:
     """`load` before `customer_of`, and `flush` before the commit; `events` and `updated` are for the writer."""
 
     def __init__(self, ids: Ids, now: int, *, region: str) -> None:

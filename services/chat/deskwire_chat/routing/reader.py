@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire_chat.domain.conversations import partition_of
-from deskwire_chat.routing.router import Propose, Router
+from deskwire_chat.routing.router import Proposer, Router
 from deskwire_chat.store import agents, conversations
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
@@ -47,7 +47,7 @@ class AgentReader:
         self._gained.update(numbers)
         self._wake.set()
 
-    async def load(self, propose: Propose) -> None:
+    async def load(self, propose: Proposer) -> None:
         """Give routing the agents' table, and let it begin; what waits comes with its partitions."""
         async with self._db.read() as c:
             every = await agents.every(c)

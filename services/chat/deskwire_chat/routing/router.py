@@ -22,7 +22,7 @@ from deskwire_chat.routing.offers import AgentKey, Offer, OfferListener, Offers
 from deskwire_chat.routing.queue import WorkQueue
 from deskwire_common.logging import get_logger
 
-Propose = Callable[[WorkItem, Agent], None]
+Proposer = Callable[[WorkItem, Agent], None]
 """Proposes a work item for an agent to the log, which answers with `proposal_taken` or `proposal_refused`."""
 
 
@@ -43,7 +43,7 @@ class Router:
     def __init__(self, *, now: Callable[[], int], offer_seconds: float = 0.0) -> None:
         """`now` gives microseconds; `offer_seconds`: how long people are offered an item, 0: it is theirs at once."""
         self._now = now
-        self._propose: Propose | None = None
+        self._propose: Proposer | None = None
         self._agents: dict[AgentKey, Capacity] = {}
         self._desks: dict[str, _Desk] = {}
         self._offers = Offers(offer_seconds)
@@ -51,7 +51,7 @@ class Router:
         self.doubted: asyncio.Queue[AgentKey] = asyncio.Queue()
         """Whose row is to be read and given to `agent_read`: what was known of them was wrong."""
 
-    def start(self, agents: Iterable[Agent], propose: Propose) -> None:
+    def start(self, agents: Iterable[Agent], propose: Proposer) -> None:
         """Take over what the table says, and begin to propose."""
         self._propose = propose
         for agent in agents:
@@ -327,7 +327,7 @@ class Router:
         return False
 
     def _dispatch(self, tenant: str) -> None:
-        """Propose until nobody has room, or nothing waits that they may have."""
+        """Proposer until nobody has room, or nothing waits that they may have."""
         desk = self._desk(tenant)
         unwanted: list[WorkItem] = []
         while self._propose is not None and (desk.bots or desk.people):
@@ -352,7 +352,7 @@ class Router:
             desk.queue.put(item)
 
     def _give(self, item: WorkItem, known: Capacity) -> None:
-        """Propose an item for somebody, or offer it to them."""
+        """Proposer an item for somebody, or offer it to them."""
         agent = known.agent
         assert agent is not None  # noqa: S101 - who has room is known
         asked = self._offers.are_made and not agent.bot

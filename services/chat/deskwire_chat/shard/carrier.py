@@ -17,8 +17,8 @@ from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.domain.messages import Message
-from deskwire_chat.log.commands import NotOwner, Reply, Store, Stored, reply_to
-from deskwire_chat.log.writer import ShardWriter
+from deskwire_chat.log.commands import NotOwner, Put, Reply, Stored, reply_to
+from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.peers import Peers, forwarding, was_not_taken
 from deskwire_common.errors import (
@@ -41,7 +41,7 @@ class _Line:
     __slots__ = ("held", "task", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[int, Store, Reply]] = []
+        self.waiting: list[tuple[int, Put, Reply]] = []
         self.held = ""
         self.task: asyncio.Task[None] | None = None
 
@@ -49,7 +49,7 @@ class _Line:
 class Carriers:
     """Makes a carrier for each stream."""
 
-    def __init__(self, writer: ShardWriter, ownership: Ownership, peers: Peers) -> None:
+    def __init__(self, writer: LogWriter, ownership: Ownership, peers: Peers) -> None:
         self.writer = writer
         self.ownership = ownership
         self.peers = peers
@@ -71,8 +71,8 @@ class Carrier:
         self._lines: dict[str, _Line] = {}
         self._numbers = itertools.count()
 
-    def submit(self, command: Store) -> None:
-        """Queue a message, as ShardWriter.submit does, wherever its owner is. Never raises NotOwner."""
+    def submit(self, command: Put) -> None:
+        """Queue a message, as LogWriter.submit does, wherever its owner is. Never raises NotOwner."""
         number, reply = next(self._numbers), command.reply
         if command.conversation_id not in self._lines:
 
@@ -96,13 +96,13 @@ class Carrier:
                 return
         self._carry(number, command, reply)
 
-    def _note(self, command: Store, error: DeskwireError) -> None:
+    def _note(self, command: Put, error: DeskwireError) -> None:
         """The writer forgets who holds a line when the partition leaves it; the stream doesn't."""
         if error.temporary and error.reason != reasons.ERROR_REASON_LINE_HELD:
             line = self._lines.setdefault(command.conversation_id, _Line())
             line.held = line.held or command.client_msg_id
 
-    def _carry(self, number: int, command: Store, reply: Reply) -> None:
+    def _carry(self, number: int, command: Put, reply: Reply) -> None:
         line = self._lines.setdefault(command.conversation_id, _Line())
         # What the writer gives back may be older than what has come since.
         insort(line.waiting, (number, command, reply), key=lambda each: each[0])
@@ -132,7 +132,7 @@ class Carrier:
         if not line.held:
             self._lines.pop(conversation_id, None)
 
-    async def _store(self, command: Store) -> Stored:
+    async def _store(self, command: Put) -> Stored:
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE
         number = partition_of(command.conversation_id)
@@ -148,13 +148,13 @@ class Carrier:
                 raise NotOwner
             await self._ownership.wait_for_change(_AGAIN)
 
-    async def _store_here(self, command: Store) -> Stored:
+    async def _store_here(self, command: Put) -> Stored:
         future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
         command.reply, command.term = reply_to(future), 0
         self._writer.submit(command)
         return await future
 
-    async def _store_there(self, command: Store) -> Stored:
+    async def _store_there(self, command: Put) -> Stored:
         owner = self._peers.elsewhere(command.conversation_id)
         if owner is None:
             raise NotOwner
@@ -180,7 +180,7 @@ class Carrier:
         return _stored(answer, command)
 
 
-def _stored(answer: pb.SendMessageResponse, command: Store) -> Stored:
+def _stored(answer: pb.SendMessageResponse, command: Put) -> Stored:
     """Return what the owner says of a message that it has stored."""
     said = answer.message
     item = Message(

@@ -13,10 +13,9 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from typing import Final
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_chat.domain.actors import Actor, ActorRole, UserKey
 from deskwire_chat.live.admission import Admission
 from deskwire_chat.log import codec
-from deskwire_chat.log.commands import UserKey
 from deskwire_chat.routing.router import Router
 from deskwire_common.errors import DeskwireError, FailedPrecondition
 from deskwire_common.logging import get_logger

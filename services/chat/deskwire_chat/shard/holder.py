@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from deskwire_chat.log.publisher import Publisher
-from deskwire_chat.log.writer import ShardWriter
+from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
 from deskwire_chat.shard.links import Links
@@ -18,7 +18,7 @@ class PartitionHolder:
 
     def __init__(
         self,
-        writer: ShardWriter,
+        writer: LogWriter,
         publisher: Publisher,
         router: Router,
         reader: AgentReader,

@@ -21,13 +21,15 @@ from deskwire_chat.domain.conversations import (
     Conversation,
     conversation_not_found,
     may_see,
+    participants,
     takes_part,
 )
 from deskwire_chat.domain.customers import Customer
 from deskwire_chat.domain.messages import Kind, check_client_msg_id
 from deskwire_chat.log import codec
-from deskwire_chat.log.commands import NotOwner, Store, Stored, participants
-from deskwire_chat.log.writer import ShardWriter
+from deskwire_chat.log.commands import NotOwner, Put, Stored
+from deskwire_chat.log.writer import LogWriter
+from deskwire_chat.routing.router import Router
 from deskwire_chat.shard.connections import Connection, Connections, Stream
 from deskwire_chat.shard.feeds import QueueFeed
 from deskwire_chat.shard.offers import Offers
@@ -78,6 +80,7 @@ class Links:
         receipts: Receipts,
         feeds: QueueFeed,
         offers: Offers,
+        router: Router,
         verifier: TokenVerifier,
         validator: Validator,
     ) -> None:
@@ -87,9 +90,10 @@ class Links:
         self._receipts = receipts
         self._feeds = feeds
         self._offers = offers
+        self._router = router
         self._verifier = verifier
         self._validator = validator
-        self._writer: ShardWriter | None = None
+        self._writer: LogWriter | None = None
         self._ownership: Ownership | None = None
         self._workers: dict[str, Stream] = {}
         self._open: set[Stream] = set()
@@ -97,7 +101,7 @@ class Links:
         self._tasks: set[asyncio.Task[None]] = set()
         connections.freed = self._freed
 
-    def bind(self, writer: ShardWriter, ownership: Ownership) -> None:
+    def bind(self, writer: LogWriter, ownership: Ownership) -> None:
         """Give it the writer, which in turn delivers to the connections."""
         self._writer = writer
         self._ownership = ownership
@@ -378,7 +382,7 @@ class Links:
             if self._writer is None:
                 raise Unavailable("the shard is not ready", retry_after=0.5)
             self._writer.submit(
-                Store(
+                Put(
                     who=connection.who,
                     conversation_id=conversation_id,
                     client_msg_id=client_msg_id,
@@ -392,7 +396,7 @@ class Links:
                 )
             )
             if connection.who.role == ActorRole.AGENT:
-                self._writer.router.agent_active(connection.who.tenant, connection.who.subject)
+                self._router.agent_active(connection.who.tenant, connection.who.subject)
         except DeskwireError as error:
             METRICS.messages_refused.labels(error.reason_name).inc()
             reply(error)

@@ -14,11 +14,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat import views
-from deskwire_chat.domain.actors import ActorRole
+from deskwire_chat.domain.actors import ActorRole, UserKey
 from deskwire_chat.domain.agents import OfferEnd
 from deskwire_chat.domain.conversations import Conversation, State
 from deskwire_chat.domain.customers import Customer
-from deskwire_chat.log.commands import UserKey
 from deskwire_chat.routing.offers import Offer
 from deskwire_chat.routing.router import Router
 from deskwire_chat.shard.connections import Connection, Connections

@@ -15,9 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_chat.domain.actors import ActorRole
-from deskwire_chat.domain.conversations import Conversation
-from deskwire_chat.log.commands import UserKey, participants
+from deskwire_chat.domain.actors import ActorRole, UserKey
+from deskwire_chat.domain.conversations import Conversation, participants
 from deskwire_chat.shard.connections import Connection, Connections
 from deskwire_chat.store import conversations
 from deskwire_common.db import Database

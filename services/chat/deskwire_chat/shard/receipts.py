@@ -15,9 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat import domain, views
-from deskwire_chat.domain.conversations import Conversation
+from deskwire_chat.domain.conversations import Conversation, participants
 from deskwire_chat.domain.messages import Receipt
-from deskwire_chat.log.commands import participants
 from deskwire_chat.log.memory import Memory
 from deskwire_chat.shard.connections import Connection, Connections
 from deskwire_chat.store import conversations, receipts
@@ -91,7 +90,7 @@ class Receipts:
             METRICS.receipts_dropped.inc()
 
     async def run(self) -> None:
-        """Store until cancelled; outlasts a database that is away."""
+        """Put until cancelled; outlasts a database that is away."""
         while True:
             await self._wake.wait()
             self._wake.clear()

@@ -17,8 +17,8 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import views
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.messages import Kind, check_client_msg_id
-from deskwire_chat.log.commands import Store, Stored
-from deskwire_chat.log.writer import ShardWriter
+from deskwire_chat.log.commands import Put, Stored
+from deskwire_chat.log.writer import LogWriter
 from deskwire_common import telemetry
 from deskwire_common.auth import Principal, current_principal
 from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
@@ -41,7 +41,7 @@ Admit = Callable[[Principal], None]
 class Way(Protocol):
     """Where a stream's messages go (carrier.Carrier)."""
 
-    def submit(self, command: Store) -> None:
+    def submit(self, command: Put) -> None:
         """Queue a message for its owner. Raises ResourceExhausted, Unavailable."""
         ...
 
@@ -91,7 +91,7 @@ class MessageStreams:
 
     def __init__(
         self,
-        writer: ShardWriter,
+        writer: LogWriter,
         way: Callable[[Any], Way],
         validator: Validator,
         admit: Admit,
@@ -152,7 +152,7 @@ class _Stream:
     """One stream: `_taken` counts what was read and whose result isn't written yet. It is the line that is held."""
 
     def __init__(
-        self, writer: ShardWriter, way: Way, validator: Validator, principal: Principal
+        self, writer: LogWriter, way: Way, validator: Validator, principal: Principal
     ) -> None:
         self._writer = writer
         self._way = way
@@ -219,7 +219,7 @@ class _Stream:
             kind, target_seq = self._check(message)
             traceparent = message.traceparent
             self._way.submit(
-                Store(
+                Put(
                     who=self._who,
                     conversation_id=message.conversation_id.lower(),
                     client_msg_id=message.client_msg_id,

@@ -24,7 +24,8 @@ from deskwire_chat.domain.conversations import (
     partition_of,
 )
 from deskwire_chat.domain.messages import Message
-from deskwire_chat.log.commands import Log, NotOwner, Stored
+from deskwire_chat.log.commands import NotOwner, Stored
+from deskwire_chat.log.commit import Log
 from deskwire_chat.shard.streams import Admit, Slots, stopping
 from deskwire_chat.store import conversations, messages
 from deskwire_common.auth import Principal, current_principal

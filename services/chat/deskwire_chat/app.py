@@ -42,8 +42,13 @@ from deskwire_chat.attachments.http import FilesSide
 from deskwire_chat.attachments.remover import Remover
 from deskwire_chat.attachments.signing import UrlSigner
 from deskwire_chat.config import Settings
+from deskwire_chat.handover import PartitionHolder
 from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
 from deskwire_chat.live.admission import Admission
+from deskwire_chat.live.offer_feed import Offers
+from deskwire_chat.live.presence import Presence
+from deskwire_chat.live.queue_feed import QueueFeed
+from deskwire_chat.live.receipts import Receipts
 from deskwire_chat.log.group import Collaborators
 from deskwire_chat.log.indexer import SearchIndexer
 from deskwire_chat.log.publisher import Publisher
@@ -51,18 +56,13 @@ from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
 from deskwire_chat.shard import links as shard_links
-from deskwire_chat.shard.carrier import Carriers
 from deskwire_chat.shard.connections import Connections
-from deskwire_chat.shard.feeds import QueueFeed
-from deskwire_chat.shard.holder import PartitionHolder
 from deskwire_chat.shard.links import Links
-from deskwire_chat.shard.offers import Offers
 from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.peers import Peers
-from deskwire_chat.shard.presence import Presence
-from deskwire_chat.shard.receipts import Receipts
 from deskwire_chat.shard.streams import MessageStreams, Slots
 from deskwire_chat.shard.watchers import TappedLog, Watchers
+from deskwire_chat.streams.forward import Carriers
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
 from deskwire_common.clock import to_micros

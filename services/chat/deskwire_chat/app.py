@@ -42,10 +42,10 @@ from deskwire_chat.attachments.http import FilesSide
 from deskwire_chat.attachments.remover import Remover
 from deskwire_chat.attachments.signing import UrlSigner
 from deskwire_chat.config import Settings
-from deskwire_chat.handover import PartitionHolder
+from deskwire_chat.handover import Handover
 from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
 from deskwire_chat.live.admission import Admission
-from deskwire_chat.live.offer_feed import Offers
+from deskwire_chat.live.offer_feed import OfferFeed
 from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.queue_feed import QueueFeed
 from deskwire_chat.live.receipts import Receipts
@@ -62,7 +62,7 @@ from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.shard.peers import Peers
 from deskwire_chat.shard.streams import MessageStreams, Slots
 from deskwire_chat.shard.watchers import TappedLog, Watchers
-from deskwire_chat.streams.forward import Carriers
+from deskwire_chat.streams.forward import Forwarders
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
 from deskwire_common.clock import to_micros
@@ -134,7 +134,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         runtime.clock,
         is_ours=lambda tenant: ownership.term_of(domain.conversations.partition_of(tenant)) > 0,
     )
-    offers = Offers(db, connections, router, seconds=settings.offer_seconds, is_ours=is_ours)
+    offers = OfferFeed(db, connections, router, seconds=settings.offer_seconds, is_ours=is_ours)
     router.tell(offers)
     links = Links(
         db,
@@ -148,7 +148,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         runtime.validator,
     )
     links.bind(writer, ownership)
-    ownership.bind(PartitionHolder(writer, publisher, router, reader, links, watchers))
+    ownership.bind(Handover(writer, publisher, router, reader, links, watchers))
     peers = Peers(
         ownership,
         lambda address: rpc.make_channel(
@@ -156,8 +156,10 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         ),
     )
     runtime.stack.push_async_callback(peers.close)
-    carriers = Carriers(writer, ownership, peers)
-    streams = MessageStreams(writer, carriers.carrier, runtime.validator, admission.admit, slots)
+    forwarders = Forwarders(writer, ownership, peers)
+    streams = MessageStreams(
+        writer, forwarders.forwarder, runtime.validator, admission.admit, slots
+    )
     conversation_actions = ConversationActions(tools, writer, router)
     keeper = AdmissionKeeper(
         db,

@@ -13,8 +13,8 @@ from deskwire_chat.shard.watchers import Watchers
 from deskwire_chat.store.partitions import Partition
 
 
-class PartitionHolder:
-    """All who know something of a partition (ownership.Holder)."""
+class Handover:
+    """Tells all who know something of a partition (ownership.Holder)."""
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ _TICK_SECONDS: Final = 0.5
 _CHUNK: Final = 200
 
 
-class Offers:
+class OfferFeed:
     """Tells agents of their offers."""
 
     def __init__(

@@ -26,7 +26,7 @@ from deskwire_chat.domain.conversations import (
 )
 from deskwire_chat.domain.customers import Customer
 from deskwire_chat.domain.messages import Kind, check_client_msg_id
-from deskwire_chat.live.offer_feed import Offers
+from deskwire_chat.live.offer_feed import OfferFeed
 from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.queue_feed import QueueFeed
 from deskwire_chat.live.receipts import Receipts
@@ -79,7 +79,7 @@ class Links:
         presence: Presence,
         receipts: Receipts,
         feeds: QueueFeed,
-        offers: Offers,
+        offers: OfferFeed,
         router: Router,
         verifier: TokenVerifier,
         validator: Validator,

@@ -39,7 +39,7 @@ Admit = Callable[[Principal], None]
 
 
 class Way(Protocol):
-    """Where a stream's messages go (carrier.Carrier)."""
+    """Where a stream's messages go (streams.forward.Forwarder)."""
 
     def submit(self, command: Put) -> None:
         """Queue a message for its owner. Raises ResourceExhausted, Unavailable."""
@@ -97,7 +97,7 @@ class MessageStreams:
         admit: Admit,
         slots: Slots,
     ) -> None:
-        """`way` makes the way to the owners, given the context of a call (carrier.Carriers)."""
+        """`way` makes the way to the owners, given the context of a call (streams.forward.Forwarders)."""
         self._writer = writer
         self._way = way
         self._validator = validator

@@ -46,27 +46,27 @@ class _Line:
         self.task: asyncio.Task[None] | None = None
 
 
-class Carriers:
-    """Makes a carrier for each stream."""
+class Forwarders:
+    """Makes the way of each stream's messages."""
 
     def __init__(self, writer: LogWriter, ownership: Ownership, peers: Peers) -> None:
         self.writer = writer
         self.ownership = ownership
         self.peers = peers
 
-    def carrier(self, context: Any) -> Carrier:
-        """Return the carrier of one caller's stream."""
-        return Carrier(self, forwarding(context))
+    def forwarder(self, context: Any) -> Forwarder:
+        """Return the way of one caller's stream; `context` is that of its call."""
+        return Forwarder(self, forwarding(context))
 
 
-class Carrier:
+class Forwarder:
     """The way of one stream's messages. Without messages for others it is the writer's own."""
 
-    def __init__(self, tools: Carriers, metadata: grpc.aio.Metadata) -> None:
+    def __init__(self, shared: Forwarders, metadata: grpc.aio.Metadata) -> None:
         """`metadata`: how calls are passed on, as the stream's caller."""
-        self._writer = tools.writer
-        self._ownership = tools.ownership
-        self._peers = tools.peers
+        self._writer = shared.writer
+        self._ownership = shared.ownership
+        self._peers = shared.peers
         self._metadata = metadata
         self._lines: dict[str, _Line] = {}
         self._numbers = itertools.count()
@@ -78,7 +78,7 @@ class Carrier:
 
             def answered(result: Stored | DeskwireError) -> None:
                 if isinstance(result, NotOwner):
-                    self._carry(number, command, reply)
+                    self._forward(number, command, reply)
                     return
                 if isinstance(result, DeskwireError):
                     self._note(command, result)
@@ -94,7 +94,7 @@ class Carrier:
                 raise
             else:
                 return
-        self._carry(number, command, reply)
+        self._forward(number, command, reply)
 
     def _note(self, command: Put, error: DeskwireError) -> None:
         """The writer forgets who holds a line when the partition leaves it; the stream doesn't."""
@@ -102,7 +102,7 @@ class Carrier:
             line = self._lines.setdefault(command.conversation_id, _Line())
             line.held = line.held or command.client_msg_id
 
-    def _carry(self, number: int, command: Put, reply: Reply) -> None:
+    def _forward(self, number: int, command: Put, reply: Reply) -> None:
         line = self._lines.setdefault(command.conversation_id, _Line())
         # What the writer gives back may be older than what has come since.
         insort(line.waiting, (number, command, reply), key=lambda each: each[0])
@@ -123,7 +123,7 @@ class Carrier:
                 line.held = command.client_msg_id if error.temporary else ""
                 reply(error)
             except Exception as error:  # noqa: BLE001 - the others of the stream go on
-                get_logger().error("message_not_carried", exc_info=error)
+                get_logger().error("message_not_forwarded", exc_info=error)
                 reply(Internal("the message could not be passed on; see the server's log"))
             else:
                 line.held = ""

@@ -1,7 +1,11 @@
-"""Page tokens of list calls: opaque to callers, and good only for the list and filters that made them.
+"""Pages of list calls: how much goes into one, and the tokens that lead to the next.
 
-A token is not a secret and not a permission: it names a position. Every query that continues from it is limited to
-the caller's tenant as the first page was.
+A page ends after `page_size` items or some 1 MiB, whichever comes first: gRPC refuses a message over 4 MiB, and what is
+refused there is lost for all who share the call's stream.
+
+A token is opaque to callers, and good only for the list and filters that made it. It is not a secret and not a
+permission: it names a position. Every query that continues from it is limited to the caller's tenant as the first page
+was.
 """
 
 from __future__ import annotations
@@ -10,8 +14,10 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias, TypeVar
+
+from google.protobuf.message import Message
 
 from deskwire.common.v1 import error_reason_pb2
 from deskwire_common.errors import InvalidArgument
@@ -19,6 +25,17 @@ from deskwire_common.errors import InvalidArgument
 PageKey: TypeAlias = tuple[str | int, ...]
 """The sort key of the last row of a page, in the order of the list."""
 
+RowT = TypeVar("RowT")
+MessageT = TypeVar("MessageT", bound=Message)
+
+ANSWER_BYTES: Final = 1 << 20
+"""Encoded bytes after which a page, a run or a batch ends. One item may be larger: there is always at least one."""
+PAGE_SIZE: Final = 50
+"""Items on a page when the caller doesn't say."""
+
+_CHUNK: Final = 50
+"""Rows read at once: what a page that ends by its bytes has read in vain stays small."""
+_ITEM_OVERHEAD: Final = 6  # the tag and the length of an item in its list
 _DIGEST_BYTES = 9
 _INT64 = 1 << 63
 _MAX_TEXT_BYTES = 1024  # an id of 256 characters
@@ -76,3 +93,66 @@ def _is_comparable(part: str | int) -> bool:
     if isinstance(part, int):
         return -_INT64 <= part < _INT64
     return len(part.encode()) <= _MAX_TEXT_BYTES and "\0" not in part
+
+
+class ListRequest(Protocol):
+    """The request of a list call."""
+
+    @property
+    def page_size(self) -> int: ...
+
+    @property
+    def page_token(self) -> str: ...
+
+
+def fit(items: Iterable[MessageT], limit: int = ANSWER_BYTES) -> list[MessageT]:
+    """Return the first items, at least one, as far as they go into `limit` encoded bytes of an answer.
+
+    What comes after them isn't taken from `items`.
+    """
+    fitting: list[MessageT] = []
+    for item in items:
+        limit -= item.ByteSize() + _ITEM_OVERHEAD
+        if limit < 0 and fitting:
+            break
+        fitting.append(item)
+    return fitting
+
+
+async def page(
+    request: ListRequest,
+    kind: str,
+    filters: Mapping[str, object],
+    *,
+    shape: Sequence[type[str | int]],
+    read: Callable[[PageKey | None, int], Awaitable[Sequence[RowT]]],
+    key: Callable[[RowT], PageKey],
+    view: Callable[[RowT], MessageT | None],
+    default_size: int = PAGE_SIZE,
+) -> tuple[list[MessageT], str]:
+    """Return one page of a list and its next_page_token, which is empty on the last page.
+
+    `kind`, `filters` and `shape` are those of `encode_page` and `decode_page`. `read(key, limit)` returns up to `limit`
+    rows after a key (None: from the start); `key` is a row's own; `view` is a row as callers see it, None when it is
+    left out. Raises InvalidArgument (INVALID_PAGE_TOKEN).
+    """
+    after = decode_page(request.page_token, kind, filters, shape=shape)
+    size = request.page_size or default_size
+    items: list[MessageT] = []
+    taken, room = 0, ANSWER_BYTES
+    while True:
+        wanted = min(size - taken, _CHUNK)
+        rows = await read(after, wanted + 1)
+        for row in rows[:wanted]:
+            item = view(row)
+            if item is not None:
+                room -= item.ByteSize() + _ITEM_OVERHEAD
+                if room < 0 and items:
+                    return items, encode_page(kind, filters, after or ())
+                items.append(item)
+            after = key(row)
+        taken += wanted
+        if len(rows) <= wanted:
+            return items, ""
+        if taken >= size:
+            return items, encode_page(kind, filters, after or ())

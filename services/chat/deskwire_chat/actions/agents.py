@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from deskwire.chat.v1 import agent_service_pb2 as agents_pb
 from deskwire_chat import domain, events, views
-from deskwire_chat.actions.tools import PAGE, Look, ResponseT, Tools, check_printable
+from deskwire_chat.actions.tools import Look, ResponseT, Tools, check_printable
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.agents import Agent, Status
 from deskwire_chat.domain.changes import Change
@@ -21,7 +21,7 @@ from deskwire_common.errors import (
     InvalidArgument,
     PermissionDenied,
 )
-from deskwire_common.pagination import decode_page, encode_page
+from deskwire_common.pagination import page
 
 AGENTS: Final = "deskwire.chat.v1.AgentService"
 
@@ -177,18 +177,21 @@ class AgentActions:
         return agents_pb.GetAgentResponse(agent=self._view(found))
 
     async def list(self, request: agents_pb.ListAgentsRequest) -> agents_pb.ListAgentsResponse:
-        """Raises InvalidArgument (INVALIDPAGE_TOKEN)."""
+        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         tenant = current_principal().tenant
-        key = decode_page(request.page_token, "ListAgents", {"tenant": tenant}, shape=(str,))
-        size = request.page_size or PAGE
         async with self.tools.db.read() as c:
-            found = await agents.page(c, tenant, after=str(key[0]) if key else None, limit=size + 1)
-        token = ""
-        if len(found) > size:
-            token = encode_page("ListAgents", {"tenant": tenant}, (found[size - 1].agent_id,))
-        return agents_pb.ListAgentsResponse(
-            agents=[self._view(each) for each in found[:size]], next_page_token=token
-        )
+            found, token = await page(
+                request,
+                "ListAgents",
+                {"tenant": tenant},
+                shape=(str,),
+                read=lambda key, limit: agents.page(
+                    c, tenant, after=str(key[0]) if key else None, limit=limit
+                ),
+                key=lambda item: (item.agent_id,),
+                view=self._view,
+            )
+        return agents_pb.ListAgentsResponse(agents=found, next_page_token=token)
 
     def _view(self, agent: Agent) -> Any:
         return views.messages.agent(

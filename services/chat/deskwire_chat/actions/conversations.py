@@ -9,22 +9,23 @@ from typing import Any, Final
 
 from deskwire.chat.v1 import conversation_service_pb2 as conversations_pb
 from deskwire_chat import domain, events, views
-from deskwire_chat.actions.tools import PAGE, ResponseT, Tools
+from deskwire_chat.actions.tools import ResponseT, Tools
 from deskwire_chat.domain import words
 from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.changes import Change
 from deskwire_chat.domain.conversations import Conversation, State
-from deskwire_chat.domain.messages import check_client_msg_id
+from deskwire_chat.domain.messages import Message, check_client_msg_id
 from deskwire_chat.events import Occasion
 from deskwire_chat.log.commands import Put, Stored, reply_to
 from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.routing.router import Router
 from deskwire_chat.store import agents, conversations, messages, receipts, search
+from deskwire_chat.store.search import Hit
 from deskwire_common import telemetry
 from deskwire_common.auth import Role, acting_as, current_principal
 from deskwire_common.db import UnitOfWork
 from deskwire_common.events import DomainEvent
-from deskwire_common.pagination import decode_page, encode_page
+from deskwire_common.pagination import ANSWER_BYTES, PageKey, fit, page
 
 CONVERSATIONS: Final = "deskwire.chat.v1.ConversationService"
 
@@ -62,28 +63,27 @@ class ConversationActions:
             "visitor": visitor,
             "tenant": principal.tenant,
         }
-        key = decode_page(request.page_token, "ListConversations", filters, shape=(int, str))
-        size = request.page_size or PAGE
         async with self.tools.db.read() as c:
-            found = await conversations.page(
-                c,
-                principal.tenant,
-                states=[State(each) for each in request.states],
-                agent_id=request.agent_id,
-                customer_id=request.customer_id,
-                visitor_id=visitor,
-                before=(int(key[0]), str(key[1])) if key else None,
-                limit=size + 1,
-            )
-        token = ""
-        if len(found) > size:
-            last = found[size - 1]
-            token = encode_page(
-                "ListConversations", filters, (last.created_at, last.conversation_id)
+            found, token = await page(
+                request,
+                "ListConversations",
+                filters,
+                shape=(int, str),
+                read=lambda key, limit: conversations.page(
+                    c,
+                    principal.tenant,
+                    states=[State(each) for each in request.states],
+                    agent_id=request.agent_id,
+                    customer_id=request.customer_id,
+                    visitor_id=visitor,
+                    before=(int(key[0]), str(key[1])) if key else None,
+                    limit=limit,
+                ),
+                key=lambda item: (item.created_at, item.conversation_id),
+                view=views.messages.conversation,
             )
         return conversations_pb.ListConversationsResponse(
-            conversations=[views.messages.conversation(each) for each in found[:size]],
-            next_page_token=token,
+            conversations=found, next_page_token=token
         )
 
     async def list_messages(
@@ -98,10 +98,11 @@ class ConversationActions:
                 request.conversation_id,
                 seq=request.after_seq,
                 limit=request.page_size or _HISTORY,
+                max_bytes=ANSWER_BYTES,
             )
             got = await receipts.of_conversation(c, request.conversation_id)
         return conversations_pb.ListMessagesResponse(
-            messages=[views.messages.message(each, who) for each in run],
+            messages=fit(views.messages.message(each, who) for each in run),
             receipts=[views.messages.receipt(each) for each in got],
             epoch=conversation.epoch,
             # Messages may have come between the two reads.
@@ -122,40 +123,45 @@ class ConversationActions:
             "visitor": visitor,
             "tenant": principal.tenant,
         }
-        key = decode_page(request.page_token, "SearchMessages", filters, shape=(int, str))
         terms = words.of_query(request.query)
         if conversation_id:
             await self._visible(conversation_id)
-        size = request.page_size or _HITS
+        who = Actor.of(principal)
         async with self.tools.db.read() as c:
-            hits = await search.find(
-                c,
-                principal.tenant,
-                terms,
-                conversation_id=conversation_id,
-                customer_id=request.customer_id,
-                visitor_id=visitor,
-                notes=not visitor,
-                before=(int(key[0]), str(key[1])) if key else None,
-                limit=size + 1,
-            )
-            found = await messages.at(c, [(each.conversation_id, each.seq) for each in hits[:size]])
-        token = ""
-        if len(hits) > size:
-            last = hits[size - 1]
-            token = encode_page("SearchMessages", filters, (last.created_at, last.message_id))
-        return conversations_pb.SearchMessagesResponse(
-            hits=[
-                conversations_pb.SearchHit(
-                    message=views.messages.message(
-                        found[each.conversation_id, each.seq], Actor.of(current_principal())
-                    )
+
+            async def read(key: PageKey | None, limit: int) -> list[tuple[Hit, Message | None]]:
+                hits = await search.find(
+                    c,
+                    principal.tenant,
+                    terms,
+                    conversation_id=conversation_id,
+                    customer_id=request.customer_id,
+                    visitor_id=visitor,
+                    notes=not visitor,
+                    before=(int(key[0]), str(key[1])) if key else None,
+                    limit=limit,
                 )
-                for each in hits[:size]
-                if (each.conversation_id, each.seq) in found
-            ],
-            next_page_token=token,
-        )
+                found = await messages.at(c, [(each.conversation_id, each.seq) for each in hits])
+                return [(each, found.get((each.conversation_id, each.seq))) for each in hits]
+
+            def view(row: tuple[Hit, Message | None]) -> conversations_pb.SearchHit | None:
+                _, found = row
+                # The index may name what a restored database hasn't.
+                if found is None:
+                    return None
+                return conversations_pb.SearchHit(message=views.messages.message(found, who))
+
+            shown, token = await page(
+                request,
+                "SearchMessages",
+                filters,
+                shape=(int, str),
+                read=read,
+                key=lambda row: (row[0].created_at, row[0].message_id),
+                view=view,
+                default_size=_HITS,
+            )
+        return conversations_pb.SearchMessagesResponse(hits=shown, next_page_token=token)
 
     async def send(
         self, request: conversations_pb.SendMessageRequest

@@ -9,7 +9,7 @@ from typing import Final
 from deskwire.chat.v1 import customer_pb2
 from deskwire.chat.v1 import customer_service_pb2 as customers_pb
 from deskwire_chat import domain, events, views
-from deskwire_chat.actions.tools import PAGE, Tools
+from deskwire_chat.actions.tools import Tools
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.customers import Customer, Identity
 from deskwire_chat.shard.connections import Connections
@@ -19,7 +19,7 @@ from deskwire_common.db import UnitOfWork, WriteConflict
 from deskwire_common.errors import (
     InvalidArgument,
 )
-from deskwire_common.pagination import decode_page, encode_page
+from deskwire_common.pagination import page
 
 CUSTOMERS: Final = "deskwire.chat.v1.CustomerService"
 
@@ -60,19 +60,19 @@ class CustomerActions:
     ) -> customers_pb.ListCustomersResponse:
         """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         tenant = current_principal().tenant
-        key = decode_page(request.page_token, "ListCustomers", {"tenant": tenant}, shape=(str,))
-        size = request.page_size or PAGE
         async with self.tools.db.read() as c:
-            found = await customers.page(
-                c, tenant, after=str(key[0]) if key else None, limit=size + 1
+            found, token = await page(
+                request,
+                "ListCustomers",
+                {"tenant": tenant},
+                shape=(str,),
+                read=lambda key, limit: customers.page(
+                    c, tenant, after=str(key[0]) if key else None, limit=limit
+                ),
+                key=lambda item: (item.customer_id,),
+                view=views.messages.customer,
             )
-        token = ""
-        if len(found) > size:
-            token = encode_page("ListCustomers", {"tenant": tenant}, (found[size - 1].customer_id,))
-        return customers_pb.ListCustomersResponse(
-            customers=[views.messages.customer(each) for each in found[:size]],
-            next_page_token=token,
-        )
+        return customers_pb.ListCustomersResponse(customers=found, next_page_token=token)
 
     async def update(
         self, request: customers_pb.UpdateCustomerRequest

@@ -8,7 +8,7 @@ from typing import Final
 
 from deskwire.chat.v1 import integration_key_service_pb2 as keys_pb
 from deskwire_chat import domain, events, views
-from deskwire_chat.actions.tools import PAGE, Tools, check_printable
+from deskwire_chat.actions.tools import Tools, check_printable
 from deskwire_chat.domain.access import IntegrationKey
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.store import keys, tenants
@@ -16,7 +16,7 @@ from deskwire_common.auth import Role, TokenSigner, current_principal
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import Unauthenticated
 from deskwire_common.logging import get_logger
-from deskwire_common.pagination import decode_page, encode_page
+from deskwire_common.pagination import page
 
 KEYS: Final = "deskwire.chat.v1.IntegrationKeyService"
 
@@ -65,22 +65,21 @@ class IntegrationKeyActions:
     async def list(
         self, request: keys_pb.ListIntegrationKeysRequest
     ) -> keys_pb.ListIntegrationKeysResponse:
-        """Raises InvalidArgument (INVALIDPAGE_TOKEN)."""
+        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         tenant = current_principal().tenant
-        filters = {"tenant": tenant}
-        after = decode_page(request.page_token, "ListIntegrationKeys", filters, shape=(str,))
-        size = request.page_size or PAGE
         async with self.tools.db.read() as c:
-            found = await keys.page(
-                c, tenant, after=str(after[0]) if after else None, limit=size + 1
+            found, token = await page(
+                request,
+                "ListIntegrationKeys",
+                {"tenant": tenant},
+                shape=(str,),
+                read=lambda key, limit: keys.page(
+                    c, tenant, after=str(key[0]) if key else None, limit=limit
+                ),
+                key=lambda item: (item.key_id,),
+                view=views.messages.integration_key,
             )
-        token = ""
-        if len(found) > size:
-            token = encode_page("ListIntegrationKeys", filters, (found[size - 1].key_id,))
-        return keys_pb.ListIntegrationKeysResponse(
-            keys=[views.messages.integration_key(each) for each in found[:size]],
-            next_page_token=token,
-        )
+        return keys_pb.ListIntegrationKeysResponse(keys=found, next_page_token=token)
 
     async def revoke(
         self, request: keys_pb.RevokeIntegrationKeyRequest

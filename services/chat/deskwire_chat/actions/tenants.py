@@ -8,14 +8,14 @@ from typing import Any, Final
 
 from deskwire.chat.v1 import tenant_service_pb2 as tenants_pb
 from deskwire_chat import domain, events, views
-from deskwire_chat.actions.tools import PAGE, Look, ResponseT, Tools, check_printable
+from deskwire_chat.actions.tools import Look, ResponseT, Tools, check_printable
 from deskwire_chat.domain.access import Tenant
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.store import tenants
 from deskwire_common.auth import current_principal
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import AlreadyExists
-from deskwire_common.pagination import decode_page, encode_page
+from deskwire_common.pagination import page
 
 TENANTS: Final = "deskwire.chat.v1.TenantService"
 
@@ -61,17 +61,20 @@ class TenantActions:
         return tenants_pb.GetTenantResponse(tenant=views.messages.tenant(found))
 
     async def list(self, request: tenants_pb.ListTenantsRequest) -> tenants_pb.ListTenantsResponse:
-        """Raises InvalidArgument (INVALIDPAGE_TOKEN)."""
-        key = decode_page(request.page_token, "ListTenants", {}, shape=(str,))
-        size = request.page_size or PAGE
+        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         async with self.tools.db.read() as c:
-            found = await tenants.page(c, after=str(key[0]) if key else None, limit=size + 1)
-        token = ""
-        if len(found) > size:
-            token = encode_page("ListTenants", {}, (found[size - 1].tenant_id,))
-        return tenants_pb.ListTenantsResponse(
-            tenants=[views.messages.tenant(each) for each in found[:size]], next_page_token=token
-        )
+            found, token = await page(
+                request,
+                "ListTenants",
+                {},
+                shape=(str,),
+                read=lambda key, limit: tenants.page(
+                    c, after=str(key[0]) if key else None, limit=limit
+                ),
+                key=lambda item: (item.tenant_id,),
+                view=views.messages.tenant,
+            )
+        return tenants_pb.ListTenantsResponse(tenants=found, next_page_token=token)
 
     async def disable(
         self, request: tenants_pb.DisableTenantRequest

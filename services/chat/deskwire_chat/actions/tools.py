@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message as ProtoMessage
 from sqlalchemy.exc import IntegrityError
@@ -23,9 +23,6 @@ ResponseT = TypeVar("ResponseT", bound=ProtoMessage)
 
 Look = Callable[[], Awaitable[None]]
 """Has admission see at once what a transaction has changed (keepers.AdmissionKeeper.look)."""
-
-PAGE: Final = 50
-"""Things on a page, when the caller doesn't say."""
 
 
 @dataclass(frozen=True, slots=True)

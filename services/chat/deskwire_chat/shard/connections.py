@@ -13,18 +13,26 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from typing import Final
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat.domain.actors import Actor, ActorRole, UserKey
 from deskwire_chat.live.admission import Admission
 from deskwire_chat.log import codec
 from deskwire_chat.routing.router import Router
-from deskwire_common.errors import DeskwireError, FailedPrecondition
+from deskwire_common.errors import DeskwireError, FailedPrecondition, InvalidArgument
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.pacing import link_pace
+from deskwire_wire.errors import error_batch
 
 _BATCH_ITEMS: Final = 200
 _BATCH_BYTES: Final = 65_536
 _QUEUE_BYTES: Final = 64 * 1024 * 1024
+_MAX_ITEM: Final = 2 * 1024 * 1024
+"""Bytes of one item. gRPC ends a stream on which somebody puts more than 4 MiB, and with it everybody's connection."""
+_ANSWERS: Final = 4
+"""Syncs of one stream that are read at once."""
+_ROOM: Final = 4 * 1024 * 1024
+"""With so many bytes waiting to go down, no more Syncs are read."""
 
 
 class Connection:
@@ -87,6 +95,8 @@ class Stream:
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
+        self._drained = asyncio.Event()
+        self.answers = asyncio.Semaphore(_ANSWERS)
         self.pace = link_pace()
         self._ended = False
 
@@ -94,6 +104,8 @@ class Stream:
         """Queue an encoded LinkResponse with one item."""
         if self.closed:
             return
+        if len(item) > _MAX_ITEM:
+            item = _too_large(item)
         self._bytes += len(item)
         if self._bytes > _QUEUE_BYTES:
             # The gateway doesn't read: it reconnects, and its clients Sync.
@@ -108,6 +120,13 @@ class Stream:
         self.closed = True
         self._queue.clear()
         self._wake.set()
+        self._drained.set()
+
+    async def room(self) -> None:
+        """Wait while much is waiting to go down."""
+        while self._bytes > _ROOM and not self.closed:
+            self._drained.clear()
+            await self._drained.wait()
 
     def end(self) -> None:
         """End the stream when everything that waits has gone down."""
@@ -132,6 +151,7 @@ class Stream:
                 size += len(item)
                 parts.append(item)
             self._bytes -= size
+            self._drained.set()
             self.pace.began(loop.time(), len(parts))
             yield b"".join(parts)
 
@@ -281,6 +301,17 @@ class Connections:
         for stream, numbers in ids.items():
             self._deliveries.inc(len(numbers))
             stream.put(codec.down_item(numbers, batch, ephemeral=ephemeral))
+
+
+def _too_large(item: bytes) -> bytes:
+    """Return what goes down in the place of an item that is too large: an Error for the same connections."""
+    get_logger().error("link_item_too_large", bytes=len(item))
+    (down,) = pb.LinkResponse.FromString(item).items
+    error = InvalidArgument(
+        f"what was to be sent here has {len(down.batch)} bytes, which is more than goes; ask for less",
+        reason=reasons.ERROR_REASON_TOO_LARGE,
+    )
+    return codec.down_item(down.connection_ids, error_batch(error), send_id=down.send_id)
 
 
 def _as_agent(user: UserKey) -> tuple[str, str, bool]:

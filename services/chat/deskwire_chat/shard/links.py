@@ -42,6 +42,7 @@ from deskwire_common.auth import ANY_TENANT, Profile, Role, TokenVerifier
 from deskwire_common.db import Database
 from deskwire_common.errors import (
     DeskwireError,
+    Internal,
     InvalidArgument,
     PermissionDenied,
     Unavailable,
@@ -50,6 +51,7 @@ from deskwire_common.ids import is_uuid
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.pacing import link_pace
+from deskwire_common.pagination import fit
 from deskwire_common.validation import Validator
 from deskwire_wire.batches import encoded
 from deskwire_wire.errors import error_batch
@@ -63,6 +65,7 @@ _READS: Final = 8
 _MAX_TYPED: Final = 100
 _HEADS_CHUNK: Final = 500
 _SYNC_LIMIT: Final = 200
+_BATCH_BYTES: Final = 65_536
 _DOWN_SECONDS: Final = 0.02
 """Batches of a stream aren't further apart: commits are (writer), and what one brings waits for no second pause."""
 _TYPING_SECONDS: Final = 2.0
@@ -191,12 +194,33 @@ class Links:
             async for request in requests:
                 attached: list[Connection] = []
                 for item in request.items:
-                    self._handle(stream, item, attached)
+                    try:
+                        self._handle(stream, item, attached)
+                    except Exception as error:  # noqa: BLE001 - only this item fails: said again, it would fail again
+                        get_logger().error(
+                            "item_failed", kind=item.WhichOneof("kind"), exc_info=error
+                        )
+                        self._refuse(stream, item)
                 if attached:
                     self._spawn(self._heads(attached))
         except Exception as error:  # noqa: BLE001 - the stream ends; the worker opens another one
             get_logger().warning("link_failed", worker_id=stream.worker_id, exc_info=error)
         stream.end()
+
+    @staticmethod
+    def _refuse(stream: Stream, item: pb.LinkUpItem) -> None:
+        """Answer what could not be handled, for our own fault, where an answer is waited for."""
+        kind = item.WhichOneof("kind")
+        if kind not in {"send", "sync"}:
+            return
+        said = getattr(item, kind)
+        asked = getattr(said, kind)
+        batch = error_batch(
+            Internal("a fault of deskwire's"),
+            client_msg_id=asked.client_msg_id if kind == "send" else "",
+            conversation_id=asked.conversation_id,
+        )
+        stream.put(codec.down_item([said.connection_id], batch, send_id=said.send_id))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -313,8 +337,11 @@ class Links:
                 for each in theirs:
                     frames += views.frames.heads(each, known.get(each.customer_id))
                 frames += self._presence.frames(connection, theirs)
-                if frames:
-                    connection.put(frame_pb2.Batch(frames=frames).SerializeToString())
+                while frames:
+                    # A visitor may have opened any number of conversations.
+                    some = fit(frames, _BATCH_BYTES)
+                    del frames[: len(some)]
+                    connection.put(frame_pb2.Batch(frames=some).SerializeToString())
                 if gained is not None:
                     continue
                 if not connection.parked:
@@ -425,6 +452,14 @@ class Links:
         return Kind.TEXT, 0
 
     async def _sync(self, connection: Connection, sync: frame_pb2.Sync, sync_id: int) -> None:
+        async with connection.stream.answers:
+            # Whoever asks for more than goes down waits here, and nobody's messages wait behind it.
+            await connection.stream.room()
+            batch = await self._synced(connection, sync)
+            connection.stream.put(codec.down_item([connection.id], batch, send_id=sync_id))
+
+    async def _synced(self, connection: Connection, sync: frame_pb2.Sync) -> bytes:
+        """Return the encoded answer to a Sync, or the Error that refuses it."""
         try:
             if connection.refused is not None:
                 raise connection.refused
@@ -436,21 +471,24 @@ class Links:
                 if conversation is None or not may_see(conversation, connection.who):
                     raise conversation_not_found(sync.conversation_id)
                 run = await messages.after_seq(
-                    c, sync.conversation_id, seq=sync.after_seq, limit=sync.limit or _SYNC_LIMIT
+                    c,
+                    sync.conversation_id,
+                    seq=sync.after_seq,
+                    limit=sync.limit or _SYNC_LIMIT,
+                    max_bytes=views.frames.SYNCED_BYTES,
                 )
                 got = await receipts.of_conversation(c, sync.conversation_id)
             if run:
                 conversation.head_seq = max(conversation.head_seq, run[-1].seq)
-            batch = views.frames.synced(conversation, run, got, connection.who)
+            return views.frames.synced(conversation, run, got, connection.who)
         except DeskwireError as error:
-            batch = error_batch(error, conversation_id=sync.conversation_id)
-        except SQLAlchemyError:
-            get_logger().exception("sync_failed")
-            batch = error_batch(
+            return error_batch(error, conversation_id=sync.conversation_id)
+        except Exception as error:  # noqa: BLE001 - without an answer the gateway would ask again for ever
+            get_logger().error("sync_failed", exc_info=error)
+            return error_batch(
                 Unavailable("history can't be read now; Sync again", retry_after=1.0),
                 conversation_id=sync.conversation_id,
             )
-        connection.stream.put(codec.down_item([connection.id], batch, send_id=sync_id))
 
     async def _typing(self, connection: Connection, item: pb.LinkTyping) -> None:
         """Tell the others, unless they were told just now. Whoever may not is not answered: it is worth nothing."""

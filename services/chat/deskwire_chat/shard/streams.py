@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Final, Protocol
 
 from deskwire.chat.v1 import conversation_service_pb2 as pb
@@ -24,11 +25,14 @@ from deskwire_common.auth import Principal, current_principal
 from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
 from deskwire_common.ids import is_uuid
 from deskwire_common.metrics import METRICS
+from deskwire_common.pagination import fit
 from deskwire_common.validation import Validator
 from deskwire_wire.limits import MAX_CLIENT_MSG_ID, MAX_TEXT, MAX_TRACEPARENT
 
 WINDOW: Final = 1_000
 """Messages of a stream that may wait for their results to be read."""
+WINDOW_BYTES: Final = 8 * 1024 * 1024
+"""Of messages of a stream that wait to be stored."""
 RESULTS: Final = 500
 """Results per response at the most."""
 _ECHO: Final = 64
@@ -161,6 +165,7 @@ class _Stream:
         self.error: DeskwireError | None = None
         self._who = Actor.of(principal)
         self._taken = 0
+        self._bytes = 0
         self._results: deque[pb.StreamedResult] = deque()
         self._held: set[str] = set()
         self._closed = False
@@ -189,7 +194,7 @@ class _Stream:
         async for request in requests:
             admit(self.principal)
             for message in request.messages:
-                while self._taken >= WINDOW:
+                while self._taken >= WINDOW or self._bytes >= WINDOW_BYTES:
                     self._room.clear()
                     await self._room.wait()
                 self._taken += 1
@@ -201,14 +206,21 @@ class _Stream:
             await self._wake.wait()
             self._wake.clear()
             while self._results:
-                batch = [self._results.popleft() for _ in range(min(len(self._results), RESULTS))]
+                batch = fit(islice(self._results, RESULTS))
+                for _ in batch:
+                    self._results.popleft()
                 yield pb.StreamMessagesResponse(results=batch)
                 # It was handed to the transport, which waits for a slow reader.
                 self._taken -= len(batch)
                 self._room.set()
 
     def _take(self, message: pb.StreamedMessage) -> None:
+        size = message.ByteSize()
+        self._bytes += size
+
         def reply(result: Stored | DeskwireError) -> None:
+            self._bytes -= size
+            self._room.set()
             self._results.append(self._result(message, result))
             self._wake.set()
             if self._closed:

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Seque
 from dataclasses import replace
 from typing import Final
 
+from deskwire.chat.v1 import conversation_pb2
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire_chat import views
 from deskwire_chat.domain.actors import Actor
@@ -31,13 +32,15 @@ from deskwire_chat.store import conversations, messages
 from deskwire_common.auth import Principal, current_principal
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError, OutOfRange
+from deskwire_common.pagination import ANSWER_BYTES, fit
 
 CHECKPOINT: Final = 15.0
 """Seconds of silence after which a watcher is told its cursor again."""
 TAIL: Final = 256
 """Messages of a watcher that wait in memory; beyond it reads them from the log."""
+TAIL_BYTES: Final = 1 << 20
+"""Of their bodies."""
 _PAGE: Final = 200
-_MAX_BYTES: Final = 1 << 20
 _READS: Final = 4
 # Every so many checkpoints the log is looked at, whatever was heard.
 _LOOK_AGAIN: Final = 4
@@ -46,21 +49,33 @@ _LOOK_AGAIN: Final = 4
 class _Watch:
     """One caller's watch; `behind`: the log has messages that aren't in `tail`."""
 
-    __slots__ = ("behind", "conversation", "error", "principal", "tail", "wake", "who")
+    __slots__ = (
+        "_tail_bytes",
+        "behind",
+        "conversation",
+        "error",
+        "principal",
+        "tail",
+        "wake",
+        "who",
+    )
 
     def __init__(self, principal: Principal, conversation: Conversation) -> None:
         self.principal = principal
         self.who = Actor.of(principal)
         self.conversation = conversation
         self.tail: deque[Message] = deque()
+        self._tail_bytes = 0
         self.behind = True
         self.error: DeskwireError | None = None
         self.wake = asyncio.Event()
 
     def put(self, item: Message) -> None:
         """Take a committed message."""
-        if len(self.tail) >= TAIL:
+        self._tail_bytes += len(item.body)
+        if len(self.tail) >= TAIL or self._tail_bytes > TAIL_BYTES:
             self.tail.clear()
+            self._tail_bytes = len(item.body)
             self.behind = True
         self.tail.append(item)
         self.wake.set()
@@ -75,16 +90,16 @@ class _Watch:
     def take(self, cursor: int) -> list[Message]:
         """Return what follows `cursor` in memory, without a hole."""
         found: list[Message] = []
-        size = 0
-        while self.tail and len(found) < _PAGE and size < _MAX_BYTES:
+        while self.tail and len(found) < _PAGE:
             item = self.tail[0]
             if item.seq > cursor + 1:
                 self.behind = True
                 break
             self.tail.popleft()
+            self._tail_bytes -= len(item.body)
             if item.seq == cursor + 1:
                 found.append(item)
-                cursor, size = item.seq, size + len(item.body)
+                cursor = item.seq
         return found
 
     def end(self, error: DeskwireError) -> None:
@@ -177,10 +192,12 @@ class Watchers:
                 raise watch.error
             self._admit(watch.principal)
             run = await self._read(watch, cursor) if watch.behind else watch.take(cursor)
-            cursor = run[-1].seq if run else cursor
+            shown = fit(views.messages.message(each, watch.who) for each in run)
+            watch.behind = watch.behind or len(shown) < len(run)
+            cursor = shown[-1].seq if shown else cursor
             known = watch.conversation
             if run or known.version > told or silent:
-                yield _response(watch, run, cursor, changed=known.version > told)
+                yield _response(watch, shown, cursor, changed=known.version > told)
                 told = known.version
             if known.state == State.CLOSED and cursor >= known.head_seq and not watch.behind:
                 return
@@ -201,11 +218,13 @@ class Watchers:
         known = watch.conversation
         found = await self._visible(watch.who, known.conversation_id)
         async with self._reads, self._db.read() as c:
-            run = await messages.after_seq(c, known.conversation_id, seq=cursor, limit=_PAGE)
+            run = await messages.after_seq(
+                c, known.conversation_id, seq=cursor, limit=_PAGE, max_bytes=ANSWER_BYTES
+            )
         watch.saw(found)
-        fits = _fitting(run)
-        watch.behind = watch.behind or len(fits) < len(run) or len(run) == _PAGE
-        return fits
+        # What ended the run may be its bytes.
+        watch.behind = watch.behind or (bool(run) and run[-1].seq < found.head_seq)
+        return run
 
     async def _visible(self, who: Actor, conversation_id: str) -> Conversation:
         async with self._reads, self._db.read() as c:
@@ -245,24 +264,12 @@ def _check_cursor(request: pb.WatchConversationRequest, conversation: Conversati
         )
 
 
-def _fitting(run: list[Message]) -> list[Message]:
-    """Return the first messages of a run that fit into a response."""
-    size = 0
-    for place, item in enumerate(run):
-        size += len(item.body)
-        if size > _MAX_BYTES and place:
-            return run[:place]
-    return run
-
-
 def _response(
-    watch: _Watch, run: Sequence[Message], cursor: int, *, changed: bool
+    watch: _Watch, messages: Sequence[conversation_pb2.Message], cursor: int, *, changed: bool
 ) -> pb.WatchConversationResponse:
-    conversation, who = watch.conversation, Actor.of(watch.principal)
+    conversation = watch.conversation
     response = pb.WatchConversationResponse(
-        epoch=conversation.epoch,
-        cursor=cursor,
-        messages=[views.messages.message(each, who) for each in run],
+        epoch=conversation.epoch, cursor=cursor, messages=messages
     )
     if changed:
         head = max(conversation.head_seq, cursor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import insert, select, tuple_, update
+from sqlalchemy import func, insert, select, tuple_, update
 from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -168,14 +168,26 @@ async def sent_keys(c: AsyncConnection, conversation_ids: Sequence[str]) -> list
 
 
 async def after_seq(
-    c: AsyncConnection, conversation_id: str, *, seq: int, limit: int
+    c: AsyncConnection, conversation_id: str, *, seq: int, limit: int, max_bytes: int
 ) -> list[Message]:
-    """Return a run of messages after `seq`, in order."""
-    rows = await c.execute(
-        select(messages)
+    """Return a run of messages after `seq`, in order: up to `limit`, of which only the last goes over `max_bytes`.
+
+    The database adds the sizes up, so that what a run doesn't take is never read: 1,000 long texts have 32 MB.
+    """
+    sizes = (
+        select(messages.c.seq, func.length(messages.c.body).label("size"))
         .where(messages.c.conversation_id == conversation_id, messages.c.seq > seq)
         .order_by(messages.c.seq)
         .limit(limit)
+        .subquery()
+    )
+    upto = func.sum(sizes.c.size).over(order_by=sizes.c.seq)
+    run = select(sizes.c.seq, (upto - sizes.c.size).label("before")).subquery()
+    rows = await c.execute(
+        select(messages)
+        .join(run, run.c.seq == messages.c.seq)
+        .where(messages.c.conversation_id == conversation_id, run.c.before < max_bytes)
+        .order_by(messages.c.seq)
     )
     return [_message(row) for row in rows]
 

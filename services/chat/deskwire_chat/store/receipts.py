@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Row, func, select, tuple_
 from sqlalchemy.dialects import mysql, postgresql, sqlite
@@ -13,6 +13,7 @@ from deskwire_chat.domain.messages import Receipt
 from deskwire_chat.store.tables import receipts
 from deskwire_common.db import UnitOfWork
 
+_MOST: Final = 200  # everybody who ever took part has one: with many transfers they have no end
 _KEYS = ("conversation_id", "role", "subject")
 
 
@@ -21,13 +22,14 @@ def _receipt(row: Row[Any]) -> Receipt:
 
 
 async def of_conversation(c: AsyncConnection, conversation_id: str) -> list[Receipt]:
-    """Return all receipts of a conversation."""
+    """Return the receipts of a conversation; of very many only those that moved last."""
     rows = await c.execute(
         select(receipts)
         .where(receipts.c.conversation_id == conversation_id)
-        .order_by(receipts.c.role, receipts.c.subject)
+        .order_by(receipts.c.updated_at.desc())
+        .limit(_MOST)
     )
-    return [_receipt(row) for row in rows]
+    return [_receipt(row) for row in sorted(rows, key=lambda row: (row.role, row.subject))]
 
 
 async def raise_to(uow: UnitOfWork, items: Sequence[Receipt], *, now: int) -> list[Receipt]:

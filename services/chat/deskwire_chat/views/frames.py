@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.domain.actors import Actor
@@ -17,7 +18,11 @@ from deskwire_chat.views.messages import (
     receipt,
     timestamp,
 )
+from deskwire_common.pagination import fit
 from deskwire_wire.batches import encoded
+
+SYNCED_BYTES: Final = 256 * 1024
+"""Of one Synced: the gateway keeps 1 MiB for a slow connection, which should have room for the answers of several."""
 
 
 def conversation_push(item: Conversation) -> bytes:
@@ -67,13 +72,13 @@ def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
 def synced(
     item: Conversation, run: Sequence[Message], receipts: Sequence[Receipt], who: Actor
 ) -> bytes:
-    """Return an encoded Batch with a run of messages."""
+    """Return an encoded Batch with a run of messages: of `run` what goes into SYNCED_BYTES."""
     return encoded(
         synced=frame_pb2.Synced(
             conversation_id=item.conversation_id,
             epoch=item.epoch,
             head_seq=item.head_seq,
-            messages=[message(each, who) for each in run],
+            messages=fit((message(each, who) for each in run), SYNCED_BYTES),
             receipts=[receipt(each) for each in receipts],
             conversation=conversation(item),
         )

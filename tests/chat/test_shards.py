@@ -20,7 +20,7 @@ import pytest
 from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2
 from deskwire.chat.v1.conversation_service_pb2_grpc import ConversationServiceStub
 from deskwire_chat.domain.conversations import partition_of
-from deskwire_chat.shard.ownership import share
+from deskwire_chat.owners.ownership import share
 from deskwire_chat.store import partitions
 from deskwire_client import Client
 from deskwire_common import topics

@@ -16,7 +16,7 @@ import deskwire_chat.app
 from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2_grpc
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_chat.shard.streams import RESULTS, WINDOW
+from deskwire_chat.streams.send import RESULTS, WINDOW
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import from_rpc_error
 from deskwire_common.lifecycle import Runtime, running

@@ -20,7 +20,7 @@ from deskwire.chat.v1 import (
     conversation_service_pb2_grpc,
 )
 from deskwire.chat.v1 import conversation_service_pb2 as pb
-from deskwire_chat.shard import watchers
+from deskwire_chat.streams import watch
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import from_rpc_error
 from deskwire_common.lifecycle import Runtime, running
@@ -249,7 +249,7 @@ async def test_a_slow_reader_loses_nothing(on_sqlite: Start, signer: TokenSigner
         await slow.until(1)
         # Far more than waits in memory, and than the transport takes unread.
         long = "x" * 7_900
-        count = watchers.TAIL * 4
+        count = watch.TAIL * 4
         for place in range(0, count, 64):
             await asyncio.gather(
                 *(me.send(talk, f"{number} {long}") for number in range(place, place + 64))

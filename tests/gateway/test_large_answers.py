@@ -10,8 +10,8 @@ from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as shard_pb
 from deskwire_chat.domain.conversations import Conversation, State
+from deskwire_chat.live.connections import Stream
 from deskwire_chat.log import codec
-from deskwire_chat.shard.connections import Stream
 from deskwire_chat.store import conversations
 from deskwire_common.auth import Role
 from deskwire_common.db import Database

@@ -14,7 +14,7 @@ from deskwire.chat.v1 import conversation_pb2
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.log.commit import Committer
-from deskwire_chat.shard.ownership import Ownership
+from deskwire_chat.owners.ownership import Ownership
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import Unavailable
 from deskwire_common.lifecycle import running

@@ -29,10 +29,10 @@ from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
 from deskwire_chat.actions.keys import KEYS, IntegrationKeyActions
 from deskwire_chat.actions.offers import OfferActions
 from deskwire_chat.actions.tenants import TENANTS, TenantActions
-from deskwire_chat.shard import links
-from deskwire_chat.shard.peers import Peers
-from deskwire_chat.shard.streams import MessageStreams
-from deskwire_chat.shard.watchers import Watchers
+from deskwire_chat.live import link
+from deskwire_chat.owners.forwarding import Peers
+from deskwire_chat.streams.send import MessageStreams
+from deskwire_chat.streams.watch import Watchers
 from deskwire_common.auth import Role
 
 _DESK: Final = frozenset({Role.AGENT, Role.BOT, Role.INTEGRATION, Role.OPERATOR, Role.SERVICE})
@@ -82,7 +82,7 @@ AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
     f"/{KEYS}/ListIntegrationKeys": _OPERATOR,
     f"/{KEYS}/RevokeIntegrationKey": _OPERATOR,
     f"/{KEYS}/ExchangeIntegrationKey": frozenset(Role),
-    links.METHOD: links.ROLES,
+    link.METHOD: link.ROLES,
 }
 
 #: These are for operators of all tenants, who may call nothing else.

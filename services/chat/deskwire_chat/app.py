@@ -44,7 +44,10 @@ from deskwire_chat.attachments.signing import UrlSigner
 from deskwire_chat.config import Settings
 from deskwire_chat.handover import Handover
 from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
+from deskwire_chat.live import link
 from deskwire_chat.live.admission import Admission
+from deskwire_chat.live.connections import Connections
+from deskwire_chat.live.link import Links
 from deskwire_chat.live.offer_feed import OfferFeed
 from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.queue_feed import QueueFeed
@@ -53,16 +56,13 @@ from deskwire_chat.log.group import Collaborators
 from deskwire_chat.log.indexer import SearchIndexer
 from deskwire_chat.log.publisher import Publisher
 from deskwire_chat.log.writer import LogWriter
+from deskwire_chat.owners.forwarding import Peers
+from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
-from deskwire_chat.shard import links as shard_links
-from deskwire_chat.shard.connections import Connections
-from deskwire_chat.shard.links import Links
-from deskwire_chat.shard.ownership import Ownership
-from deskwire_chat.shard.peers import Peers
-from deskwire_chat.shard.streams import MessageStreams, Slots
-from deskwire_chat.shard.watchers import TappedLog, Watchers
 from deskwire_chat.streams.forward import Forwarders
+from deskwire_chat.streams.send import MessageStreams, Slots
+from deskwire_chat.streams.watch import TappedLog, Watchers
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
 from deskwire_common.clock import to_micros
@@ -234,9 +234,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
 
     port = await runtime.serve(
         [register, links.register],
-        [CONVERSATIONS, ATTACHMENTS, CUSTOMERS, AGENTS, TENANTS, KEYS, shard_links.SERVICE],
+        [CONVERSATIONS, ATTACHMENTS, CUSTOMERS, AGENTS, TENANTS, KEYS, link.SERVICE],
         AUTHORIZATION,
-        inline_auth=frozenset({shard_links.METHOD}),
+        inline_auth=frozenset({link.METHOD}),
         access=rpc.Access(public=PUBLIC, suite=SUITE, admit=admission.admit),
     )
     # From here on others send their calls and conversations here.

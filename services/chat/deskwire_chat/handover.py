@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from deskwire_chat.live.link import Links
 from deskwire_chat.log.publisher import Publisher
 from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
-from deskwire_chat.shard.links import Links
-from deskwire_chat.shard.watchers import Watchers
 from deskwire_chat.store.partitions import Partition
+from deskwire_chat.streams.watch import Watchers
 
 
 class Handover:

@@ -12,9 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from deskwire_chat.actions.conversations import ConversationActions
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.live.admission import Admission
+from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.routing.offers import AgentKey
 from deskwire_chat.routing.router import Router
-from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.store import agents, conversations, tenants
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError

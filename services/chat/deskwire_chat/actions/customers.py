@@ -12,7 +12,7 @@ from deskwire_chat import domain, events, views
 from deskwire_chat.actions.tools import Tools
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.customers import Customer, Identity
-from deskwire_chat.shard.connections import Connections
+from deskwire_chat.live.connections import Connections
 from deskwire_chat.store import conversations, customers
 from deskwire_common.auth import current_principal
 from deskwire_common.db import UnitOfWork, WriteConflict

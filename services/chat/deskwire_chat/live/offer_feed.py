@@ -18,9 +18,9 @@ from deskwire_chat.domain.actors import ActorRole, UserKey
 from deskwire_chat.domain.agents import OfferEnd
 from deskwire_chat.domain.conversations import Conversation, State
 from deskwire_chat.domain.customers import Customer
+from deskwire_chat.live.connections import Connection, Connections
 from deskwire_chat.routing.offers import Offer
 from deskwire_chat.routing.router import Router
-from deskwire_chat.shard.connections import Connection, Connections
 from deskwire_chat.store import conversations, customers
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError

@@ -17,7 +17,7 @@ from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.domain.actors import ActorRole, UserKey
 from deskwire_chat.domain.conversations import Conversation, participants
-from deskwire_chat.shard.connections import Connection, Connections
+from deskwire_chat.live.connections import Connection, Connections
 from deskwire_chat.store import conversations
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat import views
-from deskwire_chat.shard.connections import Connection, Connections
+from deskwire_chat.live.connections import Connection, Connections
 from deskwire_chat.store import conversations
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database

@@ -17,8 +17,8 @@ from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat import domain, views
 from deskwire_chat.domain.conversations import Conversation, participants
 from deskwire_chat.domain.messages import Receipt
+from deskwire_chat.live.connections import Connection, Connections
 from deskwire_chat.log.memory import Memory
-from deskwire_chat.shard.connections import Connection, Connections
 from deskwire_chat.store import conversations, receipts
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork

@@ -30,7 +30,7 @@ from deskwire_chat.log.commands import (
 )
 from deskwire_chat.log.group import Collaborators, Group
 from deskwire_chat.log.memory import Known, Memory
-from deskwire_chat.shard.ownership import HeadsWrong, Ownership, steps
+from deskwire_chat.owners.ownership import HeadsWrong, Ownership, steps
 from deskwire_chat.store import conversations
 from deskwire_chat.store.partitions import Partition
 from deskwire_common.clock import Clock, to_micros

@@ -19,8 +19,8 @@ from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.domain.messages import Message
 from deskwire_chat.log.commands import NotOwner, Put, Reply, Stored, reply_to
 from deskwire_chat.log.writer import LogWriter
-from deskwire_chat.shard.ownership import Ownership
-from deskwire_chat.shard.peers import Peers, forwarding, was_not_taken
+from deskwire_chat.owners.forwarding import Peers, forwarding, was_not_taken
+from deskwire_chat.owners.ownership import Ownership
 from deskwire_common.errors import (
     DeskwireError,
     Internal,

@@ -13,9 +13,9 @@ from grpc_status import rpc_status
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.log.commands import NotOwner
-from deskwire_chat.shard.ownership import Ownership
-from deskwire_chat.shard.streams import stopping
+from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.store.shards import Shard
+from deskwire_chat.streams.send import stopping
 from deskwire_common import rpc, telemetry
 from deskwire_common.errors import from_rpc_error
 from deskwire_common.metrics import METRICS

@@ -26,6 +26,7 @@ from deskwire_chat.domain.conversations import (
 )
 from deskwire_chat.domain.customers import Customer
 from deskwire_chat.domain.messages import Kind, check_client_msg_id
+from deskwire_chat.live.connections import Connection, Connections, Stream
 from deskwire_chat.live.offer_feed import OfferFeed
 from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.queue_feed import QueueFeed
@@ -33,9 +34,8 @@ from deskwire_chat.live.receipts import Receipts
 from deskwire_chat.log import codec
 from deskwire_chat.log.commands import NotOwner, Put, Stored
 from deskwire_chat.log.writer import LogWriter
+from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.routing.router import Router
-from deskwire_chat.shard.connections import Connection, Connections, Stream
-from deskwire_chat.shard.ownership import Ownership
 from deskwire_chat.store import conversations, customers, messages, receipts
 from deskwire_common import rpc, telemetry
 from deskwire_common.auth import ANY_TENANT, Profile, Role, TokenVerifier

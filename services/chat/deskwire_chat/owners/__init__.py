@@ -1,0 +1,1 @@
+"""Who owns which partition, and how calls reach the owner."""

@@ -18,13 +18,14 @@ import uvloop
 from pydantic import ValidationError
 
 from deskwire_common import collector, config, rpc
-from deskwire_common.auth import ANY_TENANT, KeySet, TokenSigner, TokenVerifier
+from deskwire_common.auth import ANY_TENANT, KeySet, Principal, TokenSigner, TokenVerifier
 from deskwire_common.clock import Clock, SystemClock
 from deskwire_common.config import ServiceSettings
 from deskwire_common.errors import DeskwireError
 from deskwire_common.ids import Ids, RandomIds
 from deskwire_common.logging import get_logger, setup_logging
 from deskwire_common.metrics import METRICS, start_metrics_server
+from deskwire_common.rpc.table import Forward, Table
 from deskwire_common.telemetry import setup_telemetry
 from deskwire_common.validation import Validator
 
@@ -182,6 +183,29 @@ class Runtime(Generic[SettingsT]):
         self.stack.push_async_callback(self._server.stop)
         self.port = self._server.port
         return self.port
+
+    async def serve_table(
+        self,
+        table: Table,
+        *owners: object,
+        forward: Forward | None = None,
+        admit: Callable[[Principal], None] = lambda _principal: None,
+        reuse_port: bool = False,
+    ) -> int:
+        """Start the gRPC server with the rows of a table; returns its port. Health says SERVING when `build` returned.
+
+        `owners` have the use cases, `forward` serves the rows whose key has an owner (see Table.register). `admit`
+        looks at each verified caller and raises for one that isn't let in. `reuse_port`: other processes of the same
+        service listen on the port too.
+        """
+        return await self.serve(
+            [lambda server: table.register(server, owners, forward)],
+            [service.name for service in table.services],
+            table.authorization,
+            table.inline,
+            rpc.Access(public=table.public, suite=table.suite, admit=admit),
+            reuse_port=reuse_port,
+        )
 
     async def _set_serving(self, serving: bool) -> None:
         if self._server is not None:

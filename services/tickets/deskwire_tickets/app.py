@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-import grpc
-
-from deskwire.tickets.v1 import ticket_service_pb2_grpc
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, topics
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.outbox import Outbox, OutboxRelay
-from deskwire_tickets.actions import SERVICE, TicketActions
-from deskwire_tickets.api import AUTHORIZATION, TicketApi
+from deskwire_tickets.actions import TicketActions
+from deskwire_tickets.api import TABLE
 from deskwire_tickets.clients import ChatClient
 from deskwire_tickets.config import Settings
 
@@ -41,8 +38,4 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     runtime.spawn("outbox", relay.run)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
-
-    def register(server: grpc.aio.Server) -> None:
-        ticket_service_pb2_grpc.add_TicketServiceServicer_to_server(TicketApi(actions), server)
-
-    await runtime.serve([register], [SERVICE], AUTHORIZATION)
+    await runtime.serve_table(TABLE, actions)

@@ -39,11 +39,14 @@ def send(conversation_id: str) -> conversations_pb.SendMessageRequest:
 
 async def sent_away(client: Client, reason: int) -> None:
     """The client was told to go and didn't come back."""
-    assert client._task is not None
-    await eventually(client._task.done)
+    assert client._connection._task is not None
+    await eventually(client._connection._task.done)
     assert client.reconnects == 0
-    assert client._goodbye is not None
-    assert (client._goodbye.code, client._goodbye.reason) == (SHUT_OUT, reason)
+    assert client._connection._goodbye is not None
+    assert (client._connection._goodbye.code, client._connection._goodbye.reason) == (
+        SHUT_OUT,
+        reason,
+    )
 
 
 async def disable_tenant(access: Access, tenant: str) -> None:

@@ -465,7 +465,7 @@ async def test_the_client_calls(start: Start, valkey: str, keys_file: Path) -> N
         way.hold()
         again = asyncio.create_task(ann.call(method, available(), response))
         await asyncio.sleep(0.3)
-        ann._socket.transport.underlying_transport.abort()  # type: ignore[union-attr]
+        ann._connection._socket.transport.underlying_transport.abort()  # type: ignore[union-attr]
         await eventually(lambda: ann.reconnects == 1 and ann.connected)
         way.release()
         assert (await again).agent.version == found.agent.version

@@ -267,7 +267,7 @@ async def test_the_client_resumes_and_hands_out_everything_in_order(start: Start
         await visitor.send(conversation, "hello")
         await eventually(lambda: len(seen) == 2)
         for number in range(5):
-            broken = await eventually(lambda: visitor._socket)
+            broken = await eventually(lambda: visitor._connection._socket)
             broken.transport.underlying_transport.abort()
             answers = [ann.post(conversation, f"{number}.{part}") for part in range(4)]
             mine = visitor.post(conversation, f"mine {number}")

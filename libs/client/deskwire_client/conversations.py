@@ -1,0 +1,192 @@
+"""Conversations as this client has seen them: messages in order, each once; gaps filled; receipts told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from deskwire.chat.v1 import conversation_pb2
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_client.connection import MAX_FRAMES, Connection
+
+_RECEIPT_SECONDS: Final = 0.5
+
+
+@dataclass(slots=True)
+class _Conversation:
+    """What is known of one conversation: everything up to `seq` was handed out.
+
+    `target` is the newest seq that the server told of, `early` what came before its turn.
+    """
+
+    epoch: int = 0
+    seq: int = 0
+    target: int = 0
+    early: dict[int, conversation_pb2.Message] = field(default_factory=dict)
+    syncing: bool = False
+    version: int = 0
+    is_open: bool = False
+    delivered_told: int = 0
+    read: int = 0
+    read_told: int = 0
+
+    @property
+    def is_behind(self) -> bool:
+        return bool(self.early) or self.seq < self.target
+
+
+class Conversations:
+    """The conversations of one client."""
+
+    def __init__(
+        self, connection: Connection, on_push: Callable[[frame_pb2.Push], None], *, receipts: bool
+    ) -> None:
+        """`on_push` gets what is handed out; `receipts`: the others are told what was delivered."""
+        self._connection = connection
+        self._on_push = on_push
+        self._receipts = receipts
+        self._known: dict[str, _Conversation] = {}
+        self._untold: set[str] = set()
+        self._telling: asyncio.TimerHandle | None = None
+
+    def position(self, conversation_id: str) -> int:
+        """Return the seq up to which a conversation was handed out."""
+        return self._known.get(conversation_id, _Conversation()).seq
+
+    def again(self, *, lossless: bool) -> None:
+        """A connection is open: ask for what was missed, and tell again what may have been lost."""
+        for conversation_id, found in self._known.items():
+            found.syncing = False
+            # Also what came with Welcome in one read, before there was a socket to ask on. An open conversation
+            # may have been closed meanwhile: its Synced says so.
+            if found.is_behind or (found.is_open and not lossless):
+                self._sync(conversation_id, found)
+            # What was said last may have been lost with the connection.
+            found.delivered_told = found.read_told = 0
+            self._tell(conversation_id)
+
+    def stop(self) -> None:
+        """Tell nothing more."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+
+    # -------------------------------------------------------------------------- what the server says
+
+    def pushed(self, push: frame_pb2.Push) -> None:
+        """Hand a push out in its turn."""
+        subject = push.WhichOneof("subject")
+        if subject == "message":
+            self.arrived(push.message, push.epoch)
+        elif subject == "conversation":
+            item = push.conversation
+            self._altered(item)
+            self.head(item.conversation_id, item.epoch, item.head_seq)
+        else:
+            self._on_push(push)
+
+    def arrived(self, message: conversation_pb2.Message, epoch: int) -> None:
+        """Hand a message out when its turn has come; ask for those before it."""
+        found = self._get(message.conversation_id, epoch)
+        if message.seq <= found.seq:
+            return
+        found.early[message.seq] = message
+        self._hand_out(found, epoch)
+        if found.early:
+            self._sync(message.conversation_id, found)
+
+    def head(self, conversation_id: str, epoch: int, seq: int) -> None:
+        """Note the newest seq of a conversation, and ask for what is missing up to it."""
+        found = self._get(conversation_id, epoch)
+        found.target = max(found.target, seq)
+        if found.seq < seq:
+            self._sync(conversation_id, found)
+
+    def synced(self, synced: frame_pb2.Synced) -> None:
+        """Hand out what was missing, and ask for more while there is."""
+        found = self._get(synced.conversation_id, synced.epoch)
+        found.syncing = False
+        found.target = max(found.target, synced.head_seq)
+        for message in synced.messages:
+            if message.seq > found.seq:
+                found.early[message.seq] = message
+        self._hand_out(found, synced.epoch)
+        if synced.HasField("conversation"):
+            self._altered(synced.conversation)
+        if found.is_behind:
+            self._sync(synced.conversation_id, found)
+
+    def sync_failed(self, conversation_id: str) -> None:
+        """A Sync was refused: the next Head or push asks again."""
+        if conversation_id in self._known:
+            self._known[conversation_id].syncing = False
+
+    def _get(self, conversation_id: str, epoch: int) -> _Conversation:
+        found = self._known.get(conversation_id)
+        if found is None or (found.epoch and found.epoch != epoch):
+            found = self._known[conversation_id] = _Conversation()
+        found.epoch = epoch
+        return found
+
+    def _altered(self, item: conversation_pb2.Conversation) -> None:
+        """Hand a conversation out, unless this version or a newer one was."""
+        found = self._get(item.conversation_id, item.epoch)
+        if item.version > found.version:
+            found.version = item.version
+            found.is_open = item.state != conversation_pb2.CONVERSATION_STATE_CLOSED
+            self._on_push(frame_pb2.Push(conversation=item))
+
+    def _hand_out(self, found: _Conversation, epoch: int) -> None:
+        while (message := found.early.pop(found.seq + 1, None)) is not None:
+            found.seq += 1
+            self._on_push(frame_pb2.Push(message=message, epoch=epoch))
+            self._tell(message.conversation_id)
+
+    def _sync(self, conversation_id: str, found: _Conversation) -> None:
+        if found.syncing or not self._connection.is_open:
+            return
+        found.syncing = True
+        sync = frame_pb2.Sync(conversation_id=conversation_id, after_seq=found.seq)
+        self._connection.write([frame_pb2.Frame(sync=sync)])
+
+    # ------------------------------------------------------------------------------------- receipts
+
+    def read(self, conversation_id: str, seq: int) -> None:
+        """Have the others told that the messages up to `seq` were read; 0: all that were handed out."""
+        found = self._known.setdefault(conversation_id, _Conversation())
+        found.read = max(found.read, seq or found.seq)
+        self._tell(conversation_id)
+
+    def _tell(self, conversation_id: str) -> None:
+        """Have the others told how far this user has got, in a moment and in one go."""
+        self._untold.add(conversation_id)
+        if self._telling is None:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(_RECEIPT_SECONDS, self._tell_all)
+
+    def _tell_all(self) -> None:
+        self._telling = None
+        untold, self._untold = self._untold, set()
+        if not self._connection.is_open:
+            return
+        frames = [
+            frame for conversation_id in untold for frame in self._receipts_of(conversation_id)
+        ]
+        for start in range(0, len(frames), MAX_FRAMES):
+            self._connection.write(frames[start : start + MAX_FRAMES])
+
+    def _receipts_of(self, conversation_id: str) -> list[frame_pb2.Frame]:
+        """What the others don't know yet of a conversation; it counts as told from here on."""
+        found = self._known.get(conversation_id, _Conversation())
+        frames = []
+        if self._receipts and found.delivered_told < found.seq:
+            found.delivered_told = found.seq
+            delivered = frame_pb2.Delivered(conversation_id=conversation_id, seq=found.seq)
+            frames.append(frame_pb2.Frame(delivered=delivered))
+        if found.read_told < found.read:
+            found.read_told = found.read
+            read = frame_pb2.Read(conversation_id=conversation_id, seq=found.read)
+            frames.append(frame_pb2.Frame(read=read))
+        return frames

@@ -1,0 +1,45 @@
+"""The token of a connection: where it comes from, and when a new one is due."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+_REFRESH_SECONDS: Final = 60.0
+"""How long before a token's end a new one is asked for; less when the token doesn't live five times that."""
+
+TokenSource = str | Callable[[], str | Awaitable[str]]
+"""A token, or where to get a new one: asked at every connect."""
+
+
+class Tokens:
+    """The tokens of one client. `used` is the last one that the server was told."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self._source = source
+        self._refresh_at = 0.0
+        self.used = ""
+
+    async def new(self) -> str:
+        """Return a token to come with: the only one there is, or a new one from the source."""
+        token = self._source() if callable(self._source) else self._source
+        self.used = await token if inspect.isawaitable(token) else token
+        return self.used
+
+    def lives_until(self, expires: float) -> None:
+        """Note when the server will end the present token, in seconds since 1970."""
+        now = time.time()
+        self._refresh_at = expires - min(_REFRESH_SECONDS, (expires - now) / 5)
+
+    def due(self) -> bool:
+        """Whether it is time for a new one; says so once, then again after a minute."""
+        if not callable(self._source) or self._refresh_at > time.time():
+            return False
+        self._refresh_at += _REFRESH_SECONDS  # unless the answer to the new one says more
+        return True
+
+    def seconds_until_due(self) -> float:
+        """Return how long the present token does; for ever when there is no other."""
+        return max(0.0, self._refresh_at - time.time()) if callable(self._source) else float("inf")

@@ -26,13 +26,12 @@ from deskwire_common.errors import AlreadyExists, InvalidArgument, NotFound, Per
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
-from deskwire_common.pagination import decode_page, encode_page
+from deskwire_common.pagination import page
 
 SERVICE: Final = "deskwire.cdc.v1.SourceService"
 CREATE: Final = f"{SERVICE}/CreateSource"
 LIST: Final = f"{SERVICE}/ListSources"
 DELETE: Final = f"{SERVICE}/DeleteSource"
-PAGE_SIZE: Final = 50
 
 ResponseT = TypeVar("ResponseT", bound=Message)
 
@@ -89,20 +88,20 @@ class SourceActions:
 
     async def list_sources(self, request: pb.ListSourcesRequest) -> pb.ListSourcesResponse:
         """By source_id. Raises InvalidArgument for a page token of another list."""
-        size = request.page_size or PAGE_SIZE
-        key = decode_page(request.page_token, LIST, {}, shape=(str,))
         tenant = current_principal().tenant
         async with self.db.read() as connection:
-            found = await store.list_sources(
-                connection, tenant, after="" if key is None else str(key[0]), limit=size + 1
+            found, token = await page(
+                request,
+                LIST,
+                {},
+                shape=(str,),
+                read=lambda key, limit: store.list_sources(
+                    connection, tenant, after=str(key[0]) if key else "", limit=limit
+                ),
+                key=lambda source: (source.source_id,),
+                view=events.source_message,
             )
-        page = found[:size]
-        return pb.ListSourcesResponse(
-            sources=[events.source_message(source) for source in page],
-            next_page_token=encode_page(LIST, {}, [page[-1].source_id])
-            if len(found) > size
-            else "",
-        )
+        return pb.ListSourcesResponse(sources=found, next_page_token=token)
 
     async def delete_source(self, request: pb.DeleteSourceRequest) -> pb.DeleteSourceResponse:
         """End capture. What was installed in the source is taken out by the workers, a moment

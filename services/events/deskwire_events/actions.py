@@ -29,7 +29,7 @@ from deskwire_common.events import DomainEvent
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
-from deskwire_common.pagination import decode_page, encode_page
+from deskwire_common.pagination import page
 from deskwire_common.rpc import Tls
 from deskwire_events import domain, events, spine, store
 from deskwire_events.clients import AdapterClient, introduce
@@ -40,7 +40,6 @@ REGISTRY: Final = "deskwire.events.v1.AdapterRegistryService"
 PUBLISH: Final = f"{HUB}/Publish"
 REGISTER: Final = f"{REGISTRY}/RegisterAdapter"
 REMOVE: Final = f"{REGISTRY}/RemoveAdapter"
-DEFAULT_PAGE: Final = 50
 #: Bytes of one PublishRequest.
 MAX_PUBLISH: Final = 1 << 20
 # 9999-12-31T23:59:59Z, the last second of a protobuf Timestamp.
@@ -261,21 +260,19 @@ class AdapterActions:
         self, request: registry_pb.ListAdaptersRequest
     ) -> registry_pb.ListAdaptersResponse:
         """A page of adapters by id. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
-        key = decode_page(request.page_token, "ListAdapters", {}, shape=(str,))
-        size = request.page_size or DEFAULT_PAGE
         async with self.db.read() as connection:
-            found = await store.list_adapters(
-                connection,
-                caller().tenant,
-                after="" if key is None else str(key[0]),
-                limit=size + 1,
+            found, token = await page(
+                request,
+                "ListAdapters",
+                {},
+                shape=(str,),
+                read=lambda key, limit: store.list_adapters(
+                    connection, caller().tenant, after=str(key[0]) if key else "", limit=limit
+                ),
+                key=lambda adapter: (adapter.adapter_id,),
+                view=events.adapter_message,
             )
-        page = found[:size]
-        more = len(found) > size
-        return registry_pb.ListAdaptersResponse(
-            adapters=[events.adapter_message(adapter) for adapter in page],
-            next_page_token=encode_page("ListAdapters", {}, [page[-1].adapter_id]) if more else "",
-        )
+        return registry_pb.ListAdaptersResponse(adapters=found, next_page_token=token)
 
     async def list_deliveries(
         self, request: registry_pb.ListDeliveriesRequest
@@ -286,25 +283,24 @@ class AdapterActions:
             "adapter_id": request.adapter_id,
             "dead_letters": request.dead_letters,
         }
-        key = decode_page(request.page_token, "ListDeliveries", filters, shape=(int,))
-        size = request.page_size or DEFAULT_PAGE
         async with self.db.read() as connection:
-            found = await store.list_deliveries(
-                connection,
-                adapter.tenant,
-                adapter.adapter_id,
-                dead_only=request.dead_letters,
-                below=None if key is None else int(key[0]),
-                limit=size + 1,
+            found, token = await page(
+                request,
+                "ListDeliveries",
+                filters,
+                shape=(int,),
+                read=lambda key, limit: store.list_deliveries(
+                    connection,
+                    adapter.tenant,
+                    adapter.adapter_id,
+                    dead_only=request.dead_letters,
+                    below=int(key[0]) if key else None,
+                    limit=limit,
+                ),
+                key=lambda end: (end.number,),
+                view=lambda end: events.delivery_message(adapter.adapter_id, end),
             )
-        page = found[:size]
-        more = len(found) > size
-        return registry_pb.ListDeliveriesResponse(
-            deliveries=[events.delivery_message(adapter.adapter_id, end) for end in page],
-            next_page_token=encode_page("ListDeliveries", filters, [page[-1].number])
-            if more
-            else "",
-        )
+        return registry_pb.ListDeliveriesResponse(deliveries=found, next_page_token=token)
 
     async def _adapter(self, adapter_id: str) -> Adapter:
         _check_known(adapter_id)

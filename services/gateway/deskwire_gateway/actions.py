@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Final
 
 from deskwire.gateway.v1 import gateway_service_pb2 as pb
 from deskwire_common.auth import current_principal
-from deskwire_common.pagination import decode_page, encode_page
+from deskwire_common.pagination import PageKey, page
 from deskwire_gateway.directory import Directory
-
-_PAGE: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +20,20 @@ class GatewayActions:
     async def list_sessions(self, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:
         """Raises InvalidArgument (INVALID_PAGE_TOKEN), Unavailable (the directory)."""
         tenant = current_principal().tenant
-        filters = {"tenant": tenant}
-        key = decode_page(request.page_token, "ListSessions", filters, shape=(str,))
-        size = request.page_size or _PAGE
-        found = await self.directory.list(tenant)
-        if key:
-            found = [each for each in found if each.session_id > str(key[0])]
-        token = ""
-        if len(found) > size:
-            token = encode_page("ListSessions", filters, (found[size - 1].session_id,))
-        return pb.ListSessionsResponse(sessions=found[:size], next_page_token=token)
+        everybody = await self.directory.list(tenant)
+
+        async def read(key: PageKey | None, limit: int) -> list[pb.Session]:
+            after = str(key[0]) if key else ""
+            first = bisect_right(everybody, after, key=lambda session: session.session_id)
+            return everybody[first : first + limit]
+
+        found, token = await page(
+            request,
+            "ListSessions",
+            {"tenant": tenant},
+            shape=(str,),
+            read=read,
+            key=lambda session: (session.session_id,),
+            view=lambda session: session,
+        )
+        return pb.ListSessionsResponse(sessions=found, next_page_token=token)

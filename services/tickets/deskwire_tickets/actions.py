@@ -16,7 +16,7 @@ from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
 from deskwire_common.outbox import Outbox
-from deskwire_common.pagination import decode_page, encode_page
+from deskwire_common.pagination import page
 from deskwire_tickets import domain, events, store
 from deskwire_tickets.clients import ChatClient
 from deskwire_tickets.domain import Change, Ticket, TicketPriority, TicketState, Who
@@ -26,7 +26,6 @@ SERVICE: Final = "deskwire.tickets.v1.TicketService"
 CREATE: Final = f"{SERVICE}/CreateTicket"
 SOLVE: Final = f"{SERVICE}/SolveTicket"
 REOPEN: Final = f"{SERVICE}/ReopenTicket"
-DEFAULT_PAGE: Final = 50
 
 ResponseT = TypeVar(
     "ResponseT", pb.CreateTicketResponse, pb.SolveTicketResponse, pb.ReopenTicketResponse
@@ -139,21 +138,23 @@ class TicketActions:
         _check_ids(**names)
         states = sorted({TicketState(state) for state in request.states})
         filters = {**names, "states": [int(state) for state in states]}
-        key = decode_page(request.page_token, "ListTickets", filters, shape=(int,))
-        size = request.page_size or DEFAULT_PAGE
         async with self.db.read() as connection:
-            found = await store.list_tickets(
-                connection,
-                current_principal().tenant,
-                TicketFilter(states=states, **names),
-                below=None if key is None else int(key[0]),
-                limit=size + 1,
+            found, token = await page(
+                request,
+                "ListTickets",
+                filters,
+                shape=(int,),
+                read=lambda key, limit: store.list_tickets(
+                    connection,
+                    current_principal().tenant,
+                    TicketFilter(states=states, **names),
+                    below=int(key[0]) if key else None,
+                    limit=limit,
+                ),
+                key=lambda ticket: (ticket.number,),
+                view=events.ticket_message,
             )
-        page = found[:size]
-        token = encode_page("ListTickets", filters, [page[-1].number]) if len(found) > size else ""
-        return pb.ListTicketsResponse(
-            tickets=[events.ticket_message(ticket) for ticket in page], next_page_token=token
-        )
+        return pb.ListTicketsResponse(tickets=found, next_page_token=token)
 
     async def list_ticket_audit(
         self, request: pb.ListTicketAuditRequest
@@ -162,26 +163,26 @@ class TicketActions:
 
         Raises NotFound (TICKET_NOT_FOUND), InvalidArgument (INVALID_PAGE_TOKEN).
         """
-        filters = {"ticket_id": request.ticket_id}
-        key = decode_page(request.page_token, "ListTicketAudit", filters, shape=(int,))
         tenant = current_principal().tenant
-        size = request.page_size or DEFAULT_PAGE
         async with self.db.read() as connection:
             if await store.read_ticket(connection, tenant, request.ticket_id) is None:
                 raise domain.not_found(request.ticket_id)
-            found = await store.list_audit(
-                connection,
-                tenant,
-                request.ticket_id,
-                after=0 if key is None else int(key[0]),
-                limit=size + 1,
+            found, token = await page(
+                request,
+                "ListTicketAudit",
+                {"ticket_id": request.ticket_id},
+                shape=(int,),
+                read=lambda key, limit: store.list_audit(
+                    connection,
+                    tenant,
+                    request.ticket_id,
+                    after=int(key[0]) if key else 0,
+                    limit=limit,
+                ),
+                key=lambda entry: (entry.version,),
+                view=events.audit_message,
             )
-        page = found[:size]
-        more = len(found) > size
-        token = encode_page("ListTicketAudit", filters, [page[-1].version]) if more else ""
-        return pb.ListTicketAuditResponse(
-            entries=[events.audit_message(entry) for entry in page], next_page_token=token
-        )
+        return pb.ListTicketAuditResponse(entries=found, next_page_token=token)
 
     async def _change(
         self,

@@ -5,7 +5,7 @@
 PY := .venv/bin/python
 ARGS ?=
 ROUNDS ?= 50
-CODE := libs services examples tools
+CODE := libs services examples tools tests/common/test_table.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up down status test lint format protos docs wheel bench-message bench-connections bench-headline bench-growth \

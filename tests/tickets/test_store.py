@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 import pytest
 
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.ids import RandomIds
 from deskwire_common.migrations import check_schema, migrate
-from deskwire_tickets import domain, store
-from deskwire_tickets.domain import Change, Ticket, TicketPriority, TicketState, Who
-from deskwire_tickets.store import TicketFilter
+from deskwire_tickets import domain
+from deskwire_tickets.domain import Actor, Change, Ticket, TicketPriority, TicketState
+from deskwire_tickets.store import audit, tickets
+from deskwire_tickets.store.tickets import TicketFilter
 
 IDS = RandomIds()
-NOW = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
-WHO = Who(role=2, subject="alice", name="Алиса 🙂", origin="crm:main")
+NOW = 1_767_268_800_123_456
+BY = Actor(role=2, subject="alice", name="Алиса 🙂", origin="crm:main")
 
 
 @pytest.fixture
@@ -34,16 +34,17 @@ async def create(db: Database, tenant: str = "demo", **fields: str) -> Ticket:
         change = domain.create(
             tenant=tenant,
             ticket_id=IDS.uuid7(),
-            number=await store.next_number(uow, tenant),
+            number=await tickets.next_number(uow, tenant),
             subject=fields.get("subject", "Посылка \U0001f4e6 'late'"),
             description="line\nline",
             priority=TicketPriority.HIGH,
             conversation_id=fields.get("conversation_id", IDS.uuid7()),
             customer_id=fields.get("customer_id", IDS.uuid7()),
-            who=WHO,
+            by=BY,
             now=NOW,
         )
-        await store.save_change(uow, change)
+        await tickets.add(uow, change.after)
+        await audit.add(uow, change)
         return change
 
     return (await db.run(work)).after
@@ -51,10 +52,11 @@ async def create(db: Database, tenant: str = "demo", **fields: str) -> Ticket:
 
 async def solve(db: Database, ticket: Ticket) -> Ticket:
     async def work(uow: UnitOfWork) -> Change:
-        found = await store.lock_ticket(uow, ticket.tenant, ticket.ticket_id)
+        found = await tickets.lock(uow, ticket.tenant, ticket.ticket_id)
         assert found is not None
-        change = domain.solve(found, resolution="Sent.", expected_version=0, who=WHO, now=NOW)
-        await store.save_change(uow, change)
+        change = domain.solve(found, resolution="Sent.", expected_version=0, by=BY, now=NOW)
+        await tickets.save(uow, change)
+        await audit.add(uow, change)
         return change
 
     return (await db.run(work)).after
@@ -63,17 +65,17 @@ async def solve(db: Database, ticket: Ticket) -> Ticket:
 async def test_a_ticket_is_read_as_it_was_written(db: Database) -> None:
     ticket = await create(db)
     async with db.read() as connection:
-        assert await store.read_ticket(connection, "demo", ticket.ticket_id) == ticket
-        assert await store.read_ticket(connection, "other", ticket.ticket_id) is None
+        assert await tickets.get(connection, "demo", ticket.ticket_id) == ticket
+        assert await tickets.get(connection, "other", ticket.ticket_id) is None
     solved = await solve(db, ticket)
     async with db.read() as connection:
-        assert await store.read_ticket(connection, "demo", ticket.ticket_id) == solved
-        audit = await store.list_audit(connection, "demo", ticket.ticket_id, after=0, limit=10)
-        none = await store.list_audit(connection, "other", ticket.ticket_id, after=0, limit=10)
-    assert [entry.version for entry in audit] == [1, 2]
-    assert [entry.to_state for entry in audit] == [TicketState.OPEN, TicketState.SOLVED]
-    assert audit[1].note == "Sent."
-    assert audit[0].who == WHO
+        assert await tickets.get(connection, "demo", ticket.ticket_id) == solved
+        entries = await audit.page(connection, "demo", ticket.ticket_id, after=0, limit=10)
+        none = await audit.page(connection, "other", ticket.ticket_id, after=0, limit=10)
+    assert [entry.version for entry in entries] == [1, 2]
+    assert [entry.to_state for entry in entries] == [TicketState.OPEN, TicketState.SOLVED]
+    assert entries[1].note == "Sent."
+    assert entries[0].by == BY
     assert none == []
 
 
@@ -86,7 +88,7 @@ async def test_numbers_have_no_holes_under_concurrency(db: Database) -> None:
 
 async def test_a_rolled_back_number_is_given_again(db: Database) -> None:
     async with db.transaction() as uow:
-        assert await store.next_number(uow, "demo") == 1
+        assert await tickets.next_number(uow, "demo") == 1
     assert (await create(db)).number == 1
 
 
@@ -99,14 +101,14 @@ async def test_lists_are_filtered_and_newest_first(db: Database) -> None:
 
     async def found(below: int | None = None, limit: int = 10, **wanted: object) -> list[int]:
         async with db.read() as connection:
-            tickets = await store.list_tickets(
+            listed = await tickets.page(
                 connection,
                 "demo",
                 TicketFilter(**wanted),  # type: ignore[arg-type]
                 below=below,
                 limit=limit,
             )
-        return [ticket.number for ticket in tickets]
+        return [ticket.number for ticket in listed]
 
     assert await found() == [three.number, two.number, one.number]
     assert await found(limit=2) == [three.number, two.number]
@@ -123,6 +125,6 @@ async def test_two_changes_of_one_version_are_one(db: Database) -> None:
     results = await asyncio.gather(*(solve(db, ticket) for _ in range(4)), return_exceptions=True)
     assert sum(isinstance(result, Ticket) for result in results) == 1
     async with db.read() as connection:
-        after = await store.read_ticket(connection, "demo", ticket.ticket_id)
+        after = await tickets.get(connection, "demo", ticket.ticket_id)
     assert after is not None
     assert after.version == 2

@@ -58,6 +58,11 @@ def to_micros(moment: datetime) -> int:
     return (moment - EPOCH) // MICROSECOND
 
 
+def now_micros(clock: Clock) -> int:
+    """Microseconds since 1970-01-01 UTC, now."""
+    return to_micros(clock.now())
+
+
 def from_micros(micros: int) -> datetime:
     """The aware UTC time of `to_micros`."""
     return EPOCH + timedelta(microseconds=micros)

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from google.protobuf.descriptor_pool import Default as DefaultPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_common import db as dbs
@@ -101,6 +102,32 @@ class IdempotencyStore:
             # Purged between the two statements: the next attempt inserts.
             raise WriteConflict("a repeated call met the clean-up of its first one; try again")
         return cast("ResponseT", found)
+
+    async def once(
+        self,
+        db: Database,
+        *,
+        method: str,
+        request: Any,
+        work: Callable[[UnitOfWork], Awaitable[ResponseT]],
+    ) -> ResponseT:
+        """Do `work` in a transaction of its own, once per request_id; see `execute`, and raises what it raises.
+
+        `work` may run several times, each in a new transaction, until one is committed. A row that another caller
+        inserted meanwhile is for the next attempt to see.
+        """
+
+        async def attempt(uow: UnitOfWork) -> ResponseT:
+            try:
+                return await self.execute(
+                    uow, method=method, request=request, work=lambda: work(uow)
+                )
+            except IntegrityError as error:
+                if dbs.is_unique_violation(error):
+                    raise WriteConflict("two calls made the same thing; try again") from error
+                raise
+
+        return await db.run(attempt)
 
     async def answered(
         self, db: Database, *, method: str, request: Any, response_class: type[ResponseT]

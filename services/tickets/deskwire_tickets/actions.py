@@ -9,7 +9,7 @@ from typing import Final, TypeAlias, TypeVar
 from deskwire.common.v1 import actor_pb2
 from deskwire.tickets.v1 import ticket_service_pb2 as pb
 from deskwire_common.auth import Principal, current_principal
-from deskwire_common.clock import Clock
+from deskwire_common.clock import Clock, now_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.idempotency import IdempotencyStore
@@ -17,10 +17,11 @@ from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import page
-from deskwire_tickets import domain, events, store
+from deskwire_tickets import domain, events
 from deskwire_tickets.clients import ChatClient
-from deskwire_tickets.domain import Change, Ticket, TicketPriority, TicketState, Who
-from deskwire_tickets.store import TicketFilter
+from deskwire_tickets.domain import Actor, Change, Ticket, TicketPriority, TicketState
+from deskwire_tickets.store import audit, tickets
+from deskwire_tickets.store.tickets import TicketFilter
 
 SERVICE: Final = "deskwire.tickets.v1.TicketService"
 CREATE: Final = f"{SERVICE}/CreateTicket"
@@ -63,8 +64,8 @@ class TicketActions:
         # Before the transaction: no call to another service while rows are locked.
         customer_id = await self.chat.customer_of(principal.tenant, request.conversation_id)
 
-        async def work(uow: UnitOfWork) -> Change:
-            number = await store.next_number(uow, principal.tenant)
+        async def decide(uow: UnitOfWork) -> Change:
+            number = await tickets.next_number(uow, principal.tenant)
             return domain.create(
                 tenant=principal.tenant,
                 ticket_id=self.ids.uuid7(),
@@ -74,11 +75,11 @@ class TicketActions:
                 priority=TicketPriority(request.priority or TicketPriority.NORMAL),
                 conversation_id=request.conversation_id,
                 customer_id=customer_id,
-                who=_who(principal),
-                now=self.clock.now(),
+                by=_actor(principal),
+                now=now_micros(self.clock),
             )
 
-        return await self._change(CREATE, request, work, pb.CreateTicketResponse)
+        return await self._change(CREATE, request, decide, pb.CreateTicketResponse)
 
     async def solve_ticket(self, request: pb.SolveTicketRequest) -> pb.SolveTicketResponse:
         """OPEN → SOLVED.
@@ -88,16 +89,16 @@ class TicketActions:
         """
         _check_texts(request_id=request.request_id, resolution=request.resolution)
 
-        async def work(uow: UnitOfWork) -> Change:
+        async def decide(uow: UnitOfWork) -> Change:
             return domain.solve(
                 await _lock(uow, request),
                 resolution=request.resolution,
                 expected_version=request.expected_version,
-                who=_who(current_principal()),
-                now=self.clock.now(),
+                by=_actor(current_principal()),
+                now=now_micros(self.clock),
             )
 
-        return await self._change(SOLVE, request, work, pb.SolveTicketResponse)
+        return await self._change(SOLVE, request, decide, pb.SolveTicketResponse)
 
     async def reopen_ticket(self, request: pb.ReopenTicketRequest) -> pb.ReopenTicketResponse:
         """SOLVED → OPEN.
@@ -107,49 +108,43 @@ class TicketActions:
         """
         _check_texts(request_id=request.request_id, reason=request.reason)
 
-        async def work(uow: UnitOfWork) -> Change:
+        async def decide(uow: UnitOfWork) -> Change:
             return domain.reopen(
                 await _lock(uow, request),
                 reason=request.reason,
                 expected_version=request.expected_version,
-                who=_who(current_principal()),
-                now=self.clock.now(),
+                by=_actor(current_principal()),
+                now=now_micros(self.clock),
             )
 
-        return await self._change(REOPEN, request, work, pb.ReopenTicketResponse)
+        return await self._change(REOPEN, request, decide, pb.ReopenTicketResponse)
 
     async def get_ticket(self, request: pb.GetTicketRequest) -> pb.GetTicketResponse:
         """One ticket. Raises NotFound (TICKET_NOT_FOUND)."""
-        async with self.db.read() as connection:
-            ticket = await store.read_ticket(
-                connection, current_principal().tenant, request.ticket_id
-            )
+        async with self.db.read() as c:
+            ticket = await tickets.get(c, current_principal().tenant, request.ticket_id)
         if ticket is None:
             raise domain.not_found(request.ticket_id)
         return pb.GetTicketResponse(ticket=events.ticket_message(ticket))
 
     async def list_tickets(self, request: pb.ListTicketsRequest) -> pb.ListTicketsResponse:
         """A page of tickets, newest first. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
-        names = {
+        ids = {
             "conversation_id": request.conversation_id,
             "customer_id": request.customer_id,
             "assignee_id": request.assignee_id,
         }
-        _check_ids(**names)
-        states = sorted({TicketState(state) for state in request.states})
-        filters = {**names, "states": [int(state) for state in states]}
-        async with self.db.read() as connection:
+        _check_ids(**ids)
+        tenant = current_principal().tenant
+        wanted = TicketFilter(states=sorted({TicketState(each) for each in request.states}), **ids)
+        async with self.db.read() as c:
             found, token = await page(
                 request,
                 "ListTickets",
-                filters,
+                {**ids, "states": [int(state) for state in wanted.states]},
                 shape=(int,),
-                read=lambda key, limit: store.list_tickets(
-                    connection,
-                    current_principal().tenant,
-                    TicketFilter(states=states, **names),
-                    below=int(key[0]) if key else None,
-                    limit=limit,
+                read=lambda key, limit: tickets.page(
+                    c, tenant, wanted, below=int(key[0]) if key else None, limit=limit
                 ),
                 key=lambda ticket: (ticket.number,),
                 view=events.ticket_message,
@@ -163,21 +158,17 @@ class TicketActions:
 
         Raises NotFound (TICKET_NOT_FOUND), InvalidArgument (INVALID_PAGE_TOKEN).
         """
-        tenant = current_principal().tenant
-        async with self.db.read() as connection:
-            if await store.read_ticket(connection, tenant, request.ticket_id) is None:
-                raise domain.not_found(request.ticket_id)
+        tenant, ticket_id = current_principal().tenant, request.ticket_id
+        async with self.db.read() as c:
+            if await tickets.get(c, tenant, ticket_id) is None:
+                raise domain.not_found(ticket_id)
             found, token = await page(
                 request,
                 "ListTicketAudit",
-                {"ticket_id": request.ticket_id},
+                {"ticket_id": ticket_id},
                 shape=(int,),
-                read=lambda key, limit: store.list_audit(
-                    connection,
-                    tenant,
-                    request.ticket_id,
-                    after=int(key[0]) if key else 0,
-                    limit=limit,
+                read=lambda key, limit: audit.page(
+                    c, tenant, ticket_id, after=int(key[0]) if key else 0, limit=limit
                 ),
                 key=lambda entry: (entry.version,),
                 view=events.audit_message,
@@ -188,36 +179,36 @@ class TicketActions:
         self,
         method: str,
         request: Request,
-        work: Callable[[UnitOfWork], Awaitable[Change]],
+        decide: Callable[[UnitOfWork], Awaitable[Change]],
         response_class: type[ResponseT],
     ) -> ResponseT:
-        """Run `work` once per request_id; store what it decided with the event that says so."""
+        """Decide once per request_id; store what was decided, with the event that says so."""
 
-        async def transaction(uow: UnitOfWork) -> ResponseT:
-            async def decide() -> ResponseT:
-                change = await work(uow)
-                # The aggregate's row is locked before its event gets its place in the outbox.
-                await store.save_change(uow, change)
-                await self.outbox.add(
-                    uow, [events.ticket_event(change, ids=self.ids, clock=self.clock)]
-                )
-                uow.after_commit(METRICS.ticket_transitions.labels(change.entry.action.value).inc)
-                return response_class(ticket=events.ticket_message(change.after))
+        async def work(uow: UnitOfWork) -> ResponseT:
+            change = await decide(uow)
+            # The aggregate's row is locked before its event gets its place in the outbox.
+            if change.before is None:
+                await tickets.add(uow, change.after)
+            else:
+                await tickets.save(uow, change)
+            await audit.add(uow, change)
+            event = events.ticket_event(change, ids=self.ids, clock=self.clock)
+            await self.outbox.add(uow, [event])
+            uow.after_commit(METRICS.ticket_transitions.labels(change.entry.action.value).inc)
+            return response_class(ticket=events.ticket_message(change.after))
 
-            return await self.idempotency.execute(uow, method=method, request=request, work=decide)
-
-        return await self.db.run(transaction)
+        return await self.idempotency.once(self.db, method=method, request=request, work=work)
 
 
 async def _lock(uow: UnitOfWork, request: Transition) -> Ticket:
-    ticket = await store.lock_ticket(uow, current_principal().tenant, request.ticket_id)
+    ticket = await tickets.lock(uow, current_principal().tenant, request.ticket_id)
     if ticket is None:
         raise domain.not_found(request.ticket_id)
     return ticket
 
 
-def _who(principal: Principal) -> Who:
-    return Who(
+def _actor(principal: Principal) -> Actor:
+    return Actor(
         role=actor_pb2.Role.Value(f"ROLE_{principal.role.name}"),
         subject=principal.subject,
         name=principal.name,

@@ -6,7 +6,6 @@ Pure: time and ids come in as arguments.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
 from enum import IntEnum, StrEnum
 
 from deskwire.common.v1 import error_reason_pb2
@@ -39,7 +38,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A ticket as of `version`. Times are aware UTC; solve_time is None while OPEN."""
+    """A ticket as of `version`. Times are microseconds since 1970 UTC; solve_time is None while OPEN."""
 
     tenant: str
     ticket_id: str
@@ -54,14 +53,14 @@ class Ticket:
     resolution: str
     reopen_count: int
     version: int
-    create_time: datetime
-    update_time: datetime
-    solve_time: datetime | None
+    create_time: int
+    update_time: int
+    solve_time: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Who:
-    """Who changes a ticket, as their token says; `role` is the contract's number."""
+class Actor:
+    """Who causes a change, as their token says; `role` is the contract's number."""
 
     role: int
     subject: str
@@ -75,8 +74,8 @@ class AuditEntry:
 
     version: int
     action: Action
-    who: Who
-    time: datetime
+    by: Actor
+    time: int
     from_state: TicketState | None
     to_state: TicketState
     note: str
@@ -101,10 +100,10 @@ def create(
     priority: TicketPriority,
     conversation_id: str,
     customer_id: str,
-    who: Who,
-    now: datetime,
+    by: Actor,
+    now: int,
 ) -> Change:
-    """A new OPEN ticket; who makes it works on it."""
+    """A new OPEN ticket; whoever makes it works on it."""
     ticket = Ticket(
         tenant=tenant,
         ticket_id=ticket_id,
@@ -115,7 +114,7 @@ def create(
         priority=priority,
         conversation_id=conversation_id,
         customer_id=customer_id,
-        assignee_id=who.subject,
+        assignee_id=by.subject,
         resolution="",
         reopen_count=0,
         version=1,
@@ -123,12 +122,10 @@ def create(
         update_time=now,
         solve_time=None,
     )
-    return Change(None, ticket, AuditEntry(1, Action.CREATED, who, now, None, ticket.state, ""))
+    return Change(None, ticket, AuditEntry(1, Action.CREATED, by, now, None, ticket.state, ""))
 
 
-def solve(
-    ticket: Ticket, *, resolution: str, expected_version: int, who: Who, now: datetime
-) -> Change:
+def solve(ticket: Ticket, *, resolution: str, expected_version: int, by: Actor, now: int) -> Change:
     """OPEN → SOLVED. Raises VersionMismatch, or FailedPrecondition with INVALID_STATE."""
     _check(ticket, expected_version, TicketState.OPEN)
     now = max(now, ticket.update_time)
@@ -140,12 +137,10 @@ def solve(
         update_time=now,
         solve_time=now,
     )
-    return _change(ticket, after, Action.SOLVED, who, resolution)
+    return _change(ticket, after, Action.SOLVED, by, resolution)
 
 
-def reopen(
-    ticket: Ticket, *, reason: str, expected_version: int, who: Who, now: datetime
-) -> Change:
+def reopen(ticket: Ticket, *, reason: str, expected_version: int, by: Actor, now: int) -> Change:
     """SOLVED → OPEN. Raises VersionMismatch, or FailedPrecondition with INVALID_STATE."""
     _check(ticket, expected_version, TicketState.SOLVED)
     after = replace(
@@ -158,7 +153,7 @@ def reopen(
         update_time=max(now, ticket.update_time),
         solve_time=None,
     )
-    return _change(ticket, after, Action.REOPENED, who, reason)
+    return _change(ticket, after, Action.REOPENED, by, reason)
 
 
 def not_found(ticket_id: str) -> NotFound:
@@ -177,8 +172,8 @@ def _check(ticket: Ticket, expected_version: int, state: TicketState) -> None:
         )
 
 
-def _change(before: Ticket, after: Ticket, action: Action, who: Who, note: str) -> Change:
+def _change(before: Ticket, after: Ticket, action: Action, by: Actor, note: str) -> Change:
     entry = AuditEntry(
-        after.version, action, who, after.update_time, before.state, after.state, note
+        after.version, action, by, after.update_time, before.state, after.state, note
     )
     return Change(before, after, entry)

@@ -11,18 +11,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from deskwire.common.v1 import actor_pb2
 from deskwire.events.v1 import event_pb2, ticket_events_pb2
 from deskwire.tickets.v1 import ticket_pb2
-from deskwire_common.clock import Clock, to_micros
+from deskwire_common.clock import Clock, to_timestamp
 from deskwire_common.events import DomainEvent, new_event
 from deskwire_common.ids import Ids
-from deskwire_tickets.domain import Action, AuditEntry, Change, Ticket, Who
+from deskwire_tickets.domain import Action, Actor, AuditEntry, Change, Ticket
 
-# The envelope says these two: `version` is the event's sequence, `update_time` its occurred_at.
-_SAID_BY_ENVELOPE = frozenset({"version", "update_time"})
+# Those of the envelope: `version` is the event's sequence, `update_time` its occurred_at.
+_OF_ENVELOPE = frozenset({"version", "update_time"})
 
 
 def ticket_message(ticket: Ticket) -> ticket_pb2.Ticket:
-    """The ticket as the contract says it."""
-    message = ticket_pb2.Ticket(
+    """Return a ticket as callers see it."""
+    return ticket_pb2.Ticket(
         ticket_id=ticket.ticket_id,
         number=ticket.number,
         state=int(ticket.state),  # type: ignore[arg-type]
@@ -35,35 +35,32 @@ def ticket_message(ticket: Ticket) -> ticket_pb2.Ticket:
         resolution=ticket.resolution,
         reopen_count=ticket.reopen_count,
         version=ticket.version,
+        create_time=to_timestamp(ticket.create_time),
+        update_time=to_timestamp(ticket.update_time),
+        solve_time=None if ticket.solve_time is None else to_timestamp(ticket.solve_time),
     )
-    message.create_time.FromDatetime(ticket.create_time)
-    message.update_time.FromDatetime(ticket.update_time)
-    if ticket.solve_time is not None:
-        message.solve_time.FromDatetime(ticket.solve_time)
-    return message
 
 
-def actor_message(who: Who) -> actor_pb2.Actor:
-    """Who did it, as the contract says it."""
+def actor_message(by: Actor) -> actor_pb2.Actor:
+    """Return who caused a change."""
     return actor_pb2.Actor(
-        role=who.role,  # type: ignore[arg-type]
-        subject=who.subject,
-        display_name=who.name,
+        role=by.role,  # type: ignore[arg-type]
+        subject=by.subject,
+        display_name=by.name,
     )
 
 
 def audit_message(entry: AuditEntry) -> ticket_pb2.AuditEntry:
-    """The entry as the contract says it."""
-    message = ticket_pb2.AuditEntry(
+    """Return an entry as callers see it."""
+    return ticket_pb2.AuditEntry(
         version=entry.version,
         action=entry.action.value,
-        actor=actor_message(entry.who),
+        actor=actor_message(entry.by),
         from_state=0 if entry.from_state is None else int(entry.from_state),  # type: ignore[arg-type]
         to_state=int(entry.to_state),  # type: ignore[arg-type]
+        time=to_timestamp(entry.time),
         note=entry.note,
     )
-    message.time.FromDatetime(entry.time)
-    return message
 
 
 def changed_fields(
@@ -72,7 +69,7 @@ def changed_fields(
     """Every field that differs, from/to in its JSON form; null for an unset time."""
     changed: dict[str, event_pb2.FieldChange] = {}
     for field in after.DESCRIPTOR.fields:
-        if field.name in _SAID_BY_ENVELOPE:
+        if field.name in _OF_ENVELOPE:
             continue
         old, new = _value(before, field.name), _value(after, field.name)
         if old != new:
@@ -95,10 +92,10 @@ def ticket_event(change: Change, *, ids: Ids, clock: Clock) -> DomainEvent:
         ids=ids,
         clock=clock,
         tenant_id=ticket.tenant,
-        actor=actor_message(change.entry.who),
-        origin=change.entry.who.origin,
+        actor=actor_message(change.entry.by),
+        origin=change.entry.by.origin,
         correlation_id=ticket.conversation_id,
-        occurred_at=to_micros(ticket.update_time),
+        occurred_at=ticket.update_time,
     )
 
 

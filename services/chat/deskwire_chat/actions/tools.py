@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message as ProtoMessage
-from sqlalchemy.exc import IntegrityError
 
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.events import Occasion
 from deskwire_common import telemetry
-from deskwire_common.clock import Clock, to_micros
-from deskwire_common.db import Database, UnitOfWork, WriteConflict, is_unique_violation
+from deskwire_common.clock import Clock, now_micros
+from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
@@ -37,7 +36,7 @@ class Tools:
 
     def now(self) -> int:
         """Microseconds since 1970 UTC."""
-        return to_micros(self.clock.now())
+        return now_micros(self.clock)
 
     def occasion(self, by: Actor, *, traceparent: str | None = None) -> Occasion:
         """A change of now, in the trace of the call that is being served unless another one is given."""
@@ -51,22 +50,8 @@ class Tools:
         request: Any,
         work: Callable[[UnitOfWork], Awaitable[ResponseT]],
     ) -> ResponseT:
-        """Do `work` in a transaction of its own, once per request_id. Raises RequestIdReused, Unavailable.
-
-        A row that another caller inserted meanwhile is for the next attempt to see.
-        """
-
-        async def attempt(uow: UnitOfWork) -> ResponseT:
-            try:
-                return await self.idempotency.execute(
-                    uow, method=method, request=request, work=lambda: work(uow)
-                )
-            except IntegrityError as error:
-                if is_unique_violation(error):
-                    raise WriteConflict("two calls made the same thing; try again") from error
-                raise
-
-        return await self.db.run(attempt)
+        """Do `work` in a transaction of its own, once per request_id. Raises RequestIdReused, Unavailable."""
+        return await self.idempotency.once(self.db, method=method, request=request, work=work)
 
 
 def check_printable(text: str, field: str) -> None:

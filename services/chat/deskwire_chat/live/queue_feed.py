@@ -9,10 +9,9 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_chat import views
 from deskwire_chat.live.connections import Connection, Connections
 from deskwire_chat.store import conversations
-from deskwire_common.clock import Clock, to_micros
+from deskwire_common.clock import Clock, now_micros, to_timestamp
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
 from deskwire_common.logging import get_logger
@@ -78,7 +77,7 @@ class QueueFeed:
         waiting, oldest = state
         queue = frame_pb2.Queue(
             waiting=waiting,
-            oldest_create_time=views.messages.timestamp(oldest) if waiting else None,
-            time=views.messages.timestamp(to_micros(self._clock.now())),
+            oldest_create_time=to_timestamp(oldest) if waiting else None,
+            time=to_timestamp(now_micros(self._clock)),
         )
         return encoded(push=frame_pb2.Push(queue=queue))

@@ -16,8 +16,8 @@ from deskwire_chat.views.messages import (
     customer,
     message,
     receipt,
-    timestamp,
 )
+from deskwire_common.clock import to_timestamp
 from deskwire_common.pagination import fit
 from deskwire_wire.batches import encoded
 
@@ -41,7 +41,7 @@ def offer_push(item: Conversation, of: Customer | None, expires_at: int) -> fram
         offer=frame_pb2.Offer(
             conversation=conversation(item),
             customer=customer(of) if of is not None else None,
-            expire_time=timestamp(expires_at),
+            expire_time=to_timestamp(expires_at),
         )
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from google.protobuf import timestamp_pb2
-
 from deskwire.chat.v1 import (
     agent_pb2,
     attachment_pb2,
@@ -25,12 +23,7 @@ from deskwire_chat.domain.messages import Kind, Message, Receipt
 from deskwire_chat.views.content import (
     WITHHELD,
 )
-
-
-def timestamp(micros: int) -> timestamp_pb2.Timestamp:
-    """Return a Timestamp of microseconds since 1970."""
-    seconds, rest = divmod(micros, 1_000_000)
-    return timestamp_pb2.Timestamp(seconds=seconds, nanos=rest * 1000)
+from deskwire_common.clock import to_timestamp
 
 
 def actor(writer: Actor) -> actor_pb2.Actor:
@@ -53,9 +46,9 @@ def conversation(item: Conversation) -> conversation_pb2.Conversation:
         epoch=item.epoch,
         head_seq=item.head_seq,
         version=item.version,
-        create_time=timestamp(item.created_at),
-        assign_time=timestamp(item.assigned_at) if item.assigned_at else None,
-        close_time=timestamp(item.closed_at) if item.closed_at else None,
+        create_time=to_timestamp(item.created_at),
+        assign_time=to_timestamp(item.assigned_at) if item.assigned_at else None,
+        close_time=to_timestamp(item.closed_at) if item.closed_at else None,
         agent_role=actor_pb2.Role.ValueType(int(item.agent_role) if item.agent_id else 0),
         human_wanted=item.human_wanted,
     )
@@ -73,8 +66,8 @@ def message(item: Message, who: Actor) -> conversation_pb2.Message:
         ),
         client_msg_id=item.client_msg_id,
         content=conversation_pb2.Content.FromString(WITHHELD if withheld else item.body),
-        create_time=timestamp(item.created_at),
-        edit_time=timestamp(item.changed_at) if item.changed_at else None,
+        create_time=to_timestamp(item.created_at),
+        edit_time=to_timestamp(item.changed_at) if item.changed_at else None,
     )
 
 
@@ -90,8 +83,8 @@ def customer(item: Customer) -> customer_pb2.Customer:
             for identity in item.identities
         ],
         version=item.version,
-        create_time=timestamp(item.created_at),
-        update_time=timestamp(item.updated_at),
+        create_time=to_timestamp(item.created_at),
+        update_time=to_timestamp(item.updated_at),
     )
 
 
@@ -104,7 +97,7 @@ def agent(item: Agent, *, connected: bool) -> agent_pb2.Agent:
         capacity=item.capacity,
         active_conversations=item.active,
         connected=connected,
-        idle_since=timestamp(item.idle_since),
+        idle_since=to_timestamp(item.idle_since),
         version=item.version,
         disabled=item.disabled,
         bot=item.bot,
@@ -118,8 +111,8 @@ def tenant(item: Tenant) -> tenant_pb2.Tenant:
         display_name=item.display_name,
         disabled=item.disabled,
         version=item.version,
-        create_time=timestamp(item.created_at),
-        update_time=timestamp(item.updated_at),
+        create_time=to_timestamp(item.created_at),
+        update_time=to_timestamp(item.updated_at),
     )
 
 
@@ -131,8 +124,8 @@ def integration_key(item: IntegrationKey) -> integration_key_pb2.IntegrationKey:
         display_name=item.display_name,
         revoked=item.revoked,
         version=item.version,
-        create_time=timestamp(item.created_at),
-        update_time=timestamp(item.updated_at),
+        create_time=to_timestamp(item.created_at),
+        update_time=to_timestamp(item.updated_at),
     )
 
 
@@ -151,7 +144,7 @@ def attachment(item: Attachment) -> attachment_pb2.Attachment:
             subject=item.uploader_id,
             display_name=item.uploader_name,
         ),
-        create_time=timestamp(item.created_at),
+        create_time=to_timestamp(item.created_at),
     )
 
 
@@ -164,7 +157,7 @@ def signed_url(item: Signed, expires: int) -> attachment_service_pb2.SignedUrl:
             attachment_service_pb2.HttpHeader(name=name, value=value)
             for name, value in item.headers.items()
         ],
-        expire_time=timestamp(expires),
+        expire_time=to_timestamp(expires),
     )
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -18,27 +23,49 @@ GOOD = {
 }
 
 
-def check(
-    service: str, keys_file: Path, *arguments: str, **settings: str
-) -> subprocess.CompletedProcess[str]:
-    """`check-config` with good settings but for some; "-" takes one out."""
+def environment(keys_file: Path, **settings: str) -> dict[str, str]:
+    """Good settings but for some; "-" takes one out."""
     given = {**GOOD, "DESKWIRE_KEYS_FILE": str(keys_file)}
     given |= {f"DESKWIRE_{name}": value for name, value in settings.items()}
     outside = {
         name: value for name, value in os.environ.items() if not name.startswith("DESKWIRE_")
     }
-    return subprocess.run(
-        [sys.executable, "-m", f"deskwire_{service}", "check-config", *arguments],
-        env=outside | {name: value for name, value in given.items() if value != "-"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return outside | {name: value for name, value in given.items() if value != "-"}
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def check(service: str, keys_file: Path, *arguments: str, **settings: str) -> Done:
+    """`check-config` of a service's `__main__`, in this process: another one imports for a second."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, environment(keys_file, **settings), clear=True),
+        patch.object(sys, "argv", ["python", "check-config", *arguments]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        runpy.run_module(f"deskwire_{service}", run_name="__main__")
+    assert isinstance(ended.value.code, int)
+    return Done(ended.value.code, out.getvalue(), err.getvalue())
 
 
 @pytest.mark.parametrize("service", ["gateway", "chat", "tickets", "events", "cdc"])
 def test_good_settings_are_shown_without_secrets(service: str, keys_file: Path) -> None:
-    done = check(service, keys_file)
+    done = subprocess.run(
+        [sys.executable, "-m", f"deskwire_{service}", "check-config"],
+        env=environment(keys_file),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     shown = json.loads(done.stdout)
     assert shown["grpc_listen"] == "127.0.0.1:0"

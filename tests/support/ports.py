@@ -6,6 +6,7 @@ socket on the block's last port: nobody else can have it, and it goes with the p
 
 from __future__ import annotations
 
+import atexit
 import random
 import socket
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from deskwire_cli.machine.ports import HOST, is_free
 
 _BLOCK: Final = 100
 _BLOCKS: Final = range(10_000, 32_000, _BLOCK)
-_claims: Final[list[socket.socket]] = []
 
 
 def free_base() -> int:
@@ -28,7 +28,7 @@ def free_base() -> int:
             claim.close()
             continue
         if all(is_free(port) for port in range(base, base + _BLOCK - 1)):
-            _claims.append(claim)
+            atexit.register(claim.close)
             return base
         claim.close()
     raise AssertionError("no free ports")

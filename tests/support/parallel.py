@@ -1,0 +1,47 @@
+"""How a whole run is spread over processes (`pytest -n auto`, as `make test` has it); each has servers of its own.
+
+The tests of a file stay together, for they share what the file starts. The files that take longest begin first, so that
+no process is left with one of them at the end.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+_MOST: Final = 4
+"""Processes: each has a Kafka and two databases, half a gigabyte and a core for ten seconds."""
+
+_LONGEST: Final = ()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process per core; none besides this one for a choice of tests, which would wait for twice the servers."""
+    chosen = config.option
+    if chosen.file_or_dir or chosen.keyword or chosen.markexpr or chosen.lf:
+        return 0
+    return min(os.cpu_count() or 1, _MOST)
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands out one file after another."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """In the order of the collection, which is this module's."""
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest files first, where several processes run."""
+    if not hasattr(config, "workerinput"):
+        return
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -296,9 +296,9 @@ class Adapter(system_adapter_service_pb2_grpc.SystemAdapterServiceServicer):
         """The ids of the events that came, in order."""
         return [item.event.event_id for item in self.got]
 
-    async def serve(self, port: int = 0) -> None:
+    async def serve(self, port: int = 0, options: Sequence[tuple[str, int]] = ()) -> None:
         """Start, also again on the same port."""
-        self.server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        self.server = grpc.aio.server(options=(("grpc.so_reuseport", 0), *options))
         system_adapter_service_pb2_grpc.add_SystemAdapterServiceServicer_to_server(
             self, self.server
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +23,11 @@ PUSH_SECONDS: Final = 30.0
 #: Most events in one Push, and records between two commits of a place: so many may come again.
 MAX_BATCH: Final = 100
 _MAX_TEXT: Final = 500
+# As gRPC for C, Go, Java, .NET, Node.js and Rust say that a message is over a limit.
+_IS_SIZE: Final = re.compile(
+    r"^(RESOURCE_EXHAUSTED|OUT_OF_RANGE): .*(larger than max|exceeds (the )?max|too large)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,10 @@ class Result:
     outcome: Outcome
     detail: str
     retry_after: float | None
+
+
+class TooLarge(Unavailable):
+    """A Push was refused for its size, here or there: the same one always will be."""
 
 
 class AdapterClient:
@@ -103,10 +113,15 @@ class AdapterClient:
         self._session = None
 
     async def push(self, items: Sequence[pb.PushItem], traceparent: str) -> list[Result]:
-        """Push; one result per item, in their order."""
+        """Push; one result per item, in their order. Raises TooLarge, Unavailable."""
         metadata = (("traceparent", traceparent),) if traceparent else ()
         request = pb.PushRequest(session=self._session or "", items=items)
-        answer = await _call(self._stub.Push(request, timeout=PUSH_SECONDS, metadata=metadata))
+        try:
+            answer = await _call(self._stub.Push(request, timeout=PUSH_SECONDS, metadata=metadata))
+        except Unavailable as error:
+            if _IS_SIZE.search(error.message):
+                raise TooLarge(error.message) from error
+            raise
         told = [result.event_id for result in answer.results]
         if told != [item.event.event_id for item in items]:
             raise Unavailable(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from opentelemetry.context import Context
@@ -25,14 +25,15 @@ from deskwire_common.kafka import Record
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.outbox import Outbox
+from deskwire_common.pagination import ANSWER_BYTES
 from deskwire_common.rpc import Tls
 from deskwire_events import domain, events, store
-from deskwire_events.clients import AdapterClient, Result
+from deskwire_events.clients import AdapterClient, Result, TooLarge
 from deskwire_events.domain import Adapter, Delivery, Outcome
 from deskwire_events.subscribe import json_of, log_unreadable
 
-#: Bytes of records in one Push; the item has them twice, and a gRPC message holds 4 MiB.
-MAX_BYTES: Final = 1 << 20
+#: Most bytes of one event in a Push: below the 4 MiB that gRPC and its clients take.
+MAX_EVENT: Final = 3 << 20
 #: Pauses between tries, in seconds: the first, the longest, and the longest that an adapter may ask for.
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 30.0
@@ -48,6 +49,17 @@ class _Item:
     json: str
     traceparent: str
     attempts: int = 0
+    size: int = field(init=False)
+    """Bytes in a Push. JSON of control characters has six times those of its record."""
+
+    def __post_init__(self) -> None:
+        self.size = self.pushed("0" * 55).ByteSize()
+
+    def pushed(self, traceparent: str) -> pb.PushItem:
+        """Return it as it is sent."""
+        return pb.PushItem(
+            event=self.event, json=self.json, attempt=self.attempts, traceparent=traceparent
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +173,7 @@ class Delivering:
                 schema = await self._client.ready()
                 if batch is None:
                     batch, rest = _split(items, schema.max_batch)
-                results = await self._push(batch)
+                results = await self._push_in_parts(batch)
             except Unavailable as error:
                 self._after_failure(error)
                 failure, asked = error.message, error.retry_after
@@ -195,6 +207,19 @@ class Delivering:
         else:
             self._client.forget()
 
+    async def _push_in_parts(self, batch: Sequence[_Item]) -> list[Result]:
+        """Push a batch, in halves when it is too large for the adapter; one event that is too large ends here."""
+        if batch[0].size > MAX_EVENT:
+            return [_never(f"it has {batch[0].size} bytes, and a Push takes {MAX_EVENT}")]
+        try:
+            return await self._push(batch)
+        except TooLarge as error:
+            if len(batch) == 1:
+                return [_never(error.message)]
+        half = len(batch) // 2
+        first = await self._push_in_parts(batch[:half])
+        return first + await self._push_in_parts(batch[half:])
+
     async def _push(self, batch: Sequence[_Item]) -> list[Result]:
         spans = [self._span(item) for item in batch]
         sent = [
@@ -206,12 +231,7 @@ class Delivering:
         results: list[Result] = []
         try:
             results = await self._client.push(
-                [
-                    pb.PushItem(
-                        event=item.event, json=item.json, attempt=item.attempts, traceparent=trace
-                    )
-                    for item, trace in zip(batch, sent, strict=True)
-                ],
+                [item.pushed(trace) for item, trace in zip(batch, sent, strict=True)],
                 sent[0],
             )
         finally:
@@ -286,12 +306,17 @@ class Delivering:
         self._trouble = failure
 
 
+def _never(detail: str) -> Result:
+    """Return the end of an event that can't reach the adapter, however often it is pushed."""
+    return Result(outcome=Outcome.REJECTED, detail=detail, retry_after=None)
+
+
 def _split(items: list[_Item], max_batch: int) -> tuple[list[_Item], list[_Item]]:
     """The first items that fit into one Push, at least one; and the others."""
     size = 0
     for count, item in enumerate(items):
-        size += len(item.record.value or b"")
-        if count == max_batch or (count and size > MAX_BYTES):
+        size += item.size
+        if count == max_batch or (count and size > ANSWER_BYTES):
             return items[:count], items[count:]
     return items, []
 

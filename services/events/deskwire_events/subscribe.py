@@ -19,6 +19,7 @@ from deskwire_common.errors import InvalidArgument, OutOfRange, Unavailable
 from deskwire_common.kafka import Reader, Record, cluster_id
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_common.pagination import ANSWER_BYTES
 from deskwire_events import spine
 from deskwire_events.domain import (
     Cursor,
@@ -34,9 +35,10 @@ from deskwire_events.domain import (
 CHECKPOINT: Final = 15.0
 #: Seconds between two looks for newly captured tables.
 LOOK_FOR_TABLES: Final = 5.0
-#: Most events, and bytes of their records, in one answer.
+#: Most events in one answer.
 MAX_EVENTS: Final = 200
-MAX_BYTES: Final = 1 << 20
+#: Most bytes of one event: below the 4 MiB that gRPC and its clients take.
+MAX_EVENT: Final = 3 << 20
 _READ: Final = 500
 _OPENINGS: Final = 5
 # How late a stop or a broken stream is seen.
@@ -217,16 +219,16 @@ class _Subscription:
     def _next(self) -> list[pb.DeliveredEvent]:
         """Up to an answer full of events from what was read; moves the position past them."""
         events: list[pb.DeliveredEvent] = []
-        size = 0
-        while self._pending and len(events) < MAX_EVENTS and size < MAX_BYTES:
+        room = ANSWER_BYTES
+        while self._pending and len(events) < MAX_EVENTS and room > 0:
             record = self._pending[0]
             event = self._event(record)
             if event is not None:
-                length = len(record.value or b"")
-                if (events and size + length > MAX_BYTES) or not self._credit.take():
+                delivered = self._delivered(event, record)
+                room -= delivered.ByteSize()
+                if (events and room < 0) or not self._credit.take():
                     break
-                size += length
-                events.append(self._delivered(event, record))
+                events.append(delivered)
             self._pending.popleft()
             self._places[record.topic, record.partition] = record.offset + 1
         return events
@@ -260,6 +262,11 @@ class _Subscription:
             delivered.json = json_of(record, event)
         else:
             delivered.event.CopyFrom(event)
+        if delivered.ByteSize() > MAX_EVENT:
+            # Said, so that nobody takes it for delivered, and without its data, so that the stream goes on.
+            log_too_large(record, delivered.ByteSize())
+            delivered.ClearField("json")
+            delivered.ClearField("event")
         return delivered
 
     def _answer(self, events: list[pb.DeliveredEvent]) -> pb.SubscribeResponse:
@@ -272,6 +279,17 @@ def json_of(record: Record, event: Event) -> str:
     if topics.by_name(record.topic).value == "json" and record.value is not None:
         return record.value.decode()
     return codec.encode_event(event, topics.EXTERNAL).decode()
+
+
+def log_too_large(record: Record, size: int) -> None:
+    """Say that an event is larger than a message may be."""
+    get_logger().warning(
+        "event_too_large",
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        bytes=size,
+    )
 
 
 def log_unreadable(record: Record, error: InvalidArgument) -> None:

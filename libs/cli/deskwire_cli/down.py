@@ -11,9 +11,10 @@ from typing import Final
 import psutil
 import typer
 
-from deskwire_cli.launch import DRAIN_SECONDS, say
+from deskwire_cli.launch import DRAIN_SECONDS
 from deskwire_cli.machine.home import Home
 from deskwire_cli.machine.problem import Problem
+from deskwire_cli.machine.progress import say
 
 #: Each part may need its drain; nearly always it is 2 s in all.
 STOP_SECONDS: Final = 8 * DRAIN_SECONDS

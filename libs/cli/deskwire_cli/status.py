@@ -15,12 +15,12 @@ import grpc
 import psutil
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from deskwire_cli.launch import SERVICES, service_of
 from deskwire_cli.machine import kafka, valkey
 from deskwire_cli.machine.home import Home
 from deskwire_cli.machine.ports import HOST, answers
+from deskwire_cli.machine.tables import print_table
 from deskwire_common.errors import DeskwireError
 from deskwire_common.logging import redact_text, setup_logging
 from deskwire_common.probe import ask as ask_health
@@ -189,25 +189,29 @@ def show(found: Mapping[str, Any]) -> None:
     if not found["processes"]:
         console.print(f"no suite runs in {found['home']}: start one with `deskwire up`")
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("process", "health", "address", "pid", "version"):
-        table.add_column(title)
-    for each in found["processes"]:
-        table.add_row(
-            each["name"],
-            colour(each["health"]),
-            each["address"],
-            str(each["pid"] or ""),
-            each["version"],
-        )
-    console.print(table)
+    print_table(
+        ("process", "health", "address", "pid", "version"),
+        [
+            (
+                each["name"],
+                colour(each["health"]),
+                each["address"],
+                str(each["pid"] or ""),
+                each["version"],
+            )
+            for each in found["processes"]
+        ],
+        markup=True,
+    )
     console.print()
-    table = Table(box=None, pad_edge=False)
-    for title in ("store", "health", "url"):
-        table.add_column(title)
-    for each in found["stores"]:
-        table.add_row(each["name"], colour(each["health"]), each["problem"] or each["url"])
-    console.print(table)
+    print_table(
+        ("store", "health", "url"),
+        [
+            (each["name"], colour(each["health"]), each["problem"] or each["url"])
+            for each in found["stores"]
+        ],
+        markup=True,
+    )
     console.print()
     console.print(f"phase {found['phase']}, {found['websocket']}, home {found['home']}")
     if found["problem"]:

@@ -15,10 +15,11 @@ from typing import Annotated, Final
 import typer
 
 from deskwire_cli import walk
-from deskwire_cli.launch import Launch, Plan, make_plan, say
+from deskwire_cli.launch import Launch, Plan, make_plan
 from deskwire_cli.machine.home import Home, project_root
 from deskwire_cli.machine.ports import BASE, CHAT_SHARDS
 from deskwire_cli.machine.problem import Problem
+from deskwire_cli.machine.progress import say
 from deskwire_cli.suite import TENANT, load_suite
 from deskwire_common.logging import setup_logging
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from deskwire_cli.machine.home import Home, os_error, write_atomically
 from deskwire_cli.machine.problem import Problem
+from deskwire_cli.machine.tables import print_table
 from deskwire_common.auth import (
     ALGORITHM,
     ANY_TENANT,
@@ -169,15 +168,6 @@ def show_signing_keys(keys_file: Path | None, *, as_json: bool) -> None:
         _show(KeySet.load(file).verifying_keys, as_json=as_json)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `deskwire key`."""
-    app.command("add")(add_key)
-    app.command("change")(change_key)
-    app.command("remove")(remove_key)
-    app.command("rotate")(rotate_key)
-    app.command("new")(new_key)
-
-
 # ---------------------------------------------------------------------------------------- the file
 
 
@@ -285,20 +275,19 @@ def _show(keys: Sequence[VerifyingKey], *, as_json: bool) -> None:
         ]
         print(json.dumps(form, indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("key", "roles", "tenants", "lifetime", "private", ""):
-        table.add_column(title, no_wrap=True)
-    for key in keys:
-        why = key.grant.signs_nothing()
-        table.add_row(
-            key.kid,
-            ",".join(sorted(key.grant.roles)),
-            ",".join(sorted(key.grant.tenants)),
-            _duration(key.grant.max_lifetime),
-            "yes" if key.private is not None else "no",
-            f"signs nothing: {why}" if why else "",
-        )
-    Console(highlight=False, soft_wrap=True, markup=False).print(table)
+    print_table(("key", "roles", "tenants", "lifetime", "private", ""), [_row(key) for key in keys])
+
+
+def _row(key: VerifyingKey) -> tuple[str, ...]:
+    why = key.grant.signs_nothing()
+    return (
+        key.kid,
+        ",".join(sorted(key.grant.roles)),
+        ",".join(sorted(key.grant.tenants)),
+        _duration(key.grant.max_lifetime),
+        "yes" if key.private is not None else "no",
+        f"signs nothing: {why}" if why else "",
+    )
 
 
 def _duration(seconds: int) -> str:

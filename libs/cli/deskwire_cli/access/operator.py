@@ -1,0 +1,98 @@
+"""Calls to the running suite's chat as an operator, and how their answers are shown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from deskwire_cli.machine.problem import Problem
+from deskwire_cli.machine.tables import print_table
+from deskwire_cli.suite import load_suite
+from deskwire_common.auth import KeysError, Role
+from deskwire_common.rpc import domain_errors, make_channel
+
+_SUBJECT: Final = "deskwire-cli"
+_PAGE: Final = 500
+
+TenantOption = Annotated[str, typer.Option("--tenant", help="Whose.")]
+NameOption = Annotated[str, typer.Option("--name", help="A name for people.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON array.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator's calls to a service of chat; `tenant` is of the token."""
+
+    stub: Callable[[Any], Any]
+    tenant: str
+
+    def call(self, method: str, request: Message) -> Any:
+        """One call's response. Raises Problem, DeskwireError. Blocks."""
+        return self.calls(method, request)[0]
+
+    def pages(self, method: str, request: Any) -> list[Any]:
+        """The responses of a list, to its last page. Raises Problem, DeskwireError. Blocks."""
+        request.page_size = _PAGE
+        return self.calls(method, request)
+
+    def calls(self, method: str, request: Any) -> list[Any]:
+        suite = load_suite()
+        try:
+            token = suite.token(Role.OPERATOR, _SUBJECT, tenant=self.tenant, seconds=60)
+        except (ValueError, KeysError) as error:
+            raise Problem(str(error)) from None
+
+        async def ask() -> list[Any]:
+            channel = make_channel(suite.chat, token=lambda: token)
+            answers: list[Any] = []
+            try:
+                with domain_errors():
+                    call = getattr(self.stub(channel), method)
+                    answers.append(await call(request))
+                    while getattr(answers[-1], "next_page_token", ""):
+                        request.page_token = answers[-1].next_page_token
+                        answers.append(await call(request))
+            finally:
+                await channel.close()
+            return answers
+
+        return asyncio.run(ask())
+
+
+def new_request() -> str:
+    """Return a request_id."""
+    return str(uuid.uuid4())
+
+
+def show(
+    found: Sequence[Any],
+    titles: Sequence[str],
+    row: Callable[[Any], Sequence[str]],
+    *,
+    as_json: bool,
+) -> None:
+    """A table, or the messages' JSON form with all their fields."""
+    if as_json:
+        form = [
+            MessageToDict(
+                each, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            )
+            for each in found
+        ]
+        print(json.dumps(form, indent=2, ensure_ascii=False))
+        return
+    print_table(titles, [row(each) for each in found])
+
+
+def when(stamp: Timestamp) -> str:
+    """Return a time as people write it, in UTC."""
+    return stamp.ToDatetime().isoformat(" ", "seconds") + "Z"

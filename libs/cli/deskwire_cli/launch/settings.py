@@ -1,0 +1,40 @@
+"""What each process of a plan is set to."""
+
+from __future__ import annotations
+
+import os
+
+from deskwire_cli.launch.plan import STORES, Plan, service_of
+from deskwire_cli.machine.process import python_environment
+
+
+def service_settings(plan: Plan, name: str, *, kafka: str, redis: str) -> dict[str, str]:
+    """Return a process's settings. What the caller's environment says of others (OTLP, TLS …) stays."""
+    service = service_of(name)
+    settings = {
+        **python_environment(),
+        "DESKWIRE_GRPC_LISTEN": plan.ports.address(name),
+        "DESKWIRE_METRICS_LISTEN": plan.ports.address(f"{name}-metrics"),
+        "DESKWIRE_KEYS_FILE": str(plan.home.keys_file),
+        "DESKWIRE_KAFKA": kafka,
+        "DESKWIRE_REDIS_URL": redis,
+        "DESKWIRE_CHAT_TARGET": plan.ports.address("chat"),
+        "DESKWIRE_WS_LISTEN": plan.ports.address("websocket"),
+    }
+    if plan.broker == "dev":
+        # It doesn't know the group protocol of KIP-848.
+        settings["DESKWIRE_KAFKA_GROUP_PROTOCOL"] = "classic"
+        # It forgets with its end what was published: the databases keep it as long as topics would.
+        settings["DESKWIRE_OUTBOX_KEEP_SECONDS"] = str(7 * 86_400)
+    if service == "gateway":
+        settings["DESKWIRE_WORKERS"] = str(plan.gateway_workers)
+    if service == "chat":
+        # Not the host's name: these are several on one.
+        settings["DESKWIRE_SHARD_NAME"] = "chat-0" if name == "chat" else name
+        # All of them see the folder. Whoever wants a bucket says so in the environment.
+        if not os.environ.get("DESKWIRE_ATTACHMENTS_URL"):
+            settings["DESKWIRE_ATTACHMENTS_URL"] = plan.home.attachments.as_uri()
+        settings["DESKWIRE_ATTACHMENTS_LISTEN"] = plan.ports.address(f"{name}-files")
+    if service in STORES:
+        settings["DESKWIRE_DATABASE_URL"] = plan.database(service)
+    return settings

@@ -224,7 +224,7 @@ async def test_a_deadline_ends_the_work_too(served: Served) -> None:
 async def test_a_call_without_a_deadline_gets_one(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc, "DEADLINE", 0.2)
+    monkeypatch.setattr(rpc.stages, "DEADLINE", 0.2)
     token = TokenSigner(KEYS).mint(tenant="acme", role=Role.AGENT, subject="ann")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.server.port}") as channel:
         stub = agent_service_pb2_grpc.AgentServiceStub(channel)

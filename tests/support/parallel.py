@@ -13,17 +13,35 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 _MOST: Final = 4
-"""Processes: each has a Kafka and two databases, half a gigabyte and a core for ten seconds."""
+"""Processes: each has a Kafka and two databases, a gigabyte and ten seconds of a core."""
 
-_LONGEST: Final = ()
+_LONGEST: Final = (
+    "tests/faults/test_loops.py",
+    "tests/cli/test_up.py",
+    "tests/faults/test_outages.py",
+    "tests/common/test_ownership.py",
+    "tests/e2e/test_walk.py",
+    "tests/chat/test_shards.py",
+    "tests/access/test_command.py",
+    "tests/cli/test_chat_shards.py",
+    "tests/faults/test_hostile.py",
+    "tests/chat/test_signals.py",
+    "tests/chat/test_attachments.py",
+    "tests/deploy/test_installed.py",
+    "tests/events/test_deliveries.py",
+    "tests/gateway/test_life.py",
+)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process per core; none besides this one for a choice of tests, which would wait for twice the servers."""
+    """One process more than there are cores, since tests wait for timers half of their time.
+
+    None besides this one for a choice of tests, which would wait for twice the servers.
+    """
     chosen = config.option
     if chosen.file_or_dir or chosen.keyword or chosen.markexpr or chosen.lf:
         return 0
-    return min(os.cpu_count() or 1, _MOST)
+    return min((os.cpu_count() or 1) + 1, _MOST)
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]

@@ -111,11 +111,13 @@ class World:
         return self.signer.mint(tenant=TENANT, role=role, subject=subject, ttl=86_400)
 
     async def start(self) -> None:
-        """Start everything, in order."""
-        for name, part in self.parts.items():
-            if name == "chat":
-                await migrate(self.database_url, "deskwire_chat")
-            await part.start()
+        """Start the servers, all at once, and then what needs them."""
+        await asyncio.gather(
+            *(self.parts[name].start() for name in ("postgres", "kafka", "valkey"))
+        )
+        await migrate(self.database_url, "deskwire_chat")
+        await self.parts["chat"].start()
+        await self.parts["gateway"].start()
 
     def stop(self) -> None:
         """Stop everything, last one first."""

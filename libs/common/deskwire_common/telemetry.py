@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -92,6 +91,11 @@ def setup_telemetry(
     if processor is not None:
         provider.add_span_processor(processor)
     if otlp_endpoint:
+        # A fifth of the time in which a command starts, for those who export.
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415
+            OTLPSpanExporter,
+        )
+
         exporter = OTLPSpanExporter(
             endpoint=otlp_endpoint,
             insecure=not otlp_endpoint.startswith("https://"),

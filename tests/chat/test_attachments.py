@@ -37,7 +37,7 @@ from support.access import refusal
 from support.files import PICTURE, Files, http, reference, signed
 from support.s3 import S3Server
 from support.servers import DatabaseServer
-from support.suite import Desk, desk, new_id, second_process
+from support.suite import Desk, desk, new_id, owner_of_two, second_process
 from support.wire import Wire, reason, wire
 
 VISITOR, AGENT = Role.VISITOR, Role.AGENT
@@ -586,7 +586,9 @@ async def test_processes_share_a_folder(
         mine, elsewhere = Files(d, VISITOR, "1"), Files(d, VISITOR, "1", port=other.port)
         for number in (0, 1):
             conversation = next(
-                each for each in iter(new_id, "") if partition_of(each) % 2 == number
+                each
+                for each in iter(new_id, "")
+                if owner_of_two(partition_of(each)) == f"chat-{number}"
             )
             made = await mine.create(conversation, b"abc")
             item = made.attachment

@@ -28,7 +28,7 @@ from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import from_rpc_error
 from support import eventually
 from support.servers import DatabaseServer
-from support.suite import Desk, desk, new_id, second_process
+from support.suite import Desk, desk, new_id, owner_of_two, second_process
 from support.topic import read_rows
 
 QUEUED = conversation_pb2.CONVERSATION_STATE_QUEUED
@@ -294,7 +294,7 @@ async def test_two_processes_share_a_bot(
         desk(url, kafka, valkey, keys_file, signer, chat=options) as d,
         second_process(url, kafka, keys_file, **options),
     ):
-        talk, dead = (next(each for each in iter(new_id, "") if partition_of(each) % 2 == 1)
+        talk, dead = (next(each for each in iter(new_id, "") if owner_of_two(partition_of(each)) == "chat-1")
                       for _ in range(2))  # fmt: skip
         await handed_off_and_back(d, talk, kafka)
         bot = Bot(d, "helper")

@@ -109,8 +109,8 @@ async def take_away(url: str, number: int) -> None:
     db = await Database.open(url, pool_size=1)
     try:
         async with db.transaction() as uow:
-            row = (await partitions.load(uow.connection))[number]
-            assert await partitions.claim(uow.connection, row, owner="chat-9", lease_until=0)
+            row = (await partitions.ROWS.load(uow.connection))[number]
+            assert await partitions.ROWS.claim(uow.connection, row, owner="chat-9")
             await uow.commit()
     finally:
         await db.close()
@@ -121,7 +121,7 @@ async def terms(url: str) -> dict[int, int]:
     db = await Database.open(url, pool_size=1)
     try:
         async with db.read() as c:
-            return {each.id: each.term for each in await partitions.load(c)}
+            return {each.id: each.term for each in await partitions.ROWS.load(c)}
     finally:
         await db.close()
 

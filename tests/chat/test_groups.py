@@ -94,7 +94,7 @@ async def test_messages_come_back_as_they_went_in(db: Database, statements: Stat
         await uow.commit()
     assert await stored(db, talk) == items
     async with db.read() as c:
-        found = {each.id: each for each in await partitions.load(c)}
+        found = {each.id: each for each in await partitions.ROWS.load(c)}
     assert (found[number].head, found[number].published) == (4, 1)
 
 
@@ -112,7 +112,9 @@ async def test_without_all_of_its_heads_a_group_writes_nothing(
         assert not await messages.append_to_log(statements, items, good | wrong, {3: 5})
         assert [await stored(db, each) for each in (one, other)] == [[], []]
         async with db.read() as c:
-            assert {(each.head, each.published) for each in await partitions.load(c)} == {(0, 0)}
+            assert {(each.head, each.published) for each in await partitions.ROWS.load(c)} == {
+                (0, 0)
+            }
     assert await messages.append_to_log(statements, items, good, {})
     assert [await stored(db, each) for each in (one, other)] == [items[:1], items[1:]]
 

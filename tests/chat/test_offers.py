@@ -30,7 +30,7 @@ from deskwire_common.clock import ManualClock, to_micros
 from deskwire_common.errors import from_rpc_error
 from support import eventually
 from support.servers import DatabaseServer
-from support.suite import Desk, desk, new_id, second_process
+from support.suite import Desk, desk, new_id, owner_of_two, second_process
 
 QUEUED = conversation_pb2.CONVERSATION_STATE_QUEUED
 ACTIVE = conversation_pb2.CONVERSATION_STATE_ACTIVE
@@ -306,7 +306,11 @@ async def test_the_next_owner_offers_anew_and_any_process_takes_the_answer(
     url = postgres.fresh()
     options = {"offer_seconds": 60.0, "lease_seconds": 1.0}
     async with desk(url, kafka, valkey, keys_file, signer, chat=options) as d:
-        theirs = [each for each in (new_id() for _ in range(200)) if partition_of(each) % 2 == 1]
+        theirs = [
+            each
+            for each in (new_id() for _ in range(200))
+            if owner_of_two(partition_of(each)) == "chat-1"
+        ]
         talk, other, left = theirs[:3]
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(second_process(url, kafka, keys_file, **options))

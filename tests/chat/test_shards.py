@@ -9,7 +9,7 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import pytest
 from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2
 from deskwire.chat.v1.conversation_service_pb2_grpc import ConversationServiceStub
 from deskwire_chat.domain.conversations import partition_of
-from deskwire_chat.owners.ownership import share
 from deskwire_chat.store import partitions
 from deskwire_client import Client
 from deskwire_common import topics
@@ -29,20 +28,12 @@ from deskwire_common.db import Database
 from deskwire_common.rpc import stream_metadata
 from support import eventually
 from support.ports import free_port
-from support.suite import Desk, desk, new_id
+from support.suite import Desk, desk, new_id, owner_of_two
 from support.topic import read_rows
 
 LEASE = 1.0
 WINDOW = 6
 FEW = 12
-
-
-def test_partitions_are_shared_out_evenly() -> None:
-    names = ["chat-0", "chat-1", "chat-2"]
-    shares = [share(names, name) for name in names]
-    assert sorted(itertools.chain(*shares)) == list(range(16))
-    assert {len(each) for each in shares} == {5, 6}
-    assert share(names, "somebody else") == share([], "chat-0") == set()
 
 
 class Talker:
@@ -159,7 +150,7 @@ class Cluster:
     async def owners(self) -> Counter[str]:
         """How many partitions each process has, as the database says."""
         async with self._db.read() as c:
-            return Counter(each.owner for each in await partitions.load(c))
+            return Counter(each.owner for each in await partitions.ROWS.load(c))
 
     async def two(self) -> None:
         """Start chat-1, and wait until it has its share."""
@@ -167,7 +158,7 @@ class Cluster:
             sys.executable, "-m", "deskwire_chat", "serve",
             env=self._environment, stdout=DEVNULL, stderr=DEVNULL,
         )  # fmt: skip
-        await self._until({"chat-0": 8, "chat-1": 8})
+        await self._until(Counter(owner_of_two(number) for number in partitions.PARTITION_IDS))
 
     async def one(self, how: signal.Signals) -> None:
         """End chat-1, and wait until chat-0 has everything."""
@@ -181,7 +172,7 @@ class Cluster:
             self._other.kill()
             await self._other.wait()
 
-    async def _until(self, owners: dict[str, int]) -> None:
+    async def _until(self, owners: Mapping[str, int]) -> None:
         async def are_so() -> bool:
             now = await self.owners()
             assert now == owners, now
@@ -216,7 +207,9 @@ def ids_of(shard: int, count: int) -> list[str]:
     """New conversations that chat-0 or chat-1 has when both are there."""
     fresh = (new_id() for _ in itertools.count())
     return list(
-        itertools.islice((each for each in fresh if partition_of(each) % 2 == shard), count)
+        itertools.islice(
+            (each for each in fresh if owner_of_two(partition_of(each)) == f"chat-{shard}"), count
+        )
     )
 
 

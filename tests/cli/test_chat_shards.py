@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
+from deskwire_chat.store import partitions
 from deskwire_cli.machine.home import Home
 from support import eventually
 from support.command import Command
 from support.ports import free_base
 from support.servers import DatabaseServer
+from support.suite import owner_of_two
 
 
 @pytest.fixture
@@ -43,7 +46,10 @@ async def test_two_share_the_partitions(
     assert (code, [each["name"] for each in shards]) == (0, ["chat", "chat-1"])
     assert {each["health"] for each in shards} == {"SERVING"}
     assert len({each["address"] for each in shards}) == 2
-    await eventually(lambda: [owned(each["metrics"]) for each in shards] == [8, 8])
+    spread = Counter(owner_of_two(number) for number in partitions.PARTITION_IDS)
+    await eventually(
+        lambda: [owned(each["metrics"]) for each in shards] == [spread["chat-0"], spread["chat-1"]]
+    )
     assert deskwire("down").returncode == 0
     postgres.drop(url)
 

@@ -14,7 +14,7 @@ from deskwire.chat.v1 import conversation_pb2
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.log.commit import Committer
-from deskwire_chat.owners.ownership import Ownership
+from deskwire_chat.owners.ownership import Holder, Ownership
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import Unavailable
 from deskwire_common.lifecycle import running
@@ -82,13 +82,13 @@ async def test_a_shard_that_gives_its_partitions_up_and_takes_them_again_reorder
     await migrate(url, "deskwire_chat")
     port = free_port()
     found: list[Ownership] = []
-    start = Ownership.start
+    bind = Ownership.bind
 
-    async def noted(self: Ownership, place: str) -> None:
+    def noted(self: Ownership, holder: Holder) -> None:
         found.append(self)
-        await start(self, place)
+        bind(self, holder)
 
-    monkeypatch.setattr(Ownership, "start", noted)
+    monkeypatch.setattr(Ownership, "bind", noted)
     token = signer.mint(tenant="t", role=Role.VISITOR, subject="1001")
     conversation = new_id()
     chat = chat_settings(url, kafka, keys_file, grpc_listen=f"127.0.0.1:{port}")
@@ -102,11 +102,11 @@ async def test_a_shard_that_gives_its_partitions_up_and_takes_them_again_reorder
         (ownership,) = found
         for number in range(60):
             if number % 20 == 10:
-                await ownership._give_up(set(ownership.partitions))
+                await ownership._share.give_up(set(ownership.partitions))
             await w.say(send=send(conversation, str(number)))
             if number % 20 == 15:
-                await ownership._look()
-        await ownership._look()
+                await ownership._owner.look()
+        await ownership._owner.look()
         acks = [await w.hear("send_ack") for _ in range(60)]
         assert [(a.client_msg_id, a.seq) for a in acks] == [(str(n), n + 1) for n in range(60)]
 
@@ -122,16 +122,16 @@ async def test_a_line_is_held_however_the_owner_changes(
     url = f"sqlite:///{tmp_path / 'chat.db'}"
     await migrate(url, "deskwire_chat")
     found: list[Ownership] = []
-    start = Ownership.start
+    bind = Ownership.bind
 
-    async def noted(self: Ownership, place: str) -> None:
+    def noted(self: Ownership, holder: Holder) -> None:
         found.append(self)
-        await start(self, place)
+        bind(self, holder)
 
     async def away(*_: object) -> None:
         raise Unavailable("the database is away")
 
-    monkeypatch.setattr(Ownership, "start", noted)
+    monkeypatch.setattr(Ownership, "bind", noted)
     port = free_port()
     token = signer.mint(tenant="t", role=Role.VISITOR, subject="1001")
     conversation = new_id()
@@ -149,8 +149,8 @@ async def test_a_line_is_held_however_the_owner_changes(
             assert (await w.hear("error")).temporary
         # Chat forgets who holds a line when the partition leaves it: the gateway doesn't.
         (ownership,) = found
-        await ownership._give_up(set(ownership.partitions))
-        await ownership._look()
+        await ownership._share.give_up(set(ownership.partitions))
+        await ownership._owner.look()
         await w.say(send=send(conversation, "two"))
         error = await w.hear("error")
         assert error.reason == error_reason_pb2.ERROR_REASON_LINE_HELD

@@ -17,6 +17,7 @@ import deskwire_gateway.app
 import deskwire_gateway.config
 from deskwire.chat.v1 import agent_pb2, agent_service_pb2, agent_service_pb2_grpc
 from deskwire_chat.domain.messages import Message
+from deskwire_chat.owners.ownership import KIND
 from deskwire_chat.store import partitions
 from deskwire_chat.views.content import text_content
 from deskwire_client import Client
@@ -24,6 +25,7 @@ from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database
 from deskwire_common.lifecycle import Runtime, running
 from deskwire_common.migrations import migrate
+from deskwire_common.ownership import wanted_owner
 from deskwire_common.rpc import make_channel
 from support import eventually
 
@@ -151,11 +153,16 @@ async def desk(
         yield Desk(signer, chat, gateway_runtime, stack, f"t-{uuid.uuid4().hex[:12]}")
 
 
+def owner_of_two(number: int) -> str:
+    """Which of chat-0 and chat-1 owns a partition while both live."""
+    return str(wanted_owner(KIND, number, ["chat-0", "chat-1"]))
+
+
 @asynccontextmanager
 async def second_process(
     url: str, kafka: str, keys_file: Path, **options: Any
 ) -> AsyncIterator[Runtime[Any]]:
-    """chat-1 beside chat-0, with its half of the partitions."""
+    """chat-1 beside chat-0, with its share of the partitions."""
     db = await Database.open(url, pool_size=1)
     settings = chat_settings(url, kafka, keys_file, shard_name="chat-1", **options)
     try:
@@ -163,8 +170,8 @@ async def second_process(
 
             async def is_shared() -> bool:
                 async with db.read() as c:
-                    found = await partitions.load(c)
-                return [each.owner for each in found] == ["chat-0", "chat-1"] * 8
+                    found = await partitions.ROWS.load(c)
+                return [each.owner for each in found] == [owner_of_two(each.id) for each in found]
 
             await eventually(is_shared, timeout=30, interval=0.2)
             yield chat

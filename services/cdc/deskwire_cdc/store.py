@@ -30,11 +30,14 @@ from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import Aborted
 from deskwire_common.idempotency import idempotency_table
 from deskwire_common.outbox import outbox_table, published_table
+from deskwire_common.ownership import members_table, slots_table
 
 METADATA = db.metadata()
 idempotency_table(METADATA)
 outbox_table(METADATA)
 published_table(METADATA)
+members_table(METADATA)
+slots_table(METADATA)
 
 sources = sa.Table(
     "sources",

@@ -73,6 +73,7 @@ from deskwire_common.leadership import lead
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.logging import get_logger
 from deskwire_common.outbox import Outbox, OutboxRelay
+from deskwire_common.ownership import Owner
 
 
 async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa: PLR0915 - the one place where things are made
@@ -99,13 +100,14 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     publisher = Publisher(db, await runtime.producer("chat-messages"))
     slots = Slots(settings.max_streams, settings.max_tenant_streams)
     watchers = Watchers(db, admission.admit, slots)
-    ownership = Ownership(
+    owner = Owner(
         db,
         runtime.clock,
-        settings.shard_name,
         runtime.ids.uuid7(),
         lease_seconds=settings.lease_seconds,
+        alone=db.dialect == "sqlite",
     )
+    ownership = Ownership(owner)
     reader = AgentReader(db, router, ownership)
 
     def is_ours(item: domain.conversations.Conversation) -> bool:
@@ -202,7 +204,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     # At the end: what waits is stored and answered, Kafka gets the rest, others get the partitions, the streams end.
     runtime.on_drain(links.drain)
     runtime.on_drain(writer.drain)
-    runtime.on_drain(ownership.leave)
+    runtime.on_drain(owner.leave)
     runtime.on_drain(streams.drain)
     runtime.on_drain(watchers.drain)
     runtime.on_drain(peers.drain)
@@ -240,8 +242,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         access=rpc.Access(public=PUBLIC, suite=SUITE, admit=admission.admit),
     )
     # From here on others send their calls and conversations here.
-    await ownership.start(settings.address(port))
-    runtime.spawn("ownership", ownership.run)
+    await owner.start(settings.shard_name, settings.address(port))
+    runtime.spawn("ownership", owner.run)
 
 
 async def _open_files(settings: Settings, runtime: Runtime[Settings]) -> AttachmentStore | None:

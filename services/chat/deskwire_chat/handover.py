@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 
 from deskwire_chat.live.link import Links
 from deskwire_chat.log.publisher import Publisher
@@ -40,19 +40,23 @@ class Handover:
         self._reader.gained(numbers)
         self._links.gained(numbers)
 
-    def lost(self, numbers: Collection[int]) -> None:
+    def lost(self, gone: Sequence[Partition]) -> None:
         """Forget. What waits in the writer's lanes is refused when its turn comes."""
+        numbers = {each.id for each in gone}
         self._writer.forget_partitions(numbers)
         self._publisher.disown(numbers)
         self._watchers.lost(numbers)
         self._router.drop_partitions(numbers)
 
-    async def finish(self, numbers: Collection[int]) -> Mapping[int, int]:
-        """Nothing new is taken any more: store what waits, then have Kafka take it."""
+    async def finish(self, leaving: Sequence[Partition]) -> None:
+        """Nothing new is taken any more: store what waits, then have Kafka take it, and keep how far it has."""
+        numbers = {each.id for each in leaving}
         self._router.drop_partitions(numbers)
         await self._writer.finish()
         await self._publisher.finish(numbers)
-        return self._publisher.published(numbers)
+        published = self._publisher.published(numbers)
+        for each in leaving:
+            each.published = published.get(each.id, each.published)
 
     def owners_changed(self) -> None:
         """Tell the gateways."""

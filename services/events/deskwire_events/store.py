@@ -14,6 +14,7 @@ from deskwire_common.clock import from_micros, to_micros
 from deskwire_common.db import UnitOfWork
 from deskwire_common.idempotency import idempotency_table
 from deskwire_common.outbox import outbox_table, published_table
+from deskwire_common.ownership import members_table, slots_table
 from deskwire_events.domain import Adapter, AdapterState, Delivery, Outcome
 
 METADATA = db.metadata()
@@ -70,6 +71,8 @@ external_subjects = sa.Table(
 
 outbox_table(METADATA)
 published_table(METADATA)
+members_table(METADATA)
+slots_table(METADATA)
 idempotency_table(METADATA)
 
 

@@ -23,8 +23,8 @@ from deskwire_common.db import AWAY, Database, UnitOfWork
 from deskwire_common.db import metadata as new_metadata
 from deskwire_common.logging import get_logger
 from deskwire_common.ownership.members import Member, Members
-from deskwire_common.ownership.shares import IdsOf, Share
-from deskwire_common.ownership.slots import slot_rows, slots_table
+from deskwire_common.ownership.shares import Duties, IdsOf, Share
+from deskwire_common.ownership.slots import SlotT, slot_rows, slots_table
 from deskwire_common.ownership.workers import Work, Workers
 
 LEASE_SECONDS: Final = 9.0
@@ -86,8 +86,9 @@ class Owner:
 
     # ---------------------------------------------------------------------------------------- slots
 
-    def add(self, share: Share[Any]) -> None:
+    def add(self, share: Share[SlotT], duties: Duties[SlotT]) -> None:
         """Own a share of one more kind, before `start`."""
+        share.bind(self, duties)
         self._shares.append(share)
 
     def employ(
@@ -107,7 +108,7 @@ class Owner:
         rows = slot_rows(self._slots, kind)
         workers = Workers(self, kind, rows, work, outlast=outlast, patience=patience)
         self._workers.append(workers)
-        self.add(Share(kind, rows, workers, ids))
+        self.add(Share(kind, rows, ids), workers)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call this whenever who lives or who owns what is another than before. It must not block."""
@@ -164,14 +165,14 @@ class Owner:
         async with self._looking:
             try:
                 for share in self._shares:
-                    await share.give_up(self.db, set(share.owned))
+                    await share.give_up(set(share.owned))
                 await self.db.run(partial(self._forget, [self._with_lease()]))
             except AWAY as error:
                 # The lease ends by itself.
                 get_logger().warning("slots_not_given_up", error=str(error))
             self._drop(self._shares)
         self.live.pop(self._me.name, None)
-        self._tell()
+        self.changed()
 
     async def _keep_lease(self) -> None:
         pauses = loops.Backoff(self._lease / 30, self._lease / 3)
@@ -249,8 +250,7 @@ class Owner:
             names = [each for each in sorted(self.live) if first or each in self._planned]
             self._planned = sorted(self.live)
             for share in self._shares:
-                if await share.settle(self.db, self, [] if self._superseded else names):
-                    self._tell()
+                await share.settle([] if self._superseded else names)
             long_ago = self._now() - int(self._lease * _FORGET_LEASES * 1_000_000)
             dead = [each for each in everybody if each.lease_until < long_ago]
             if dead:
@@ -262,7 +262,7 @@ class Owner:
             found = [await share.load(c) for share in self._shares]
         live = self._living(everybody)
         for number, (share, rows) in enumerate(zip(self._shares, found, strict=True)):
-            if await share.create(self.db, rows, live):
+            if await share.create(rows, live):
                 async with self.db.read() as c:
                     found[number] = await share.load(c)
         self._see(live, found)
@@ -285,10 +285,9 @@ class Owner:
         else:
             self._superseded = False
         for share, rows in zip(self._shares, found, strict=True):
-            if share.see(rows):
-                self.wake.set()
+            share.see(rows)
         if self._picture() != before:
-            self._tell()
+            self.changed()
 
     def _picture(self) -> tuple[dict[str, str], list[dict[Any, tuple[str, int]]]]:
         """Who lives and who owns what."""
@@ -316,13 +315,11 @@ class Owner:
         self._drop([each for each in self._shares if not each.outlives_lease])
 
     def _drop(self, shares: Iterable[Share[Any]]) -> None:
-        dropped = [each for each in shares if each.owned]
-        for each in dropped:
+        for each in shares:
             each.drop(set(each.owned))
-        if dropped:
-            self._tell()
 
-    def _tell(self) -> None:
+    def changed(self) -> None:
+        """Tell all who want to know that who lives or who owns what is another than before."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         for each in self._listeners:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -35,11 +36,18 @@ class Duties(Protocol[SlotT_contra]):
         ...
 
 
-class Claims(Protocol):
-    """What a share needs to know of its process (owner.Owner)."""
+class Process(Protocol):
+    """What a share needs of its process (owner.Owner)."""
+
+    db: Database
+    wake: asyncio.Event
 
     @property
     def name(self) -> str: ...
+
+    def changed(self) -> None:
+        """Who owns what is another than before."""
+        ...
 
     async def may_claim(self, c: AsyncConnection) -> Callable[[str], bool] | None:
         """Return which owners' slots are to be had; None while this process may claim nothing."""
@@ -53,7 +61,6 @@ class Share(Generic[SlotT]):
         self,
         kind: str,
         rows: SlotRows[SlotT],
-        duties: Duties[SlotT],
         ids: Collection[Any] | IdsOf,
         *,
         outlives_lease: bool = False,
@@ -72,9 +79,15 @@ class Share(Generic[SlotT]):
         self.missing = False
         """Whether a slot that should be this process's still is another's."""
         self.outlives_lease = outlives_lease
-        self._duties = duties
+        self._process: Process
+        self._duties: Duties[SlotT]
         self._ids: set[Any] | IdsOf = ids if callable(ids) else set(ids)
         self._there = set() if callable(ids) else set(ids)
+
+    def bind(self, process: Process, duties: Duties[SlotT]) -> None:
+        """Say whose share it is, and what is done with it."""
+        self._process = process
+        self._duties = duties
 
     def term_of(self, slot: Any) -> int:
         """Return the term under which this process takes new work for a slot; 0: it takes none."""
@@ -92,7 +105,7 @@ class Share(Generic[SlotT]):
             self._there = set(await self._ids(c))
         return found
 
-    async def create(self, db: Database, found: Iterable[SlotT], live: Collection[str]) -> bool:
+    async def create(self, found: Iterable[SlotT], live: Collection[str]) -> bool:
         """Add the slots that are missing, take out those that needn't be and nobody has; whether there were any."""
         rows = {each.id: each for each in found}
         new = self._there - set(rows)
@@ -110,19 +123,18 @@ class Share(Generic[SlotT]):
             if old:
                 await self.rows.remove(uow, old)
 
-        await db.run(work)
+        await self._process.db.run(work)
         return True
 
-    def see(self, found: Sequence[SlotT]) -> bool:
-        """Take note of what is there; whether a term of this process was over: that slot is lost."""
-        over = self.adopt(found)
+    def see(self, found: Sequence[SlotT]) -> None:
+        """Take note of what is there; what another has claimed is lost."""
+        self.adopt(found)
         self.seen = {each.id: each for each in found} | self.owned
-        return over
 
     def adopt(
         self, found: Iterable[SlotT], keep: Callable[[SlotT, SlotT], None] | None = None
-    ) -> bool:
-        """Lose what another has claimed; whether there was any. `keep`: called with (ours, the row) of the others."""
+    ) -> None:
+        """Lose what another has claimed. `keep` is called with (ours, the row) of what is still this process's."""
         by_id = {each.id: each for each in found}
         over: set[Any] = set()
         for slot, mine in self.owned.items():
@@ -134,44 +146,39 @@ class Share(Generic[SlotT]):
         if over:
             get_logger().error("slots_taken_away", kind=self.kind, slots=sorted(over))
             self.drop(over)
-        return bool(over)
+            self._process.wake.set()
 
-    async def settle(self, db: Database, claims: Claims, names: Collection[str]) -> bool:
-        """Give up what is too much, claim what is missing, when `names` share; whether anything changed."""
-        wanted = hashing.share(self.kind, self._there, names, claims.name)
+    async def settle(self, names: Collection[str]) -> None:
+        """Give up what is too much, claim what is missing, when `names` share."""
+        wanted = hashing.share(self.kind, self._there, names, self._process.name)
         too_many = (set(self.owned) - wanted) | self.leaving
         if too_many:
-            await self.give_up(db, too_many)
-        claimed = await self._claim_all(db, claims, wanted - set(self.owned))
+            await self.give_up(too_many)
+        claimed = await self._claim_all(wanted - set(self.owned))
         if claimed:
             self._take(claimed)
         self.missing = bool(wanted - set(self.owned))
-        return bool(too_many or claimed)
 
-    async def _claim_all(
-        self, db: Database, claims: Claims, wanted: Collection[Any]
-    ) -> list[SlotT]:
+    async def _claim_all(self, wanted: Collection[Any]) -> list[SlotT]:
         if not wanted:
             return []
         try:
-            return await db.run(partial(self._claim, claims, wanted), attempts=1)
+            return await self._process.db.run(partial(self._claim, wanted), attempts=1)
         except WriteConflict:
             # A transaction of the last owner holds one of the rows: that one waits for the next look, no other does.
-            return await self._claim_each(db, claims, wanted)
+            return await self._claim_each(wanted)
 
-    async def _claim_each(
-        self, db: Database, claims: Claims, wanted: Collection[Any]
-    ) -> list[SlotT]:
+    async def _claim_each(self, wanted: Collection[Any]) -> list[SlotT]:
         claimed: list[SlotT] = []
         for slot in sorted(wanted):
             try:
-                claimed += await db.run(partial(self._claim, claims, {slot}), attempts=1)
+                claimed += await self._process.db.run(partial(self._claim, {slot}), attempts=1)
             except WriteConflict:
                 get_logger().warning("slot_held_by_transaction", kind=self.kind, slot=slot)
         return claimed
 
-    async def _claim(self, claims: Claims, wanted: Collection[Any], uow: UnitOfWork) -> list[SlotT]:
-        is_free = await claims.may_claim(uow.connection)
+    async def _claim(self, wanted: Collection[Any], uow: UnitOfWork) -> list[SlotT]:
+        is_free = await self._process.may_claim(uow.connection)
         if is_free is None:
             return []
         taken: dict[Any, int] = {}
@@ -179,7 +186,7 @@ class Share(Generic[SlotT]):
             if (
                 each.id in wanted
                 and is_free(each.owner)
-                and await self.rows.claim(uow.connection, each, owner=claims.name)
+                and await self.rows.claim(uow.connection, each, owner=self._process.name)
             ):
                 taken[each.id] = each.term + 1
         # Read again: until the claim the last owner could write what else is in the row.
@@ -191,8 +198,9 @@ class Share(Generic[SlotT]):
         self.seen |= {each.id: each for each in claimed}
         get_logger().info("slots_taken", kind=self.kind, slots=[each.id for each in claimed])
         self._duties.gained(claimed)
+        self._process.changed()
 
-    async def give_up(self, db: Database, slots: Collection[Any]) -> None:
+    async def give_up(self, slots: Collection[Any]) -> None:
         """Give slots up in good order: what was begun is finished, nothing new is taken meanwhile."""
         self.leaving |= set(slots)
         await self._duties.finish([self.owned[each] for each in sorted(slots)])
@@ -202,7 +210,7 @@ class Share(Generic[SlotT]):
                 mine = self.owned.get(each)
                 if mine is None:
                     continue  # taken away meanwhile
-                await db.run(partial(self._release, mine))
+                await self._process.db.run(partial(self._release, mine))
                 given.add(each)
         finally:
             self.drop(given)
@@ -220,3 +228,4 @@ class Share(Generic[SlotT]):
             self.leaving.discard(each.id)
         get_logger().info("slots_left", kind=self.kind, slots=[each.id for each in gone])
         self._duties.lost(gone)
+        self._process.changed()

@@ -72,7 +72,7 @@ class SearchIndexer:
     async def _round(self) -> bool:
         """Put the next messages in; whether there are more."""
         async with self._db.read() as c:
-            found = await partitions.load(c)
+            found = await partitions.ROWS.load(c)
             late = [each for each in found if each.head > self._positions[each.id]]
             behind = sum(each.head - self._positions[each.id] for each in late)
             METRICS.search_behind.set(behind)

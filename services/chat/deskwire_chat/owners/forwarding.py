@@ -14,11 +14,11 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.log.commands import NotOwner
 from deskwire_chat.owners.ownership import Ownership
-from deskwire_chat.store.shards import Shard
 from deskwire_chat.streams.send import stopping
 from deskwire_common import rpc, telemetry
 from deskwire_common.errors import from_rpc_error
 from deskwire_common.metrics import METRICS
+from deskwire_common.ownership import Member
 
 FORWARDED: Final = "deskwire-forwarded"
 """Metadata of a call that was passed on: it isn't a second time."""
@@ -71,14 +71,14 @@ class Peers:
         self._streams: set[Any] = set()
         self._stopping = False
 
-    def channel(self, shard: Shard) -> grpc.aio.Channel:
+    def channel(self, shard: Member) -> grpc.aio.Channel:
         """Return the channel to a process."""
         channel = self._channels.get(shard.address)
         if channel is None:
             channel = self._channels[shard.address] = self._connect(shard.address)
         return channel
 
-    def elsewhere(self, conversation_id: str) -> Shard | None:
+    def elsewhere(self, conversation_id: str) -> Member | None:
         """Return the other process that owns a conversation; None: this one does, or nobody for a moment."""
         number = partition_of(conversation_id.lower())
         if self._ownership.term_of(number):
@@ -131,7 +131,7 @@ class Peers:
                 raise NotOwner
             await self._ownership.wait_for_change(_AGAIN)
 
-    async def owner(self, conversation_id: str, context: Any) -> Shard | None:
+    async def owner(self, conversation_id: str, context: Any) -> Member | None:
         """Return the other process that owns a conversation; None: this one. Raises NotOwner when nobody does."""
         number = partition_of(conversation_id.lower())
         until = asyncio.get_running_loop().time() + _PATIENCE
@@ -144,7 +144,7 @@ class Peers:
         return None
 
     async def stream(
-        self, method: str, owner: Shard, request: Message, context: Any, response: type[ResponseT]
+        self, method: str, owner: Member, request: Message, context: Any, response: type[ResponseT]
     ) -> AsyncGenerator[ResponseT]:
         """Pass a call with a stream of responses on. Raises what ends it there, NotOwner when that isn't known."""
         METRICS.calls_forwarded.labels(method.rpartition("/")[2]).inc()
@@ -171,7 +171,7 @@ class Peers:
 
     async def _pass_on(
         self,
-        owner: Shard,
+        owner: Member,
         method: str,
         request: RequestT,
         context: Any,

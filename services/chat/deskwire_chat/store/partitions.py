@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.conversations import PARTITIONS
 from deskwire_chat.store.tables import partitions
+from deskwire_common.ownership import SlotRows
 
 
 @dataclass(slots=True)
@@ -20,50 +21,17 @@ class Partition:
     id: int
     term: int
     owner: str
-    lease_until: int
     head: int
     published: int
 
 
-async def load(c: AsyncConnection) -> list[Partition]:
-    """Return all partitions by id; none before the first start."""
-    rows = await c.execute(select(partitions).order_by(partitions.c.id))
-    return [
-        Partition(row.id, row.term, row.owner, row.lease_until, row.head, row.published)
-        for row in rows
-    ]
+def _read(row: Any) -> Partition:
+    return Partition(row.id, row.term, row.owner, row.head, row.published)
 
 
-async def create_missing(c: AsyncConnection, present: Iterable[int]) -> None:
-    """Insert the partitions that aren't there, owned by nobody."""
-    have = set(present)
-    rows = [
-        {"id": number, "term": 0, "owner": "", "lease_until": 0, "head": 0, "published": 0}
-        for number in range(PARTITIONS)
-        if number not in have
-    ]
-    if rows:
-        await c.execute(insert(partitions), rows)
-
-
-async def claim(c: AsyncConnection, partition: Partition, *, owner: str, lease_until: int) -> bool:
-    """Take a partition over as its next term; False when somebody else was quicker."""
-    result = await c.execute(
-        update(partitions)
-        .where(partitions.c.id == partition.id, partitions.c.term == partition.term)
-        .values(term=partition.term + 1, owner=owner, lease_until=lease_until)
-    )
-    return bool(result.rowcount == 1)
-
-
-async def release(c: AsyncConnection, *, number: int, term: int, position: int) -> bool:
-    """Give a partition up, everything up to `position` being on Kafka; False when the term is over."""
-    result = await c.execute(
-        update(partitions)
-        .where(partitions.c.id == number, partitions.c.term == term)
-        .values(owner="", lease_until=0, published=position)
-    )
-    return bool(result.rowcount == 1)
+ROWS: Final = SlotRows(partitions, _read, empty={"head": 0, "published": 0}, keep=["published"])
+"""Partitions as slots. Terms stand beside heads, so that one statement proves the one and moves the other."""
+PARTITION_IDS: Final = range(PARTITIONS)
 
 
 async def save_published(c: AsyncConnection, *, number: int, term: int, position: int) -> bool:

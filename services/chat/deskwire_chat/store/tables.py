@@ -21,6 +21,7 @@ from sqlalchemy import (
 from deskwire_common import db
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.outbox import Outbox
+from deskwire_common.ownership import members_table, slots_table
 
 metadata: Final = db.metadata()
 
@@ -30,20 +31,12 @@ partitions = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("term", BigInteger, nullable=False),
     Column("owner", db.binary_text(128), nullable=False),
-    Column("lease_until", db.Micros, nullable=False),
     Column("head", BigInteger, nullable=False),
     Column("published", BigInteger, nullable=False),
 )
 
-shards = Table(
-    "shards",
-    metadata,
-    Column("name", db.binary_text(64), primary_key=True),
-    # Which life of the process this is: the newest one of a name counts.
-    Column("instance", db.Id, nullable=False),
-    Column("address", db.binary_text(255), nullable=False),
-    Column("lease_until", db.Micros, nullable=False),
-)
+members: Final = members_table(metadata)
+slots: Final = slots_table(metadata)
 
 conversations = Table(
     "conversations",

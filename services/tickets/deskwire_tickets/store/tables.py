@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from deskwire_common import db
 from deskwire_common.idempotency import idempotency_table
 from deskwire_common.outbox import outbox_table, published_table
+from deskwire_common.ownership import members_table, slots_table
 
 METADATA = db.metadata()
 
@@ -62,4 +63,6 @@ numbers = sa.Table(
 
 outbox_table(METADATA)
 published_table(METADATA)
+members_table(METADATA)
+slots_table(METADATA)
 idempotency_table(METADATA)

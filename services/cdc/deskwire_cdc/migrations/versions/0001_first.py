@@ -45,6 +45,7 @@ def upgrade() -> None:
     _rows()
     _outbox()
     _idempotency()
+    _ownership()
 
 
 def _sources() -> None:
@@ -99,6 +100,26 @@ def _rows() -> None:
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("row_change", _LONG_TEXT, nullable=False),
         sa.PrimaryKeyConstraint("incarnation", "number", name="pk_staged_changes"),
+    )
+
+
+def _ownership() -> None:
+    """Living processes, and what each owns."""
+    op.create_table(
+        "members",
+        sa.Column("name", _text(128), nullable=False),
+        sa.Column("instance", _ID, nullable=False),
+        sa.Column("address", _text(255), nullable=False),
+        sa.Column("lease_until", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_members"),
+    )
+    op.create_table(
+        "slots",
+        sa.Column("kind", _NAME, nullable=False),
+        sa.Column("id", _text(255), nullable=False),
+        sa.Column("term", sa.BigInteger(), nullable=False),
+        sa.Column("owner", _text(128), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "id", name="pk_slots"),
     )
 
 

@@ -72,24 +72,31 @@ def upgrade() -> None:
 
 
 def _ownership() -> None:
-    """Partitions and the chat processes that own them."""
+    """Partitions, the chat processes that own them, and what else they own."""
     op.create_table(
         "partitions",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("term", sa.BigInteger(), nullable=False),
         sa.Column("owner", _text(128), nullable=False),
-        sa.Column("lease_until", sa.BigInteger(), nullable=False),
         sa.Column("head", sa.BigInteger(), nullable=False),
         sa.Column("published", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_partitions"),
     )
     op.create_table(
-        "shards",
-        sa.Column("name", _text(64), nullable=False),
+        "members",
+        sa.Column("name", _text(128), nullable=False),
         sa.Column("instance", _ID, nullable=False),
         sa.Column("address", _text(255), nullable=False),
         sa.Column("lease_until", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("name", name="pk_shards"),
+        sa.PrimaryKeyConstraint("name", name="pk_members"),
+    )
+    op.create_table(
+        "slots",
+        sa.Column("kind", _NAME, nullable=False),
+        sa.Column("id", _text(255), nullable=False),
+        sa.Column("term", sa.BigInteger(), nullable=False),
+        sa.Column("owner", _text(128), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "id", name="pk_slots"),
     )
 
 

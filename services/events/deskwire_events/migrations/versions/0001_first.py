@@ -45,6 +45,7 @@ def upgrade() -> None:
     _external_subjects()
     _outbox()
     _idempotency()
+    _ownership()
 
 
 def _adapters() -> None:
@@ -111,6 +112,26 @@ def _external_subjects() -> None:
         sa.Column("subject", _text(128), nullable=False),
         sa.Column("last", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("tenant_id", "subject", name="pk_external_subjects"),
+    )
+
+
+def _ownership() -> None:
+    """Living processes, and what each owns."""
+    op.create_table(
+        "members",
+        sa.Column("name", _text(128), nullable=False),
+        sa.Column("instance", _ID, nullable=False),
+        sa.Column("address", _text(255), nullable=False),
+        sa.Column("lease_until", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_members"),
+    )
+    op.create_table(
+        "slots",
+        sa.Column("kind", _NAME, nullable=False),
+        sa.Column("id", _text(255), nullable=False),
+        sa.Column("term", sa.BigInteger(), nullable=False),
+        sa.Column("owner", _text(128), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "id", name="pk_slots"),
     )
 
 

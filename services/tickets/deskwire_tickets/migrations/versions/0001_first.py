@@ -41,6 +41,7 @@ def upgrade() -> None:
     _tickets()
     _outbox()
     _idempotency()
+    _ownership()
 
 
 def _tickets() -> None:
@@ -101,6 +102,26 @@ def _tickets() -> None:
         sa.Column("tenant_id", _NAME, nullable=False),
         sa.Column("last", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("tenant_id", name="pk_ticket_numbers"),
+    )
+
+
+def _ownership() -> None:
+    """Living processes, and what each owns."""
+    op.create_table(
+        "members",
+        sa.Column("name", _text(128), nullable=False),
+        sa.Column("instance", _ID, nullable=False),
+        sa.Column("address", _text(255), nullable=False),
+        sa.Column("lease_until", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_members"),
+    )
+    op.create_table(
+        "slots",
+        sa.Column("kind", _NAME, nullable=False),
+        sa.Column("id", _text(255), nullable=False),
+        sa.Column("term", sa.BigInteger(), nullable=False),
+        sa.Column("owner", _text(128), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "id", name="pk_slots"),
     )
 
 

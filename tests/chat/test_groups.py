@@ -38,7 +38,7 @@ async def db(postgres: DatabaseServer) -> AsyncIterator[Database]:
     url = postgres.fresh()
     await migrate(url, "deskwire_chat")
     database = await Database.open(url)
-    await database.run(lambda uow: partitions.create_missing(uow.connection, []))
+    await database.run(lambda uow: partitions.ROWS.add(uow, partitions.PARTITION_IDS))
     yield database
     await database.close()
     postgres.drop(url)

@@ -23,7 +23,7 @@ KIND: Final = "partition"
 
 
 class Holder(Duties[Partition], Protocol):
-    """What a process does with its partitions (holder.PartitionHolder)."""
+    """What a process does with its partitions (handover.Handover)."""
 
     def owners_changed(self) -> None:
         """Who owns what is another than before, here or elsewhere."""

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+import deskwire_chat.app
+import deskwire_gateway.app
 from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2_grpc
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as shard_pb
 from deskwire_chat.domain.conversations import Conversation, State
+from deskwire_chat.live import connections
 from deskwire_chat.live.connections import Stream
 from deskwire_chat.log import codec
-from deskwire_chat.store import conversations
-from deskwire_common.auth import Role
+from deskwire_chat.store import conversations as conversation_rows
+from deskwire_chat.views import frames
+from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database
+from deskwire_common.lifecycle import Runtime, running
+from deskwire_common.migrations import migrate
 from deskwire_common.pagination import ANSWER_BYTES
 from deskwire_common.rpc import make_channel, stream_metadata
-from support.suite import Desk, Start, new_id
+from deskwire_gateway import shards
+from support.ports import free_port
+from support.relay import relay
+from support.suite import Desk, Start, chat_settings, gateway_settings, new_id
 from support.wire import Wire, reason, wire
 
 LONG = "中" * 5_400
@@ -109,13 +122,89 @@ async def test_heads_of_very_many_conversations_go_down_in_parts(start: Start) -
             ids = [new_id() for _ in range(many)]
             for first in range(0, many, 1_000):
                 rows = [conversation(d, each) for each in ids[first : first + 1_000]]
-                await db.run(lambda uow, rows=rows: conversations.add(uow.connection, rows))
+                await db.run(lambda uow, rows=rows: conversation_rows.add(uow.connection, rows))
         finally:
             await db.close()
         async with wire(d, d.token(Role.VISITOR, "v1"), max_size=None) as w:
             heads = {(await w.hear("head")).conversation_id for _ in range(many)}
             assert heads == set(ids)
             await w.works()
+
+
+async def test_a_sync_whose_answer_breaks_the_link_is_given_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a chat without these limits answers it: gRPC ends the stream."""
+    monkeypatch.setattr(frames, "SYNCED_BYTES", 64 * MiB)
+    monkeypatch.setattr(connections, "_MAX_ITEM", 64 * MiB)
+    talk, other = new_id(), new_id()
+    async with start() as d:
+        await fill(d, talk, 300)
+        elsewhere = d.token(Role.VISITOR, "v2", tenant="another")
+        async with wire(d, elsewhere) as o, wire(d, d.token(Role.VISITOR, "v1")) as w:
+            await w.say(sync=frame_pb2.Sync(conversation_id=talk, limit=500))
+            error = await w.hear("error")
+            assert (reason(error.reason), error.temporary) == ("TOO_LARGE", False)
+            assert error.conversation_id == talk
+            for seq in range(1, 11):
+                await o.send(other, "hello")
+                assert (await o.hear("send_ack")).seq == seq
+            await w.say(sync=frame_pb2.Sync(conversation_id=talk, limit=5))
+            assert len((await w.hear("synced")).messages) == 5
+
+
+@pytest.mark.parametrize("kind", ["sync", "send"])
+async def test_what_breaks_every_link_is_not_said_for_ever(
+    kind: str,
+    tmp_path: Path,
+    kafka: str,
+    valkey: str,
+    keys_file: Path,
+    signer: TokenSigner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shards, "_RESTARTS_SECONDS", 0.5)
+    url, port = f"sqlite:///{tmp_path / 'chat.db'}", free_port()
+    await migrate(url, "deskwire_chat")
+    talk, other = new_id(), new_id()
+    async with relay(port) as way:
+        chat = chat_settings(
+            url,
+            kafka,
+            keys_file,
+            grpc_listen=f"127.0.0.1:{port}",
+            advertise=f"127.0.0.1:{way.port}",
+        )
+        settings = gateway_settings(way.port, valkey, keys_file)
+        async with (
+            running("chat", chat, deskwire_chat.app.build),
+            running("gateway", settings, deskwire_gateway.app.build) as gateway,
+            wire(Address(gateway), signer.mint(tenant="t", role=Role.VISITOR, subject="v")) as w,
+        ):
+            way.breaks_on = talk.encode()
+            if kind == "sync":
+                await w.say(sync=frame_pb2.Sync(conversation_id=talk))
+            else:
+                await w.send(talk, "hello", "m-1")
+            error = await w.hear("error")
+            assert (error.conversation_id, error.temporary) == (talk, True)
+            assert error.client_msg_id == ("m-1" if kind == "send" else "")
+            assert way.broken >= 3
+            broken = way.broken
+            await w.send(other, "hello")
+            assert (await w.hear("send_ack")).seq == 1
+            assert way.broken == broken
+            # When it breaks nothing any more it is taken.
+            way.breaks_on = b""
+            await w.send(talk, "hello", "m-1")
+            assert (await w.hear("send_ack")).seq == 1
+
+
+class Address:
+    """Where a gateway's WebSocket is."""
+
+    def __init__(self, gateway: Runtime[Any]) -> None:
+        self.url = f"ws://127.0.0.1:{gateway.extra_ports['ws']}/ws"
 
 
 def conversation(d: Desk, conversation_id: str) -> Conversation:

@@ -1,4 +1,4 @@
-"""A TCP relay in front of a server, which can hold back what the server says, or be gone."""
+"""A TCP relay in front of a server, which can hold back what the server says, break, or be gone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ class Relay:
 
     def __init__(self, target: int) -> None:
         self.port = 0
+        self.breaks_on = b""
+        """A connection on which a client says this breaks, and the server never hears it."""
+        self.broken = 0
         self._target = target
         self._up = asyncio.Event()
         self._down = asyncio.Event()
@@ -68,6 +71,9 @@ class Relay:
     ) -> None:
         while data := await reader.read(65_536):
             await is_open.wait()
+            if is_open is self._up and self.breaks_on and self.breaks_on in data:
+                self.broken += 1
+                raise ConnectionResetError
             writer.write(data)
             await writer.drain()
         writer.close()

@@ -75,6 +75,8 @@ class Link:
         self.address = ""
         """The shard that was reached."""
         self.is_open = False
+        self.ended_with: grpc.StatusCode | None = None
+        """How the stream ended, unless by half-close."""
         self._connect = connect
         self._signer = signer
         self._sessions = sessions
@@ -105,10 +107,10 @@ class Link:
                 try:
                     if await self._stream(channel):
                         return
-                except grpc.RpcError as error:
-                    code = error.code().name if isinstance(error, grpc.aio.AioRpcError) else "?"
-                    get_logger().warning("link_broken", code=code, target=self.target)
+                except grpc.aio.AioRpcError as error:
+                    get_logger().warning("link_broken", code=error.code().name, target=self.target)
                     if self.address:
+                        self.ended_with = error.code()
                         return
                 pause = min(max(pause, _FIRST_BACKOFF) * 2, _MAX_BACKOFF)
         finally:

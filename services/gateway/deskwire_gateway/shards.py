@@ -21,7 +21,7 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_common.auth import TokenSigner
-from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
+from deskwire_common.errors import DeskwireError, InvalidArgument, ResourceExhausted, Unavailable
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_gateway.link import Link, up_item
@@ -33,6 +33,10 @@ from deskwire_wire.protobytes import nested, varint
 _LOOK_SECONDS: Final = 1.0
 _PATIENCE: Final = 10.0
 """Seconds until a Send that nobody takes is given back to its client."""
+_MOST_AGAIN: Final = 2
+"""How often an item is said again that was on a link when that broke: it may be what breaks them."""
+_RESTARTS_SECONDS: Final = 60.0
+"""Seconds for which a Send is said again all the same, as long as nothing says that its link broke on an item."""
 _AGAIN: Final = 0.05
 """Seconds after a link's end until the next try."""
 
@@ -51,7 +55,7 @@ class _Pending:
 
     `head` is its encoded LinkSend without the term.
     `not_taken`: the shard that it was sent to isn't its owner. `behind`: an earlier one of its line was refused for
-    now, so that it mustn't be stored before that one comes again.
+    now, so that it mustn't be stored before that one comes again. `breaks`: so many links broke while it was on them.
     """
 
     session: Session
@@ -62,11 +66,23 @@ class _Pending:
     since: float
     not_taken: bool = False
     behind: bool = False
+    breaks: int = 0
 
     def item(self, term: int) -> bytes:
         """Return it as it goes to an owner of this term."""
         # Fields items, send and term of LinkRequest, LinkUpItem and LinkSend.
         return nested(b"\x0a", nested(b"\x32", self.head + b"\x20" + varint(term)))
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A Sync without an answer; `link` is the one that it was said on."""
+
+    session: Session
+    conversation_id: str
+    item: bytes
+    link: Link | None
+    breaks: int = 0
 
 
 class Shards:
@@ -96,7 +112,7 @@ class Shards:
         self._ids = 0
         self._sends: dict[int, _Pending] = {}
         self._lines: dict[str, list[int]] = {}
-        self._syncs: dict[int, tuple[Session, bytes, Link | None]] = {}
+        self._syncs: dict[int, _Asked] = {}
         self._wake = asyncio.Event()
 
     @property
@@ -195,7 +211,7 @@ class Shards:
         item = up_item(sync=said)
         owner = self._owner_of(crc32(sync.conversation_id.encode()))
         link = owner[0] if owner is not None else next(iter(self._links.values()), None)
-        self._syncs[self._ids] = (session, item, link)
+        self._syncs[self._ids] = _Asked(session, sync.conversation_id, item, link)
         if link is not None:
             link.put(item)
 
@@ -245,14 +261,15 @@ class Shards:
         pending = self._forget(send_id)
         if pending is None:
             return
+        self._refuse(pending.session, error, pending.conversation_id, pending.client_msg_id)
+
+    def _refuse(
+        self, session: Session, error: DeskwireError, conversation_id: str, client_msg_id: str = ""
+    ) -> None:
         METRICS.gateway_refused.labels(error.reason_name).inc()
-        if not pending.session.closed:
-            batch = error_batch(
-                error,
-                client_msg_id=pending.client_msg_id,
-                conversation_id=pending.conversation_id,
-            )
-            self._sessions.push(pending.session, batch)
+        if not session.closed:
+            batch = error_batch(error, client_msg_id=client_msg_id, conversation_id=conversation_id)
+            self._sessions.push(session, batch)
 
     def _give_up(self) -> None:
         """Give Sends back that have waited too long for somebody to take them."""
@@ -264,22 +281,26 @@ class Shards:
             if pending.not_taken or self._owner_of(pending.hash) is None:
                 late.append(send_id)
         for send_id in late:
-            pending_now = self._sends.get(send_id)
-            if pending_now is None:
-                continue
-            if pending_now.behind:
-                self._give_back(send_id, _line_held())
-                continue
-            self._give_back(
-                send_id,
-                Unavailable(
-                    "nobody can store the message now; send it again",
-                    reason=reasons.ERROR_REASON_NOT_OWNER,
-                    retry_after=1.0,
-                ),
-            )
-            for each in self._hold(send_id, pending_now):
-                self._give_back(each, _line_held())
+            self._give_back_line(send_id)
+
+    def _give_back_line(self, send_id: int) -> None:
+        """Give a Send back that can't be stored now, and what is behind it in its line."""
+        pending = self._sends.get(send_id)
+        if pending is None:
+            return
+        if pending.behind:
+            self._give_back(send_id, _line_held())
+            return
+        self._give_back(
+            send_id,
+            Unavailable(
+                "nobody can store the message now; send it again",
+                reason=reasons.ERROR_REASON_NOT_OWNER,
+                retry_after=1.0,
+            ),
+        )
+        for each in self._hold(send_id, pending):
+            self._give_back(each, _line_held())
 
     async def drain(self, seconds: float = 5.0) -> None:
         """Wait for the answers to what was sent, for a while."""
@@ -335,6 +356,7 @@ class Shards:
         if link.address and self._links.get(link.address) is link:
             del self._links[link.address]
             METRICS.gateway_links.set(len(self._links))
+            self._after_break(link)
             self._sync_again(link)
         if not task.cancelled() and (link.target in self._wanted or not self._links):
             self._call(link.target, _AGAIN)
@@ -343,13 +365,36 @@ class Shards:
     def _sync_again(self, lost: Link | None, now: Link | None = None) -> None:
         """Ask another shard what was asked on a link that is lost, or what nobody could be asked."""
         other = now or next(iter(self._links.values()), None)
-        for send_id, (session, item, link) in list(self._syncs.items()):
-            if session.closed:
+        for send_id, asked in list(self._syncs.items()):
+            if asked.session.closed:
                 del self._syncs[send_id]
-            elif link is lost:
-                self._syncs[send_id] = (session, item, other)
+            elif asked.link is lost:
+                asked.link = other
                 if other is not None and now is None:
-                    other.put(item)
+                    other.put(asked.item)
+
+    def _after_break(self, link: Link) -> None:
+        """Give up what was on a link that is lost too often: said again, it might break the next one for everybody.
+
+        A shard that is killed breaks its links as well. A Sync is given up after few of those, as its client asks
+        again; a Send only when they don't end, or when gRPC says that an item was to blame.
+        """
+        is_item = link.ended_with is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for sync_id, asked in list(self._syncs.items()):
+            if asked.link is link:
+                asked.breaks += 1
+                if asked.breaks > _MOST_AGAIN:
+                    del self._syncs[sync_id]
+                    error = _answer_too_large() if is_item else _not_answered()
+                    self._refuse(asked.session, error, asked.conversation_id)
+        before = asyncio.get_running_loop().time() - _RESTARTS_SECONDS
+        for send_id, pending in list(self._sends.items()):
+            owned = self._owned.get(pending.hash % self._count)
+            if owned is None or owned.address != link.address or pending.not_taken:
+                continue
+            pending.breaks += 1
+            if pending.breaks > _MOST_AGAIN and (is_item or pending.since < before):
+                self._give_back_line(send_id)
 
     # --------------------------------------------------------------------------------------- owners
 
@@ -375,7 +420,7 @@ class Shards:
             up_item(snapshot_begin=pb.SnapshotBegin()),
             *(_attach(session) for session in self._sessions.by_number.values()),
             *self._again(mine),
-            *(item for _, item, to in self._syncs.values() if to is link),
+            *(asked.item for asked in self._syncs.values() if asked.link is link),
             up_item(snapshot_end=pb.SnapshotEnd()),
         ]
         self._links[owners.address] = link
@@ -447,6 +492,17 @@ def _line_held() -> ResourceExhausted:
         reason=reasons.ERROR_REASON_LINE_HELD,
         retry_after=1.0,
     )
+
+
+def _answer_too_large() -> InvalidArgument:
+    return InvalidArgument(
+        "the answer is larger than can be sent; Sync with a smaller limit",
+        reason=reasons.ERROR_REASON_TOO_LARGE,
+    )
+
+
+def _not_answered() -> Unavailable:
+    return Unavailable("history can't be read now; Sync again", retry_after=5.0)
 
 
 def _attach(session: Session) -> bytes:

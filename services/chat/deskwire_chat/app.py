@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from functools import partial
 
@@ -47,11 +48,15 @@ from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
 from deskwire_chat.live import link
 from deskwire_chat.live.admission import Admission
 from deskwire_chat.live.connections import Connections
-from deskwire_chat.live.link import Links
+from deskwire_chat.live.heads import Heads
+from deskwire_chat.live.link import READS, Links
+from deskwire_chat.live.link_frames import LinkFrames
 from deskwire_chat.live.offer_feed import OfferFeed
 from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.queue_feed import QueueFeed
 from deskwire_chat.live.receipts import Receipts
+from deskwire_chat.live.tasks import Tasks
+from deskwire_chat.log.commands import Held
 from deskwire_chat.log.group import Collaborators
 from deskwire_chat.log.indexer import SearchIndexer
 from deskwire_chat.log.publisher import Publisher
@@ -96,7 +101,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         now=lambda: to_micros(runtime.clock.now()), offer_seconds=settings.offer_seconds
     )
     admission = Admission()
-    connections = Connections(router, admission)
+    held = Held()
+    connections = Connections(router, admission, held)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
     slots = Slots(settings.max_streams, settings.max_tenant_streams)
     watchers = Watchers(db, admission.admit, slots)
@@ -128,6 +134,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         clock=runtime.clock,
         log=TappedLog(publisher, watchers),
         updated=watchers.changed,
+        held=held,
     )
     receipts = Receipts(db, connections, writer.memory, runtime.clock)
     feeds = QueueFeed(
@@ -138,18 +145,17 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     )
     offers = OfferFeed(db, connections, router, seconds=settings.offer_seconds, is_ours=is_ours)
     router.tell(offers)
+    tasks, reads = Tasks(), asyncio.Semaphore(READS)
     links = Links(
-        db,
         connections,
-        presence,
-        receipts,
-        feeds,
-        offers,
-        router,
+        LinkFrames(
+            db, connections, writer, router, receipts, presence, runtime.validator, tasks, reads
+        ),
+        Heads(db, ownership, presence, feeds, offers, reads),
+        ownership,
+        tasks,
         runtime.verifier,
-        runtime.validator,
     )
-    links.bind(writer, ownership)
     ownership.bind(Handover(writer, publisher, router, reader, links, watchers))
     peers = Peers(
         ownership,

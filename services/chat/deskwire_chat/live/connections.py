@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Hashable, Iterable
 from typing import Final
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
@@ -17,6 +17,7 @@ from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat.domain.actors import Actor, ActorRole, UserKey
 from deskwire_chat.live.admission import Admission
 from deskwire_chat.log import codec
+from deskwire_chat.log.commands import Held
 from deskwire_chat.routing.router import Router
 from deskwire_common.errors import DeskwireError, FailedPrecondition, InvalidArgument
 from deskwire_common.logging import get_logger
@@ -159,19 +160,19 @@ class Stream:
 class Connections:
     """The connections of all streams, by user."""
 
-    def __init__(self, router: Router, admission: Admission) -> None:
+    def __init__(self, router: Router, admission: Admission, held: Held) -> None:
+        """`held` are the lines of the log; who goes holds none."""
         self._router = router
         self._admission = admission
+        self._held = held
         self._users: dict[UserKey, dict[int, Connection]] = {}
         self._devices: dict[tuple[UserKey, str], Connection] = {}
         self._numbers = itertools.count(1)
         self._deliveries = METRICS.deliveries.labels()
         self.agents: dict[str, dict[UserKey, None]] = {}
         """Tenant → its connected agents and bots."""
-        self.left: Callable[[UserKey], None] = lambda _user: None
-        """Told when the last connection of a user is gone."""
-        self.freed: Callable[[Connection], None] = lambda _connection: None
-        """Told when a connection is gone that holds lines."""
+        self.left: deque[tuple[float, UserKey]] = deque()
+        """Whose last connection is gone, and when on the loop's clock; Presence takes them out."""
 
     # ------------------------------------------------------------------------------- coming, going
 
@@ -263,8 +264,8 @@ class Connections:
             device = user, connection.device_id
             if self._devices.get(device) is connection:
                 del self._devices[device]
-        if connection.held:
-            self.freed(connection)
+        for conversation_id in connection.held or ():
+            self._held.release((connection, conversation_id))
         if not connection.parked:
             self._went(connection)
 
@@ -276,7 +277,7 @@ class Connections:
         if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
             self._router.agent_disconnected(*_as_agent(connection.user))
         if not self.is_present(connection.user):
-            self.left(connection.user)
+            self.left.append((asyncio.get_running_loop().time(), connection.user))
 
     # ---------------------------------------------------------------------------------- delivering
 

@@ -7,7 +7,6 @@ back in a moment.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -43,8 +42,6 @@ class Presence:
         self._db = db
         self._connections = connections
         self._is_ours = is_ours
-        self._left: deque[tuple[float, UserKey]] = deque()
-        connections.left = self._gone
 
     def frames(
         self, connection: Connection, theirs: Iterable[Conversation]
@@ -78,16 +75,14 @@ class Presence:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             gone: dict[UserKey, None] = {}
-            while self._left and self._left[0][0] <= loop.time() and len(gone) < _CHUNK:
-                user = self._left.popleft()[1]
+            left, until = self._connections.left, loop.time() - _GRACE_SECONDS
+            while left and left[0][0] <= until and len(gone) < _CHUNK:
+                user = left.popleft()[1]
                 if not self._connections.is_present(user):
                     gone[user] = None
             for user, theirs in (await self._open_of(gone)).items():
                 for item in theirs:
                     self._tell(item, user)
-
-    def _gone(self, user: UserKey) -> None:
-        self._left.append((asyncio.get_running_loop().time() + _GRACE_SECONDS, user))
 
     async def _open_of(self, users: Iterable[UserKey]) -> dict[UserKey, list[Conversation]]:
         groups: dict[tuple[str, int], list[str]] = {}

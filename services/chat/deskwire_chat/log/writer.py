@@ -51,11 +51,12 @@ class LogWriter:
         clock: Clock,
         log: Log,
         updated: Callable[[Conversation], None],
+        held: Held,
     ) -> None:
-        """`updated` is told of every conversation that was committed."""
+        """`updated` is told of every conversation that was committed; `held` are the lines that refusals hold."""
         self._ownership = ownership
         self._router = collaborators.router
-        self._held = Held()
+        self._held = held
         self._closing = False
         self.memory = Memory(db, updated)
         self._lanes = Lanes(

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol
 
@@ -17,17 +18,14 @@ from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import views
 from deskwire_chat.domain.actors import Actor
-from deskwire_chat.domain.messages import Kind, check_client_msg_id
 from deskwire_chat.log.commands import Put, Stored
 from deskwire_chat.log.writer import LogWriter
 from deskwire_common import telemetry
 from deskwire_common.auth import Principal, current_principal
 from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
-from deskwire_common.ids import is_uuid
 from deskwire_common.metrics import METRICS
 from deskwire_common.pagination import fit
 from deskwire_common.validation import Validator
-from deskwire_wire.limits import MAX_CLIENT_MSG_ID, MAX_TEXT, MAX_TRACEPARENT
 
 WINDOW: Final = 1_000
 """Messages of a stream that may wait for their results to be read."""
@@ -217,18 +215,9 @@ class _Stream:
     def _take(self, message: pb.StreamedMessage) -> None:
         size = message.ByteSize()
         self._bytes += size
-
-        def reply(result: Stored | DeskwireError) -> None:
-            self._bytes -= size
-            self._room.set()
-            self._results.append(self._result(message, result))
-            self._wake.set()
-            if self._closed:
-                # Nobody is there for whom the line could be held.
-                self._writer.forget_line(self, [message.conversation_id.lower()])
-
+        reply = partial(self._answered, message, size)
         try:
-            kind, target_seq = self._check(message)
+            kind, target_seq = views.content.checked(message, self._validator)
             traceparent = message.traceparent
             self._way.submit(
                 Put(
@@ -247,23 +236,16 @@ class _Stream:
             METRICS.messages_refused.labels(error.reason_name).inc()
             reply(error)
 
-    def _check(self, message: pb.StreamedMessage) -> tuple[Kind, int]:
-        """The contract's rules by hand for what is usual; the validator knows the rest, and words it.
-
-        Returns what is to be written, and the seq that it changes.
-        """
-        check_client_msg_id(message.client_msg_id)
-        content = message.content
-        if not (
-            is_uuid(message.conversation_id)
-            and 0 < len(message.client_msg_id) <= MAX_CLIENT_MSG_ID
-            and content.WhichOneof("kind") == "text"
-            and 0 < len(content.text) <= MAX_TEXT
-            and len(message.traceparent) <= MAX_TRACEPARENT
-        ):
-            self._validator.check(message)
-            return views.content.kind_of(content)
-        return Kind.TEXT, 0
+    def _answered(
+        self, message: pb.StreamedMessage, size: int, result: Stored | DeskwireError
+    ) -> None:
+        self._bytes -= size
+        self._room.set()
+        self._results.append(self._result(message, result))
+        self._wake.set()
+        if self._closed:
+            # Nobody is there for whom the line could be held.
+            self._writer.forget_line(self, [message.conversation_id.lower()])
 
     def _result(
         self, message: pb.StreamedMessage, result: Stored | DeskwireError

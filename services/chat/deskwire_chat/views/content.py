@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from deskwire.chat.v1 import (
-    conversation_pb2,
-)
+from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2
+from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.domain.attachments import Reference
-from deskwire_chat.domain.messages import Kind
+from deskwire_chat.domain.messages import Kind, check_client_msg_id
 from deskwire_common.errors import InvalidArgument
+from deskwire_common.ids import is_uuid
+from deskwire_common.validation import Validator
+from deskwire_wire.limits import MAX_CLIENT_MSG_ID, MAX_TEXT, MAX_TRACEPARENT
 
 WITHHELD: Final = conversation_pb2.Content(withheld=conversation_pb2.Withheld()).SerializeToString()
 
@@ -49,3 +51,31 @@ def reference_of(body: bytes) -> Reference:
 def text_content(text: str) -> bytes:
     """Return an encoded Content of plain text: the body of a message."""
     return conversation_pb2.Content(text=text).SerializeToString()
+
+
+def checked(
+    said: frame_pb2.Send | conversation_service_pb2.StreamedMessage,
+    validator: Validator,
+    *,
+    lower_case: bool = False,
+) -> tuple[Kind, int]:
+    """Return what a client wants to write, and the seq that it changes. Raises InvalidArgument.
+
+    The contract's rules by hand for what is usual, as this is the hot path; the validator knows the rest, and words it.
+    `lower_case`: conversation_id must be, as it is used as it came.
+    """
+    client_msg_id, conversation_id = said.client_msg_id, said.conversation_id
+    content = said.content
+    check_client_msg_id(client_msg_id)
+    if (
+        is_uuid(conversation_id)
+        and 0 < len(client_msg_id) <= MAX_CLIENT_MSG_ID
+        and content.WhichOneof("kind") == "text"
+        and 0 < len(content.text) <= MAX_TEXT
+        and len(said.traceparent) <= MAX_TRACEPARENT
+    ):
+        return Kind.TEXT, 0
+    validator.check(said)
+    if lower_case and not is_uuid(conversation_id):
+        raise InvalidArgument("write conversation_id in lower case", field="conversation_id")
+    return kind_of(content)

@@ -1,0 +1,115 @@
+"""Heads: what somebody who comes is told of their open conversations, so that they see what they missed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_chat import views
+from deskwire_chat.domain.actors import ActorRole
+from deskwire_chat.domain.conversations import Conversation
+from deskwire_chat.domain.customers import Customer
+from deskwire_chat.live.connections import Connection
+from deskwire_chat.live.offer_feed import OfferFeed
+from deskwire_chat.live.presence import Presence
+from deskwire_chat.live.queue_feed import QueueFeed
+from deskwire_chat.owners.ownership import Ownership
+from deskwire_chat.store import conversations, customers
+from deskwire_common.db import Database
+from deskwire_common.errors import DeskwireError
+from deskwire_common.logging import get_logger
+from deskwire_common.pagination import fit
+
+_BATCH_BYTES: Final = 65_536
+
+
+class Heads:
+    """Tells where conversations of this process's partitions stand; the others' owners tell of theirs."""
+
+    def __init__(
+        self,
+        db: Database,
+        ownership: Ownership,
+        presence: Presence,
+        queue_feed: QueueFeed,
+        offer_feed: OfferFeed,
+        reads: asyncio.Semaphore,
+    ) -> None:
+        """`reads` bounds the reads of links that go on at once."""
+        self._db = db
+        self._ownership = ownership
+        self._presence = presence
+        self._queue_feed = queue_feed
+        self._offer_feed = offer_feed
+        self._reads = reads
+
+    async def tell(
+        self, attached: Sequence[Connection], gained: Collection[int] | None = None
+    ) -> None:
+        """Answer Attaches: where the user's open conversations stand, read after the attaching took effect.
+
+        `gained`: tell those who are here already, and only of these partitions.
+        """
+        groups: dict[tuple[str, ActorRole], list[Connection]] = {}
+        for connection in attached:
+            groups.setdefault((connection.who.tenant, connection.who.role), []).append(connection)
+        for (tenant, role), members in groups.items():
+            subjects = list({each.who.subject for each in members})
+            try:
+                async with self._reads, self._db.read() as c:
+                    found = await conversations.open_of(c, tenant, role, subjects)
+                    known = await _customers_of(c, tenant, role, found)
+            except (DeskwireError, SQLAlchemyError) as error:
+                # Without a head a client couldn't see what it missed: its worker must come again.
+                get_logger().warning("heads_not_read", error=type(error).__name__)
+                for stream in {each.stream for each in members}:
+                    stream.end()
+                continue
+            for connection in members:
+                theirs = [
+                    each
+                    for each in found.get(connection.who.subject, [])
+                    if self._is_told(each.partition, gained)
+                ]
+                self._put(connection, theirs, known)
+                if gained is None:
+                    self._welcome(connection, theirs)
+
+    def _put(
+        self, connection: Connection, theirs: Iterable[Conversation], known: dict[str, Customer]
+    ) -> None:
+        frames: list[frame_pb2.Frame] = []
+        for each in theirs:
+            frames += views.frames.heads(each, known.get(each.customer_id))
+        frames += self._presence.frames(connection, theirs)
+        while frames:
+            # A visitor may have opened any number of conversations.
+            some = fit(frames, _BATCH_BYTES)
+            del frames[: len(some)]
+            connection.put(frame_pb2.Batch(frames=some).SerializeToString())
+
+    def _welcome(self, connection: Connection, theirs: Iterable[Conversation]) -> None:
+        if not connection.parked:
+            self._presence.came(connection, theirs)
+        self._queue_feed.came(connection)
+        self._offer_feed.came(connection)
+
+    def _is_told(self, partition: int, gained: Collection[int] | None) -> bool:
+        if gained is not None and partition not in gained:
+            return False
+        return self._ownership.term_of(partition) > 0
+
+
+async def _customers_of(
+    c: AsyncConnection, tenant: str, role: ActorRole, found: dict[str, list[Conversation]]
+) -> dict[str, Customer]:
+    """Return the customers whom agents have conversations with."""
+    ids = {each.customer_id for theirs in found.values() for each in theirs}
+    if role == ActorRole.VISITOR or not ids:
+        return {}
+    return await customers.get_many(c, tenant, sorted(ids))

@@ -1,0 +1,237 @@
+"""What connections say: messages to store, questions for history, typing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire.gateway.v1 import frame_pb2
+from deskwire.shard.v1 import shard_service_pb2 as pb
+from deskwire_chat import views
+from deskwire_chat.domain.actors import ActorRole
+from deskwire_chat.domain.conversations import (
+    Conversation,
+    conversation_not_found,
+    may_see,
+    participants,
+    takes_part,
+)
+from deskwire_chat.live.connections import Connection, Connections
+from deskwire_chat.live.presence import Presence
+from deskwire_chat.live.receipts import Receipts
+from deskwire_chat.live.tasks import Tasks
+from deskwire_chat.log import codec
+from deskwire_chat.log.commands import NotOwner, Put, Stored
+from deskwire_chat.log.writer import LogWriter
+from deskwire_chat.routing.router import Router
+from deskwire_chat.store import conversations, messages, receipts
+from deskwire_common import telemetry
+from deskwire_common.db import Database
+from deskwire_common.errors import DeskwireError, Internal, Unavailable
+from deskwire_common.ids import is_uuid
+from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
+from deskwire_common.validation import Validator
+from deskwire_wire.batches import encoded
+from deskwire_wire.errors import error_batch
+
+_MAX_TYPED: Final = 100
+_SYNC_LIMIT: Final = 200
+_TYPING_SECONDS: Final = 2.0
+"""How soon the same Typing of a connection isn't told again."""
+
+
+class LinkFrames:
+    """Serves what connections say."""
+
+    def __init__(
+        self,
+        db: Database,
+        connections: Connections,
+        writer: LogWriter,
+        router: Router,
+        receipts: Receipts,
+        presence: Presence,
+        validator: Validator,
+        tasks: Tasks,
+        reads: asyncio.Semaphore,
+    ) -> None:
+        """`reads` bounds the reads of links that go on at once."""
+        self._db = db
+        self._connections = connections
+        self._writer = writer
+        self._router = router
+        self._receipts = receipts
+        self._presence = presence
+        self._validator = validator
+        self._tasks = tasks
+        self._reads = reads
+
+    def handle(self, connection: Connection, kind: str, said: Any) -> None:
+        """Serve one frame; `kind` is the name of its field in LinkUpItem, and `said` what it holds."""
+        if kind == "send":
+            self._send(connection, said)
+        elif kind == "sync":
+            self._tasks.begin(self._sync(connection, said.sync, said.send_id))
+        elif kind == "detach":
+            self._connections.remove(connection)
+        elif kind == "park":
+            self._connections.park(connection)
+        elif kind == "unpark":
+            self._connections.unpark(connection)
+            self._tasks.begin(self._presence.came_back(connection))
+        elif connection.refused is None and kind == "receipt":
+            self._receipts.told(connection, said)
+        elif connection.refused is None and kind == "typing":
+            self._tasks.begin(self._typing(connection, said))
+
+    # ---------------------------------------------------------------------------------------- send
+
+    def _send(self, connection: Connection, item: pb.LinkSend) -> None:
+        send = item.send
+        reply = partial(_answer, connection, item.send_id, send.conversation_id, send.client_msg_id)
+        try:
+            if connection.refused is not None:
+                raise connection.refused
+            kind, target_seq = views.content.checked(send, self._validator, lower_case=True)
+            traceparent = send.traceparent
+            self._writer.submit(
+                Put(
+                    who=connection.who,
+                    conversation_id=send.conversation_id,
+                    client_msg_id=send.client_msg_id,
+                    body=send.content.SerializeToString(),
+                    reply=reply,
+                    traceparent=traceparent if telemetry.sampled(traceparent) else "",
+                    line=connection,
+                    kind=kind,
+                    target_seq=target_seq,
+                    term=item.term,
+                )
+            )
+            if connection.who.role == ActorRole.AGENT:
+                self._router.agent_active(connection.who.tenant, connection.who.subject)
+        except DeskwireError as error:
+            METRICS.messages_refused.labels(error.reason_name).inc()
+            reply(error)
+
+    # ------------------------------------------------------------------------------------- history
+
+    async def _sync(self, connection: Connection, sync: frame_pb2.Sync, sync_id: int) -> None:
+        async with connection.stream.answers:
+            # Whoever asks for more than goes down waits here, and nobody's messages wait behind it.
+            await connection.stream.room()
+            batch = await self._synced(connection, sync)
+            connection.stream.put(codec.down_item([connection.id], batch, send_id=sync_id))
+
+    async def _synced(self, connection: Connection, sync: frame_pb2.Sync) -> bytes:
+        """Return the encoded answer to a Sync, or the Error that refuses it."""
+        try:
+            if connection.refused is not None:
+                raise connection.refused
+            self._validator.check(sync)
+            async with self._reads, self._db.read() as c:
+                conversation = await conversations.get(
+                    c, connection.who.tenant, sync.conversation_id
+                )
+                if conversation is None or not may_see(conversation, connection.who):
+                    raise conversation_not_found(sync.conversation_id)
+                run = await messages.after_seq(
+                    c,
+                    sync.conversation_id,
+                    seq=sync.after_seq,
+                    limit=sync.limit or _SYNC_LIMIT,
+                    max_bytes=views.frames.SYNCED_BYTES,
+                )
+                got = await receipts.of_conversation(c, sync.conversation_id)
+            if run:
+                conversation.head_seq = max(conversation.head_seq, run[-1].seq)
+            return views.frames.synced(conversation, run, got, connection.who)
+        except DeskwireError as error:
+            return error_batch(error, conversation_id=sync.conversation_id)
+        except Exception as error:  # noqa: BLE001 - without an answer the gateway would ask again for ever
+            get_logger().error("sync_failed", exc_info=error)
+            return error_batch(
+                Unavailable("history can't be read now; Sync again", retry_after=1.0),
+                conversation_id=sync.conversation_id,
+            )
+
+    # -------------------------------------------------------------------------------------- typing
+
+    async def _typing(self, connection: Connection, item: pb.LinkTyping) -> None:
+        """Tell the others, unless they were told just now. Whoever may not is not answered: it is worth nothing."""
+        typed = connection.typed = connection.typed or {}
+        now = asyncio.get_running_loop().time()
+        if len(typed) > _MAX_TYPED:
+            typed.clear()
+        was, at = typed.get(item.conversation_id, (False, 0.0))
+        if was == item.typing and now - at < _TYPING_SECONDS:
+            return
+        typed[item.conversation_id] = item.typing, now
+        conversation = await self._known(connection, item.conversation_id)
+        if conversation is None or not takes_part(conversation, connection.who):
+            return
+        batch = encoded(
+            typing=frame_pb2.Typing(
+                conversation_id=item.conversation_id,
+                typing=item.typing,
+                user=views.messages.actor(connection.who),
+            )
+        )
+        others = [each for each in participants(conversation) if each != connection.user]
+        self._connections.deliver(others, batch, ephemeral=True)
+
+    async def _known(self, connection: Connection, conversation_id: str) -> Conversation | None:
+        """A conversation that somebody may see, from memory or the database."""
+        found = self._writer.memory.get(conversation_id)
+        if found is None and is_uuid(conversation_id):
+            with contextlib.suppress(DeskwireError, SQLAlchemyError):
+                async with self._reads, self._db.read() as c:
+                    found = await conversations.get(c, connection.who.tenant, conversation_id)
+        return found if found is not None and may_see(found, connection.who) else None
+
+
+def _answer(
+    connection: Connection,
+    send_id: int,
+    conversation_id: str,
+    client_msg_id: str,
+    result: Stored | DeskwireError,
+) -> None:
+    """Tell the gateway what came of a Send."""
+    if isinstance(result, Stored):
+        if connection.held:
+            connection.held.discard(conversation_id)
+        ack = codec.send_ack(
+            result.message, result.epoch, result.encoded_time, duplicate=result.duplicate
+        )
+        item = codec.down_item([connection.id], ack, send_id=send_id, stored=True)
+    elif isinstance(result, NotOwner):
+        item = codec.not_owner_item(send_id)
+    else:
+        held = False
+        if result.temporary:
+            connection.held = connection.held or set()
+            connection.held.add(conversation_id)
+            held = result.reason != reasons.ERROR_REASON_LINE_HELD
+        error = error_batch(result, client_msg_id=client_msg_id, conversation_id=conversation_id)
+        item = codec.down_item([connection.id], error, send_id=send_id, held=held)
+    connection.stream.put(item)
+
+
+def refusal(kind: str, said: Any) -> bytes | None:
+    """Return the item that answers what could not be handled, for our own fault, where an answer is waited for."""
+    if kind not in {"send", "sync"}:
+        return None
+    asked = getattr(said, kind)
+    batch = error_batch(
+        Internal("a fault of deskwire's"),
+        client_msg_id=asked.client_msg_id if kind == "send" else "",
+        conversation_id=asked.conversation_id,
+    )
+    return codec.down_item([said.connection_id], batch, send_id=said.send_id)

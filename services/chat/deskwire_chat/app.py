@@ -6,36 +6,16 @@ import asyncio
 from dataclasses import asdict
 from functools import partial
 
-import grpc
-
-from deskwire.chat.v1 import (
-    agent_service_pb2_grpc,
-    attachment_service_pb2_grpc,
-    conversation_service_pb2_grpc,
-    customer_service_pb2_grpc,
-    integration_key_service_pb2_grpc,
-    tenant_service_pb2_grpc,
-)
 from deskwire_chat import domain
-from deskwire_chat.actions.agents import AGENTS, AgentActions
-from deskwire_chat.actions.attachments import ATTACHMENTS, AttachmentActions, Limits
-from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
-from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
-from deskwire_chat.actions.keys import KEYS, IntegrationKeyActions
+from deskwire_chat.actions.agents import AgentActions
+from deskwire_chat.actions.attachments import AttachmentActions, Limits
+from deskwire_chat.actions.conversations import ConversationActions
+from deskwire_chat.actions.customers import CustomerActions
+from deskwire_chat.actions.keys import IntegrationKeyActions
 from deskwire_chat.actions.offers import OfferActions
-from deskwire_chat.actions.tenants import TENANTS, TenantActions
+from deskwire_chat.actions.tenants import TenantActions
 from deskwire_chat.actions.tools import Tools
-from deskwire_chat.api import (
-    AUTHORIZATION,
-    PUBLIC,
-    SUITE,
-    AgentApi,
-    AttachmentApi,
-    ConversationApi,
-    CustomerApi,
-    IntegrationKeyApi,
-    TenantApi,
-)
+from deskwire_chat.api import TABLE
 from deskwire_chat.attachments.base import AttachmentStore
 from deskwire_chat.attachments.bucket import BucketStore
 from deskwire_chat.attachments.directory import DirectoryStore
@@ -45,7 +25,6 @@ from deskwire_chat.attachments.signing import UrlSigner
 from deskwire_chat.config import Settings
 from deskwire_chat.handover import Handover
 from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
-from deskwire_chat.live import link
 from deskwire_chat.live.admission import Admission
 from deskwire_chat.live.connections import Connections
 from deskwire_chat.live.heads import Heads
@@ -65,7 +44,7 @@ from deskwire_chat.owners.forwarding import Peers
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
-from deskwire_chat.streams.forward import Forwarders
+from deskwire_chat.streams.forward import Forwarders, WatchForwarder
 from deskwire_chat.streams.send import MessageStreams, Slots
 from deskwire_chat.streams.watch import TappedLog, Watchers
 from deskwire_common import db as dbs
@@ -215,37 +194,20 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     runtime.on_drain(watchers.drain)
     runtime.on_drain(peers.drain)
 
-    def register(server: grpc.aio.Server) -> None:
-        conversation_service_pb2_grpc.add_ConversationServiceServicer_to_server(
-            ConversationApi(conversation_actions, streams, watchers, peers), server
-        )
-        attachment_service_pb2_grpc.add_AttachmentServiceServicer_to_server(
-            AttachmentApi(AttachmentActions(tools, files, limits)), server
-        )
-        customer_service_pb2_grpc.add_CustomerServiceServicer_to_server(
-            CustomerApi(CustomerActions(tools, connections, settings.default_region)), server
-        )
-        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(
-            AgentApi(
-                AgentActions(tools, router, keeper.look),
-                OfferActions(tools, router, writer),
-                peers,
-            ),
-            server,
-        )
-        tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(
-            TenantApi(TenantActions(tools, keeper.look)), server
-        )
-        integration_key_service_pb2_grpc.add_IntegrationKeyServiceServicer_to_server(
-            IntegrationKeyApi(IntegrationKeyActions(tools, runtime.signer)), server
-        )
-
-    port = await runtime.serve(
-        [register, links.register],
-        [CONVERSATIONS, ATTACHMENTS, CUSTOMERS, AGENTS, TENANTS, KEYS, link.SERVICE],
-        AUTHORIZATION,
-        inline_auth=frozenset({link.METHOD}),
-        access=rpc.Access(public=PUBLIC, suite=SUITE, admit=admission.admit),
+    port = await runtime.serve_table(
+        TABLE,
+        conversation_actions,
+        streams,
+        WatchForwarder(watchers, peers),
+        AttachmentActions(tools, files, limits),
+        CustomerActions(tools, connections, settings.default_region),
+        AgentActions(tools, router, keeper.look),
+        OfferActions(tools, router, writer),
+        TenantActions(tools, keeper.look),
+        IntegrationKeyActions(tools, runtime.signer),
+        links,
+        forward=peers.unary,
+        admit=admission.admit,
     )
     # From here on others send their calls and conversations here.
     await owner.start(settings.shard_name, settings.address(port))

@@ -85,17 +85,6 @@ class Links:
 
     # ------------------------------------------------------------------------------------ the RPC
 
-    def register(self, server: grpc.aio.Server) -> None:
-        """Add ShardService to a server; responses are bytes that are encoded already."""
-        handler: Any = grpc.stream_stream_rpc_method_handler(
-            self.link,
-            request_deserializer=pb.LinkRequest.FromString,
-            response_serializer=bytes,
-        )
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, {"Link": handler}),)
-        )
-
     async def link(
         self,
         requests: AsyncIterator[pb.LinkRequest],

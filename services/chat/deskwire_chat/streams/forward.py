@@ -1,4 +1,4 @@
-"""A stream's messages, brought to the owners of their conversations: each stored as at the owner's, in their order.
+"""Streams on their way to the owners of their conversations: messages are stored as at the owner's, in their order.
 
 What this process owns goes straight to its writer. The others are passed on one by one per conversation, as its next
 one may only go when the one before has its place.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from bisect import insort
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
@@ -21,6 +23,7 @@ from deskwire_chat.log.commands import NotOwner, Put, Reply, Stored, reply_to
 from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.owners.forwarding import Peers, forwarding, was_not_taken
 from deskwire_chat.owners.ownership import Ownership
+from deskwire_chat.streams.watch import Watchers
 from deskwire_common.errors import (
     DeskwireError,
     Internal,
@@ -30,6 +33,7 @@ from deskwire_common.lines import line_held
 from deskwire_common.logging import get_logger
 
 SEND: Final = "/deskwire.chat.v1.ConversationService/SendMessage"
+WATCH: Final = "/deskwire.chat.v1.ConversationService/WatchConversation"
 _PATIENCE: Final = 10.0
 _AGAIN: Final = 0.2
 _CALL_SECONDS: Final = 10.0
@@ -199,3 +203,25 @@ def _stored(answer: pb.SendMessageResponse, command: Put) -> Stored:
         traceparent=command.traceparent,
     )
     return Stored(item, answer.epoch, b"", b"", b"", duplicate=answer.duplicate)
+
+
+class WatchForwarder:
+    """Serves WatchConversation wherever the conversation's owner is."""
+
+    def __init__(self, watchers: Watchers, peers: Peers) -> None:
+        self._watchers = watchers
+        self._peers = peers
+
+    async def serve(
+        self, request: pb.WatchConversationRequest, context: Any
+    ) -> AsyncGenerator[pb.WatchConversationResponse]:
+        """Serve one watch of the current principal; see the contract."""
+        owner = await self._peers.owner(request.conversation_id, context)
+        watched = (
+            self._watchers.watch(request)
+            if owner is None
+            else self._peers.stream(WATCH, owner, request, context, pb.WatchConversationResponse)
+        )
+        async with aclosing(watched) as responses:
+            async for response in responses:
+                yield response

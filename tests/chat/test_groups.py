@@ -67,7 +67,7 @@ def an_item(conversation_id: str, seq: int, position: int, name: str = "") -> Me
 
 async def stored(db: Database, conversation_id: str) -> list[Message]:
     async with db.read() as c:
-        return await messages.after_seq(c, conversation_id, seq=0, limit=100)
+        return await messages.after_seq(c, conversation_id, seq=0, limit=100, max_bytes=1 << 20)
 
 
 async def send(stub: ConversationServiceStub, talk: str, number: int) -> tuple[int, bool]:

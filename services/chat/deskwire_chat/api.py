@@ -119,3 +119,6 @@ TABLE: Final = Table(
 
 AUTHORIZATION: Final = TABLE.authorization
 """Who may call each method, as the contract says it."""
+
+PUBLIC: Final = TABLE.public
+"""What is called without a token."""

@@ -1,12 +1,11 @@
-"""Puts chat together."""
+"""Puts chat together, in five steps: storage, routing, the log, what is live, the server."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 
-from deskwire_chat import domain
 from deskwire_chat.actions.agents import AgentActions
 from deskwire_chat.actions.attachments import AttachmentActions, Limits
 from deskwire_chat.actions.conversations import ConversationActions
@@ -23,6 +22,7 @@ from deskwire_chat.attachments.http import FilesSide
 from deskwire_chat.attachments.remover import Remover
 from deskwire_chat.attachments.signing import UrlSigner
 from deskwire_chat.config import Settings
+from deskwire_chat.domain.conversations import Conversation, partition_of
 from deskwire_chat.handover import Handover
 from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
 from deskwire_chat.live.admission import Admission
@@ -51,6 +51,7 @@ from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
 from deskwire_common.clock import to_micros
 from deskwire_common.config import split_address
+from deskwire_common.db import Database
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.leadership import lead
@@ -60,12 +61,67 @@ from deskwire_common.outbox import Outbox, OutboxRelay
 from deskwire_common.ownership import Owner
 
 
-async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa: PLR0915 - the one place where things are made
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """What is kept, and what use cases need to keep it."""
+
+    db: Database
+    outbox: Outbox
+    idempotency: IdempotencyStore
+    tools: Tools
+
+
+@dataclass(frozen=True, slots=True)
+class _Routing:
+    """Who gets what, and which of it is this process's to give."""
+
+    router: Router
+    owner: Owner
+    ownership: Ownership
+    reader: AgentReader
+
+    def is_ours(self, item: Conversation) -> bool:
+        """Whether this process owns a conversation."""
+        return self.ownership.term_of(item.partition) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """What writes messages, and whom it tells."""
+
+    admission: Admission
+    connections: Connections
+    presence: Presence
+    slots: Slots
+    watchers: Watchers
+    publisher: Publisher
+    writer: LogWriter
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """What takes messages, and tells more than the log does."""
+
+    links: Links
+    streams: MessageStreams
+    peers: Peers
+
+
+async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     """Start everything; the server answers when this returns.
 
     Raises FailedPrecondition for another schema or a second process on a SQLite file, Unavailable without database
     or Kafka.
     """
+    storage = await _storage(settings, runtime)
+    routing = _routing(settings, runtime, storage)
+    log = await _log(settings, runtime, storage, routing)
+    live = _live(settings, runtime, storage, routing, log)
+    await _serve(settings, runtime, storage, routing, log, live)
+
+
+async def _storage(settings: Settings, runtime: Runtime[Settings]) -> _Storage:
+    """Open the database and see to Kafka's topics."""
     db = await runtime.database("deskwire_chat")
     if db.dialect == "sqlite":
         # The heads of one file can't have two writers.
@@ -74,35 +130,47 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     # A MetaData of their own: this may be built twice in one process.
     outbox = Outbox(dbs.metadata(), runtime.clock)
     idempotency = IdempotencyStore(dbs.metadata(), runtime.clock)
+    relay = OutboxRelay(
+        db, outbox, await runtime.producer("chat-outbox"), keep=settings.outbox_keep_seconds
+    )
+    runtime.spawn("outbox", relay.run)
+    runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
+    runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
     tools = Tools(db, outbox, idempotency, runtime.clock, runtime.ids)
+    return _Storage(db, outbox, idempotency, tools)
 
+
+def _routing(settings: Settings, runtime: Runtime[Settings], storage: _Storage) -> _Routing:
+    """Make routing and what says which partitions are ours; both begin when everything is there."""
     router = Router(
         now=lambda: to_micros(runtime.clock.now()), offer_seconds=settings.offer_seconds
     )
-    admission = Admission()
-    held = Held()
-    connections = Connections(router, admission, held)
-    publisher = Publisher(db, await runtime.producer("chat-messages"))
-    slots = Slots(settings.max_streams, settings.max_tenant_streams)
-    watchers = Watchers(db, admission.admit, slots)
     owner = Owner(
-        db,
+        storage.db,
         runtime.clock,
         runtime.ids.uuid7(),
         lease_seconds=settings.lease_seconds,
-        alone=db.dialect == "sqlite",
+        alone=storage.db.dialect == "sqlite",
     )
     ownership = Ownership(owner)
-    reader = AgentReader(db, router, ownership)
+    return _Routing(router, owner, ownership, AgentReader(storage.db, router, ownership))
 
-    def is_ours(item: domain.conversations.Conversation) -> bool:
-        return ownership.term_of(item.partition) > 0
 
-    presence = Presence(db, connections, is_ours=is_ours)
+async def _log(
+    settings: Settings, runtime: Runtime[Settings], storage: _Storage, routing: _Routing
+) -> _Log:
+    """Make the writer, whom it tells after a commit, and what follows the committed log."""
+    db, router = storage.db, routing.router
+    admission, held = Admission(), Held()
+    connections = Connections(router, admission, held)
+    presence = Presence(db, connections, is_ours=routing.is_ours)
+    slots = Slots(settings.max_streams, settings.max_tenant_streams)
+    watchers = Watchers(db, admission.admit, slots)
+    publisher = Publisher(db, await runtime.producer("chat-messages"))
     writer = LogWriter(
         db,
-        outbox,
-        ownership,
+        storage.outbox,
+        routing.ownership,
         Collaborators(
             runtime.ids,
             router,
@@ -115,27 +183,41 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
         updated=watchers.changed,
         held=held,
     )
+    runtime.spawn("publisher", publisher.run)
+    runtime.spawn("writer", writer.run)
+    runtime.spawn("presence", presence.run)
+    runtime.spawn("search", SearchIndexer(db, runtime.clock).run)
+    return _Log(admission, connections, presence, slots, watchers, publisher, writer)
+
+
+def _live(
+    settings: Settings,
+    runtime: Runtime[Settings],
+    storage: _Storage,
+    routing: _Routing,
+    log: _Log,
+) -> _Live:
+    """Make what gateways and integrators open streams to, and the way to the other owners."""
+    db, router, ownership = storage.db, routing.router, routing.ownership
+    connections, presence, writer = log.connections, log.presence, log.writer
     receipts = Receipts(db, connections, writer.memory, runtime.clock)
-    feeds = QueueFeed(
+    queue_feed = QueueFeed(
         db,
         connections,
         runtime.clock,
-        is_ours=lambda tenant: ownership.term_of(domain.conversations.partition_of(tenant)) > 0,
+        is_ours=lambda tenant: ownership.term_of(partition_of(tenant)) > 0,
     )
-    offers = OfferFeed(db, connections, router, seconds=settings.offer_seconds, is_ours=is_ours)
-    router.tell(offers)
+    offer_feed = OfferFeed(
+        db, connections, router, seconds=settings.offer_seconds, is_ours=routing.is_ours
+    )
+    # Routing hears of connections, and its offers go to connections: one of them must be told last.
+    router.tell(offer_feed)
     tasks, reads = Tasks(), asyncio.Semaphore(READS)
-    links = Links(
-        connections,
-        LinkFrames(
-            db, connections, writer, router, receipts, presence, runtime.validator, tasks, reads
-        ),
-        Heads(db, ownership, presence, feeds, offers, reads),
-        ownership,
-        tasks,
-        runtime.verifier,
+    frames = LinkFrames(
+        db, connections, writer, router, receipts, presence, runtime.validator, tasks, reads
     )
-    ownership.bind(Handover(writer, publisher, router, reader, links, watchers))
+    heads = Heads(db, ownership, presence, queue_feed, offer_feed, reads)
+    links = Links(connections, frames, heads, ownership, tasks, runtime.verifier)
     peers = Peers(
         ownership,
         lambda address: rpc.make_channel(
@@ -145,73 +227,77 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:  # noqa
     runtime.stack.push_async_callback(peers.close)
     forwarders = Forwarders(writer, ownership, peers)
     streams = MessageStreams(
-        writer, forwarders.forwarder, runtime.validator, admission.admit, slots
+        writer, forwarders.forwarder, runtime.validator, log.admission.admit, log.slots
     )
-    conversation_actions = ConversationActions(tools, writer, router)
+    runtime.spawn("receipts", receipts.run)
+    runtime.spawn("queue-feed", queue_feed.run)
+    runtime.spawn("offers", offer_feed.run)
+    return _Live(links, streams, peers)
+
+
+async def _serve(
+    settings: Settings,
+    runtime: Runtime[Settings],
+    storage: _Storage,
+    routing: _Routing,
+    log: _Log,
+    live: _Live,
+) -> None:
+    """Make the use cases and serve them; then own partitions, and let routing begin."""
+    db, tools, router, ownership = storage.db, storage.tools, routing.router, routing.ownership
+    conversations = ConversationActions(tools, log.writer, router)
     keeper = AdmissionKeeper(
         db,
-        admission,
-        [connections.expel, streams.expel, watchers.expel],
-        conversation_actions,
+        log.admission,
+        [log.connections.expel, live.streams.expel, log.watchers.expel],
+        conversations,
         ownership,
     )
     await keeper.load()
-    bots = BotKeeper(
-        db, router, conversation_actions, ownership, away_seconds=settings.bot_away_seconds
-    )
-
+    bots = BotKeeper(db, router, conversations, ownership, away_seconds=settings.bot_away_seconds)
     files = await _open_files(settings, runtime)
     if files is not None:
         runtime.spawn("attachments", Remover(db, files, runtime.clock).run)
     limits = Limits.of(settings)
     get_logger().info("limits", **asdict(limits))
-
-    relay = OutboxRelay(
-        db, outbox, await runtime.producer("chat-outbox"), keep=settings.outbox_keep_seconds
-    )
-    runtime.spawn("outbox", relay.run)
-    runtime.spawn("publisher", publisher.run)
-    runtime.spawn("writer", writer.run)
-    runtime.spawn("presence", presence.run)
-    runtime.spawn("receipts", receipts.run)
-    runtime.spawn("queue-feed", feeds.run)
-    runtime.spawn("offers", offers.run)
-    runtime.spawn("agent-reader", reader.run)
-    runtime.spawn("agents", reader.run_agents)
-    runtime.spawn("queue", reader.run_partitions)
+    runtime.spawn("agent-reader", routing.reader.run)
+    runtime.spawn("agents", routing.reader.run_agents)
+    runtime.spawn("queue", routing.reader.run_partitions)
     runtime.spawn("admission-keeper", keeper.run)
     runtime.spawn("bot-keeper", bots.run)
-    runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
-    runtime.spawn("search", SearchIndexer(db, runtime.clock).run)
-    runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
-    await reader.load(writer.propose)
-
-    # At the end: what waits is stored and answered, Kafka gets the rest, others get the partitions, the streams end.
-    runtime.on_drain(links.drain)
-    runtime.on_drain(writer.drain)
-    runtime.on_drain(owner.leave)
-    runtime.on_drain(streams.drain)
-    runtime.on_drain(watchers.drain)
-    runtime.on_drain(peers.drain)
-
+    await routing.reader.load(log.writer.propose)
+    _drain_in_order(runtime, routing, log, live)
     port = await runtime.serve_table(
         TABLE,
-        conversation_actions,
-        streams,
-        WatchForwarder(watchers, peers),
+        conversations,
+        live.streams,
+        WatchForwarder(log.watchers, live.peers),
         AttachmentActions(tools, files, limits),
-        CustomerActions(tools, connections, settings.default_region),
+        CustomerActions(tools, log.connections, settings.default_region),
         AgentActions(tools, router, keeper.look),
-        OfferActions(tools, router, writer),
+        OfferActions(tools, router, log.writer),
         TenantActions(tools, keeper.look),
         IntegrationKeyActions(tools, runtime.signer),
-        links,
-        forward=peers.unary,
-        admit=admission.admit,
+        live.links,
+        forward=live.peers.unary,
+        admit=log.admission.admit,
+    )
+    ownership.bind(
+        Handover(log.writer, log.publisher, router, routing.reader, live.links, log.watchers)
     )
     # From here on others send their calls and conversations here.
-    await owner.start(settings.shard_name, settings.address(port))
-    runtime.spawn("ownership", owner.run)
+    await routing.owner.start(settings.shard_name, settings.address(port))
+    runtime.spawn("ownership", routing.owner.run)
+
+
+def _drain_in_order(runtime: Runtime[Settings], routing: _Routing, log: _Log, live: _Live) -> None:
+    """At the end what waits is stored and answered, Kafka gets the rest, others get the partitions, streams end."""
+    runtime.on_drain(live.links.drain)
+    runtime.on_drain(log.writer.drain)
+    runtime.on_drain(routing.owner.leave)
+    runtime.on_drain(live.streams.drain)
+    runtime.on_drain(log.watchers.drain)
+    runtime.on_drain(live.peers.drain)
 
 
 async def _open_files(settings: Settings, runtime: Runtime[Settings]) -> AttachmentStore | None:

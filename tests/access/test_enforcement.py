@@ -200,7 +200,7 @@ async def test_what_another_process_disables_is_seen_within_seconds(access: Acce
     await visitor.send(talk, "hello")
     await eventually(lambda: assigned(access, talk, "alice"))
     async with access.database() as db, db.transaction() as uow:
-        row = await agent_store.get(uow.connection, d.tenant, "alice", lock=True)
+        row = await agent_store.lock(uow.connection, d.tenant, "alice")
         assert row is not None
         await agent_store.save(uow.connection, replace(row, disabled=True, version=row.version + 1))
         await uow.commit()
@@ -212,7 +212,7 @@ async def test_what_another_process_disables_is_seen_within_seconds(access: Acce
     stub = access.tenants()
     await stub.CreateTenant(tenants_pb.CreateTenantRequest(request_id=new_id(), tenant_id=d.tenant))
     async with access.database() as db, db.transaction() as uow:
-        tenant = await tenant_store.get(uow.connection, d.tenant, lock=True)
+        tenant = await tenant_store.lock(uow.connection, d.tenant)
         assert tenant is not None
         await tenant_store.save(uow.connection, replace(tenant, disabled=True))
         await uow.commit()

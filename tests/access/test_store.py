@@ -54,7 +54,7 @@ async def test_tenants(db: Database) -> None:
         await uow.commit()
     changed = replace(tenant("b"), disabled=True, version=2, updated_at=20)
     async with db.transaction() as uow:
-        assert await tenants.get(uow.connection, "b", lock=True) == tenant("b")
+        assert await tenants.lock(uow.connection, "b") == tenant("b")
         await tenants.save(uow.connection, changed)
         await uow.commit()
     async with db.read() as c:
@@ -79,7 +79,7 @@ async def test_keys_are_of_one_tenant_and_in_order_of_age(db: Database) -> None:
         await keys.save(uow.connection, changed)
         await uow.commit()
     async with db.read() as c:
-        assert await keys.find(c, mine[0].key_id) == changed
+        assert await keys.get(c, mine[0].key_id) == changed
         assert await keys.page(c, "demo", after=None, limit=2) == [changed, mine[1]]
         assert await keys.page(c, "demo", after=mine[1].key_id, limit=2) == [mine[2]]
 

@@ -45,7 +45,8 @@ from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
 from deskwire_chat.streams.forward import Forwarders, WatchForwarder
-from deskwire_chat.streams.send import MessageStreams, Slots
+from deskwire_chat.streams.send import MessageStreams
+from deskwire_chat.streams.slots import Slots
 from deskwire_chat.streams.watch import TappedLog, Watchers
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc

@@ -87,7 +87,7 @@ class AgentActions:
         changed: list[Agent] = []
 
         async def work(uow: UnitOfWork) -> ResponseT:
-            before = await agents.get(uow.connection, who.tenant, request.agent_id, lock=True)
+            before = await agents.lock(uow.connection, who.tenant, request.agent_id)
             if before is None:
                 raise domain.agents.agent_not_found(request.agent_id)
             after, changes = domain.access.switched(
@@ -122,7 +122,7 @@ class AgentActions:
         changed: list[Agent] = []
 
         async def work(uow: UnitOfWork) -> agents_pb.SetAgentStatusResponse:
-            before = await agents.get(uow.connection, who.tenant, agent_id, lock=True)
+            before = await agents.lock(uow.connection, who.tenant, agent_id)
             on = self.tools.occasion(who)
             if before is None:
                 name = request.display_name or (

@@ -139,7 +139,7 @@ class AttachmentActions:
                 refusal = error
 
         async def work(uow: UnitOfWork) -> attachments_pb.CompleteAttachmentResponse:
-            found = await attachments.get(uow.connection, who.tenant, attachment_id, lock=True)
+            found = await attachments.lock(uow.connection, who.tenant, attachment_id)
             if found is None or not found.is_of(who) or found.state == AttachmentState.REMOVED:
                 raise domain.attachments.not_found(request.attachment_id)
             if found.state == AttachmentState.PENDING:

@@ -230,7 +230,7 @@ class ConversationActions:
         async def hand_over(uow: UnitOfWork, item: Conversation, now: int) -> dict[str, Change]:
             before, agent = item.agent_id, None
             if request.agent_id:
-                agent = await agents.get(uow.connection, item.tenant, request.agent_id, lock=True)
+                agent = await agents.lock(uow.connection, item.tenant, request.agent_id)
             changes = domain.conversations.transfer(
                 item,
                 agent_id=request.agent_id,

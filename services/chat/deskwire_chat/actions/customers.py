@@ -88,9 +88,7 @@ class CustomerActions:
         changed: list[Customer] = []
 
         async def work(uow: UnitOfWork) -> customers_pb.UpdateCustomerResponse:
-            before = await customers.get(
-                uow.connection, who.tenant, request.customer.customer_id, lock=True
-            )
+            before = await customers.lock(uow.connection, who.tenant, request.customer.customer_id)
             if before is None:
                 raise domain.customers.customer_not_found(request.customer.customer_id)
             domain.changes.check_version(before.version, request.expected_version)
@@ -128,7 +126,7 @@ class CustomerActions:
                 raise domain.customers.identity_conflict(found[0], found[1])
             if not found:
                 return await self._create(uow, values, identities, who, request.source_version)
-            before = await customers.get(uow.connection, who.tenant, found[0], lock=True)
+            before = await customers.lock(uow.connection, who.tenant, found[0])
             if before is None:
                 raise WriteConflict("a customer disappeared; try again")
             if not await self._newer(uow, before.customer_id, who.origin, request.source_version):

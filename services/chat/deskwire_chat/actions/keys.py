@@ -111,7 +111,7 @@ class IntegrationKeyActions:
         # A text of another form is refused as a wrong secret is, after the same work.
         key_id, secret = domain.access.read_secret(request.secret) or ("", b"")
         async with self.tools.db.read() as c:
-            found = await keys.find(c, key_id)
+            found = await keys.get(c, key_id)
             tenant = await tenants.get(c, found.tenant if found else "")
         try:
             key = domain.access.opened(found, secret)

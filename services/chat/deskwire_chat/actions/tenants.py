@@ -98,7 +98,7 @@ class TenantActions:
         who = Actor.of(current_principal())
 
         async def work(uow: UnitOfWork) -> ResponseT:
-            before = await tenants.get(uow.connection, request.tenant_id, lock=True)
+            before = await tenants.lock(uow.connection, request.tenant_id)
             if before is None:
                 raise domain.access.tenant_not_found(request.tenant_id)
             after, changes = domain.access.switched(

@@ -26,8 +26,9 @@ from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.receipts import Receipts
 from deskwire_chat.live.tasks import Tasks
 from deskwire_chat.log import codec
-from deskwire_chat.log.commands import NotOwner, Put, Stored
+from deskwire_chat.log.commands import Put, Stored
 from deskwire_chat.log.writer import LogWriter
+from deskwire_chat.owners.errors import NotOwner
 from deskwire_chat.routing.router import Router
 from deskwire_chat.store import conversations, messages, receipts
 from deskwire_common import telemetry

@@ -15,6 +15,7 @@ from deskwire_chat.domain.conversations import Conversation
 from deskwire_chat.domain.messages import Kind, Message
 from deskwire_chat.domain.work import WorkItem
 from deskwire_chat.log import codec
+from deskwire_chat.owners.errors import NotOwner
 from deskwire_chat.routing.router import Router
 from deskwire_chat.store.messages import SentKey
 from deskwire_common.db import UnitOfWork
@@ -27,17 +28,6 @@ RETRY_AFTER: Final = 1.0
 
 Held = HeldLines[tuple[Hashable, str]]
 """By connection and conversation: the message that must come again first."""
-
-
-class NotOwner(Unavailable):
-    """Another process has the partition, or nobody for a moment: nothing was done."""
-
-    default_reason = reasons.ERROR_REASON_NOT_OWNER
-
-    def __init__(self) -> None:
-        super().__init__(
-            "this process doesn't own the conversation; send it again", retry_after=0.2
-        )
 
 
 @dataclass(slots=True)

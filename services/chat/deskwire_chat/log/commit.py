@@ -18,18 +18,10 @@ from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.conversations import Conversation, State, participants, partition_of
 from deskwire_chat.domain.messages import Kind
 from deskwire_chat.domain.work import work_item_of
-from deskwire_chat.log.commands import (
-    Accept,
-    Alter,
-    Command,
-    Grouped,
-    Held,
-    NotOwner,
-    Put,
-    Stored,
-)
+from deskwire_chat.log.commands import Accept, Alter, Command, Grouped, Held, Put, Stored
 from deskwire_chat.log.group import Collaborators, Group
 from deskwire_chat.log.memory import Known, Memory
+from deskwire_chat.owners.errors import NotOwner
 from deskwire_chat.owners.ownership import HeadsWrong, Ownership, steps
 from deskwire_chat.store import conversations
 from deskwire_chat.store.partitions import Partition

@@ -44,8 +44,8 @@ class Openings:
         for tenant, identities in wanted.items():
             owners = await customers.owners(uow.connection, tenant, identities)
             if owners:
-                self._customers |= await customers.get_many(
-                    uow.connection, tenant, sorted(set(owners.values())), lock=True
+                self._customers |= await customers.lock_many(
+                    uow.connection, tenant, sorted(set(owners.values()))
                 )
             self._owners |= {
                 (tenant, identity): owner

@@ -10,28 +10,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
 from typing import Any, Final
 
-from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.agents import Agent
 from deskwire_chat.domain.conversations import Conversation, partition_of
 from deskwire_chat.domain.work import WorkItem
-from deskwire_chat.log.commands import (
-    RETRY_AFTER,
-    Accept,
-    Alter,
-    Command,
-    Give,
-    Held,
-    NotOwner,
-    Propose,
-)
+from deskwire_chat.log.commands import Accept, Alter, Command, Give, Held, Propose
 from deskwire_chat.log.commit import Committer, Log
 from deskwire_chat.log.group import Collaborators
 from deskwire_chat.log.lanes import Lanes
 from deskwire_chat.log.memory import Memory
+from deskwire_chat.owners.errors import NotOwner, stopping
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_common.clock import Clock
 from deskwire_common.db import Database, UnitOfWork
-from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
+from deskwire_common.errors import DeskwireError, ResourceExhausted
 from deskwire_common.outbox import Outbox
 
 QUEUE: Final = 20_000
@@ -71,11 +62,7 @@ class LogWriter:
         process stops.
         """
         if self._closing:
-            raise Unavailable(
-                "the server is stopping; connect again",
-                reason=reasons.ERROR_REASON_SHUTTING_DOWN,
-                retry_after=RETRY_AFTER,
-            )
+            raise stopping()
         partition = partition_of(command.conversation_id)
         term = self._ownership.term_of(partition)
         if not term or command.term not in {0, term}:

@@ -12,9 +12,8 @@ from grpc_status import rpc_status
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.conversations import partition_of
-from deskwire_chat.log.commands import NotOwner
+from deskwire_chat.owners.errors import NotOwner, stopping
 from deskwire_chat.owners.ownership import Ownership
-from deskwire_chat.streams.send import stopping
 from deskwire_common import rpc, telemetry
 from deskwire_common.errors import from_rpc_error
 from deskwire_common.metrics import METRICS

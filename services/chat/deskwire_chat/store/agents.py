@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, false, insert, select, true, update
+from sqlalchemy import Row, Select, false, insert, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.agents import Agent, Status
@@ -26,12 +26,22 @@ def _agent(row: Row[Any]) -> Agent:
     )
 
 
-async def get(
-    c: AsyncConnection, tenant: str, agent_id: str, *, lock: bool = False
-) -> Agent | None:
-    """Return an agent of a tenant; with `lock`, nobody else changes it before the transaction ends."""
-    statement = select(agents).where(agents.c.tenant_id == tenant, agents.c.agent_id == agent_id)
-    row = (await c.execute(statement.with_for_update() if lock else statement)).first()
+async def get(c: AsyncConnection, tenant: str, agent_id: str) -> Agent | None:
+    """Return an agent of a tenant."""
+    return await _one(c, _of(tenant, agent_id))
+
+
+async def lock(c: AsyncConnection, tenant: str, agent_id: str) -> Agent | None:
+    """Return an agent of a tenant that nobody else changes before the transaction ends."""
+    return await _one(c, _of(tenant, agent_id).with_for_update())
+
+
+def _of(tenant: str, agent_id: str) -> Select[Any]:
+    return select(agents).where(agents.c.tenant_id == tenant, agents.c.agent_id == agent_id)
+
+
+async def _one(c: AsyncConnection, statement: Select[Any]) -> Agent | None:
+    row = (await c.execute(statement)).first()
     return None if row is None else _agent(row)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, Select, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.actors import Actor
@@ -57,14 +57,24 @@ async def add(c: AsyncConnection, item: Attachment) -> None:
     )
 
 
-async def get(
-    c: AsyncConnection, tenant: str, attachment_id: str, *, lock: bool = False
-) -> Attachment | None:
-    """Return an attachment of a tenant; with `lock` nobody else changes it before the transaction ends."""
-    statement = select(attachments).where(
+async def get(c: AsyncConnection, tenant: str, attachment_id: str) -> Attachment | None:
+    """Return an attachment of a tenant."""
+    return await _one(c, _of(tenant, attachment_id))
+
+
+async def lock(c: AsyncConnection, tenant: str, attachment_id: str) -> Attachment | None:
+    """Return an attachment of a tenant that nobody else changes before the transaction ends."""
+    return await _one(c, _of(tenant, attachment_id).with_for_update())
+
+
+def _of(tenant: str, attachment_id: str) -> Select[Any]:
+    return select(attachments).where(
         attachments.c.attachment_id == attachment_id, attachments.c.tenant_id == tenant
     )
-    row = (await c.execute(statement.with_for_update() if lock else statement)).first()
+
+
+async def _one(c: AsyncConnection, statement: Select[Any]) -> Attachment | None:
+    row = (await c.execute(statement)).first()
     return None if row is None else _attachment(row)
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Row, insert, select, tuple_, update
+from sqlalchemy import Row, Select, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.customers import Customer, Identity
@@ -39,28 +39,40 @@ async def _with_identities(c: AsyncConnection, rows: Sequence[Row[Any]]) -> list
     ]
 
 
-async def get(
-    c: AsyncConnection, tenant: str, customer_id: str, *, lock: bool = False
-) -> Customer | None:
-    """Return a customer of a tenant; with `lock`, nobody else changes it before the transaction ends."""
-    statement = select(customers).where(
-        customers.c.customer_id == customer_id, customers.c.tenant_id == tenant
-    )
-    rows = (await c.execute(statement.with_for_update() if lock else statement)).all()
-    found = await _with_identities(c, rows)
-    return found[0] if found else None
+async def get(c: AsyncConnection, tenant: str, customer_id: str) -> Customer | None:
+    """Return a customer of a tenant."""
+    return (await get_many(c, tenant, [customer_id])).get(customer_id)
+
+
+async def lock(c: AsyncConnection, tenant: str, customer_id: str) -> Customer | None:
+    """Return a customer of a tenant that nobody else changes before the transaction ends."""
+    return (await lock_many(c, tenant, [customer_id])).get(customer_id)
 
 
 async def get_many(
-    c: AsyncConnection, tenant: str, customer_ids: Sequence[str], *, lock: bool = False
+    c: AsyncConnection, tenant: str, customer_ids: Sequence[str]
 ) -> dict[str, Customer]:
-    """Return those of the tenant's customers that exist, by id; `lock` as in `get`, in the order of ids."""
-    statement = (
+    """Return those of the tenant's customers that exist, by id."""
+    return await _by_id(c, _of(tenant, customer_ids))
+
+
+async def lock_many(
+    c: AsyncConnection, tenant: str, customer_ids: Sequence[str]
+) -> dict[str, Customer]:
+    """Return customers by id that nobody else changes before the transaction ends; locked in the order of ids."""
+    return await _by_id(c, _of(tenant, customer_ids).with_for_update())
+
+
+def _of(tenant: str, customer_ids: Sequence[str]) -> Select[Any]:
+    return (
         select(customers)
         .where(customers.c.tenant_id == tenant, customers.c.customer_id.in_(customer_ids))
         .order_by(customers.c.customer_id)
     )
-    rows = (await c.execute(statement.with_for_update() if lock else statement)).all()
+
+
+async def _by_id(c: AsyncConnection, statement: Select[Any]) -> dict[str, Customer]:
+    rows = (await c.execute(statement)).all()
     return {item.customer_id: item for item in await _with_identities(c, rows)}
 
 

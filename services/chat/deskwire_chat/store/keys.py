@@ -25,7 +25,7 @@ def _key(row: Row[Any]) -> IntegrationKey:
     )
 
 
-async def find(c: AsyncConnection, key_id: str) -> IntegrationKey | None:
+async def get(c: AsyncConnection, key_id: str) -> IntegrationKey | None:
     """Return a key of whatever tenant: for a caller whose secret is to tell the tenant."""
     row = (await c.execute(select(keys).where(keys.c.key_id == key_id))).first()
     return None if row is None else _key(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, insert, select, true, update
+from sqlalchemy import Row, Select, insert, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.access import Tenant
@@ -22,10 +22,19 @@ def _tenant(row: Row[Any]) -> Tenant:
     )
 
 
-async def get(c: AsyncConnection, tenant_id: str, *, lock: bool = False) -> Tenant | None:
-    """Return a tenant; with `lock`, nobody else changes it before the transaction ends."""
+async def get(c: AsyncConnection, tenant_id: str) -> Tenant | None:
+    """Return a tenant, if it was created."""
+    return await _one(c, select(tenants).where(tenants.c.tenant_id == tenant_id))
+
+
+async def lock(c: AsyncConnection, tenant_id: str) -> Tenant | None:
+    """Return a tenant that nobody else changes before the transaction ends."""
     statement = select(tenants).where(tenants.c.tenant_id == tenant_id)
-    row = (await c.execute(statement.with_for_update() if lock else statement)).first()
+    return await _one(c, statement.with_for_update())
+
+
+async def _one(c: AsyncConnection, statement: Select[Any]) -> Tenant | None:
+    row = (await c.execute(statement)).first()
     return None if row is None else _tenant(row)
 
 

@@ -19,8 +19,9 @@ from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.domain.messages import Message
-from deskwire_chat.log.commands import NotOwner, Put, Reply, Stored, reply_to
+from deskwire_chat.log.commands import Put, Reply, Stored, reply_to
 from deskwire_chat.log.writer import LogWriter
+from deskwire_chat.owners.errors import NotOwner
 from deskwire_chat.owners.forwarding import Peers, forwarding, was_not_taken
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.streams.watch import Watchers

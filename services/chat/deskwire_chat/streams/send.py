@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol
 
 from deskwire.chat.v1 import conversation_service_pb2 as pb
-from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import views
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.log.commands import Put, Stored
 from deskwire_chat.log.writer import LogWriter
+from deskwire_chat.owners.errors import stopping
+from deskwire_chat.streams.slots import Admit, Slots
 from deskwire_common import telemetry
 from deskwire_common.auth import Principal, current_principal
-from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
+from deskwire_common.errors import DeskwireError
 from deskwire_common.metrics import METRICS
 from deskwire_common.pagination import fit
 from deskwire_common.validation import Validator
@@ -36,9 +36,6 @@ RESULTS: Final = 500
 _ECHO: Final = 64
 """Of what breaks the contract's limits, so much is said back."""
 
-Admit = Callable[[Principal], None]
-"""Raises for a caller who isn't let in any more (live.admission.Admission)."""
-
 
 class Way(Protocol):
     """Where a stream's messages go (streams.forward.Forwarder)."""
@@ -46,46 +43,6 @@ class Way(Protocol):
     def submit(self, command: Put) -> None:
         """Queue a message for its owner. Raises ResourceExhausted, Unavailable."""
         ...
-
-
-class Slots:
-    """How many long calls this process, and each tenant in it, may have open."""
-
-    def __init__(self, total: int, per_tenant: int) -> None:
-        self._total = total
-        self._per_tenant = per_tenant
-        self._taken: dict[str, int] = {}
-        self._sum = 0
-
-    @contextmanager
-    def one(self, tenant: str) -> Iterator[None]:
-        """Hold one while the block runs. Raises ResourceExhausted."""
-        taken = self._taken.get(tenant, 0)
-        if taken >= self._per_tenant or self._sum >= self._total:
-            whose = "the tenant" if taken >= self._per_tenant else "the process"
-            raise ResourceExhausted(
-                f"{whose} has as many streams open as it may; try again later", retry_after=5.0
-            )
-        self._taken[tenant] = taken + 1
-        self._sum += 1
-        METRICS.chat_streams.set(self._sum)
-        try:
-            yield
-        finally:
-            self._sum -= 1
-            METRICS.chat_streams.set(self._sum)
-            self._taken[tenant] -= 1
-            if not self._taken[tenant]:
-                del self._taken[tenant]
-
-
-def stopping() -> Unavailable:
-    """What ends a stream when the process stops."""
-    return Unavailable(
-        "the server is stopping; connect again",
-        reason=reasons.ERROR_REASON_SHUTTING_DOWN,
-        retry_after=1.0,
-    )
 
 
 class MessageStreams:

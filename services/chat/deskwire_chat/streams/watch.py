@@ -25,10 +25,11 @@ from deskwire_chat.domain.conversations import (
     partition_of,
 )
 from deskwire_chat.domain.messages import Message
-from deskwire_chat.log.commands import NotOwner, Stored
+from deskwire_chat.log.commands import Stored
 from deskwire_chat.log.commit import Log
+from deskwire_chat.owners.errors import NotOwner, stopping
 from deskwire_chat.store import conversations, messages
-from deskwire_chat.streams.send import Admit, Slots, stopping
+from deskwire_chat.streams.slots import Admit, Slots
 from deskwire_common.auth import Principal, current_principal
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError, OutOfRange

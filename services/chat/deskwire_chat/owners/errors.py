@@ -1,0 +1,26 @@
+"""How owners refuse what isn't theirs, or not any more."""
+
+from __future__ import annotations
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire_common.errors import Unavailable
+
+
+class NotOwner(Unavailable):
+    """Another process has the partition, or nobody for a moment: nothing was done."""
+
+    default_reason = reasons.ERROR_REASON_NOT_OWNER
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this process doesn't own the conversation; send it again", retry_after=0.2
+        )
+
+
+def stopping() -> Unavailable:
+    """What ends a stream when the process stops."""
+    return Unavailable(
+        "the server is stopping; connect again",
+        reason=reasons.ERROR_REASON_SHUTTING_DOWN,
+        retry_after=1.0,
+    )

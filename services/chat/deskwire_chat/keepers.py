@@ -114,7 +114,7 @@ class BotKeeper:
         """Look every second until cancelled; outlasts a database that is away."""
         while True:
             await asyncio.sleep(min(_BOTS_SECONDS, self._seconds / 2))
-            gone = self._router.bots_gone(self._seconds)
+            gone = self._router.agents.bots_gone(self._seconds)
             for start in range(0, len(gone), _BOTS_CHUNK):
                 try:
                     await self._put_back(gone[start : start + _BOTS_CHUNK])
@@ -127,5 +127,5 @@ class BotKeeper:
         for conversation_id, tenant, bot in found:
             # The others are their owners' to put back, and some bot may have come meanwhile.
             is_ours = self._ownership.term_of(partition_of(conversation_id)) > 0
-            if is_ours and not self._router.is_connected(tenant, bot):
+            if is_ours and not self._router.agents.is_connected(tenant, bot):
                 await self._conversations.put_back(conversation_id, bot)

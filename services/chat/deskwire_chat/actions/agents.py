@@ -55,7 +55,7 @@ class AgentActions:
             if await agents.get(uow.connection, who.tenant, request.agent_id) is not None:
                 raise AlreadyExists(f"agent {request.agent_id} is known already")
             await agents.add(uow.connection, agent)
-            connected = self.router.is_connected(who.tenant, request.agent_id)
+            connected = self.router.agents.is_connected(who.tenant, request.agent_id)
             event = events.agent_created(on, agent, connected=connected)
             await self.tools.outbox.add(uow, [event])
             return agents_pb.CreateAgentResponse(
@@ -95,7 +95,9 @@ class AgentActions:
             )
             await agents.save(uow.connection, after)
             # Who is shut out is disconnected when this is read.
-            connected = not disabled and self.router.is_connected(who.tenant, request.agent_id)
+            connected = not disabled and self.router.agents.is_connected(
+                who.tenant, request.agent_id
+            )
             on = self.tools.occasion(who)
             event = events.agent_switched(on, after, changes, connected=connected)
             await self.tools.outbox.add(uow, [event])
@@ -152,7 +154,7 @@ class AgentActions:
                 if changes:
                     await agents.save(uow.connection, after)
             changed[:] = [after] if changes else []
-            connected = self.router.is_connected(who.tenant, agent_id)
+            connected = self.router.agents.is_connected(who.tenant, agent_id)
             if changes:
                 event = events.agent_status_changed(on, after, changes, connected=connected)
                 await self.tools.outbox.add(uow, [event])
@@ -168,7 +170,7 @@ class AgentActions:
         return response
 
     async def get(self, request: agents_pb.GetAgentRequest) -> agents_pb.GetAgentResponse:
-        """Raises NotFound (AGENT_NOT_FOUND)."""
+        """Return an agent of the tenant. Raises NotFound (AGENT_NOT_FOUND)."""
         tenant = current_principal().tenant
         async with self.tools.db.read() as c:
             found = await agents.get(c, tenant, request.agent_id)
@@ -177,7 +179,7 @@ class AgentActions:
         return agents_pb.GetAgentResponse(agent=self._view(found))
 
     async def list(self, request: agents_pb.ListAgentsRequest) -> agents_pb.ListAgentsResponse:
-        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
+        """Return a page of the tenant's agents, by id. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         tenant = current_principal().tenant
         async with self.tools.db.read() as c:
             found, token = await page(
@@ -195,7 +197,7 @@ class AgentActions:
 
     def _view(self, agent: Agent) -> Any:
         return views.messages.agent(
-            agent, connected=self.router.is_connected(agent.tenant, agent.agent_id)
+            agent, connected=self.router.agents.is_connected(agent.tenant, agent.agent_id)
         )
 
 

@@ -44,7 +44,7 @@ class ConversationActions:
     async def get(
         self, request: conversations_pb.GetConversationRequest
     ) -> conversations_pb.GetConversationResponse:
-        """Raises NotFound (CONVERSATION_NOT_FOUND)."""
+        """Return a conversation that the caller may see. Raises NotFound (CONVERSATION_NOT_FOUND)."""
         found = await self._visible(request.conversation_id)
         return conversations_pb.GetConversationResponse(
             conversation=views.messages.conversation(found)
@@ -53,7 +53,7 @@ class ConversationActions:
     async def list(
         self, request: conversations_pb.ListConversationsRequest
     ) -> conversations_pb.ListConversationsResponse:
-        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
+        """Return a page of conversations, newest first: a visitor's own, else the tenant's. Raises InvalidArgument."""
         principal = current_principal()
         visitor = principal.subject if principal.role is Role.VISITOR else ""
         filters = {
@@ -89,7 +89,7 @@ class ConversationActions:
     async def list_messages(
         self, request: conversations_pb.ListMessagesRequest
     ) -> conversations_pb.ListMessagesResponse:
-        """Raises NotFound (CONVERSATION_NOT_FOUND)."""
+        """Return a run of messages after a seq, as the caller sees them. Raises NotFound (CONVERSATION_NOT_FOUND)."""
         who = Actor.of(current_principal())
         conversation = await self._visible(request.conversation_id)
         async with self.tools.db.read() as c:
@@ -112,7 +112,10 @@ class ConversationActions:
     async def search(
         self, request: conversations_pb.SearchMessagesRequest
     ) -> conversations_pb.SearchMessagesResponse:
-        """Raises InvalidArgument (INVALID_FIELD, INVALID_PAGE_TOKEN), NotFound (CONVERSATION_NOT_FOUND)."""
+        """Return a page of messages that have all words of a query, newest first.
+
+        Raises InvalidArgument (INVALID_FIELD, INVALID_PAGE_TOKEN), NotFound (CONVERSATION_NOT_FOUND).
+        """
         principal = current_principal()
         visitor = principal.subject if principal.role is Role.VISITOR else ""
         conversation_id = request.conversation_id.lower()

@@ -35,7 +35,7 @@ class CustomerActions:
     async def get(
         self, request: customers_pb.GetCustomerRequest
     ) -> customers_pb.GetCustomerResponse:
-        """Raises NotFound (CUSTOMER_NOT_FOUND)."""
+        """Return a customer of the tenant. Raises NotFound (CUSTOMER_NOT_FOUND)."""
         async with self.tools.db.read() as c:
             found = await customers.get(c, current_principal().tenant, request.customer_id)
         if found is None:
@@ -45,7 +45,7 @@ class CustomerActions:
     async def lookup(
         self, request: customers_pb.LookupCustomerRequest
     ) -> customers_pb.LookupCustomerResponse:
-        """Raises NotFound (CUSTOMER_NOT_FOUND)."""
+        """Return the customer who has an identity. Raises NotFound (CUSTOMER_NOT_FOUND)."""
         tenant = current_principal().tenant
         identity = Identity(request.identity.namespace, request.identity.value)
         async with self.tools.db.read() as c:
@@ -58,7 +58,7 @@ class CustomerActions:
     async def list(
         self, request: customers_pb.ListCustomersRequest
     ) -> customers_pb.ListCustomersResponse:
-        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
+        """Return a page of the tenant's customers, oldest first. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         tenant = current_principal().tenant
         async with self.tools.db.read() as c:
             found, token = await page(

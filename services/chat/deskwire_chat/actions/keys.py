@@ -65,7 +65,7 @@ class IntegrationKeyActions:
     async def list(
         self, request: keys_pb.ListIntegrationKeysRequest
     ) -> keys_pb.ListIntegrationKeysResponse:
-        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
+        """Return a page of the tenant's keys, oldest first. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         tenant = current_principal().tenant
         async with self.tools.db.read() as c:
             found, token = await page(

@@ -51,7 +51,7 @@ class OfferActions:
             return await once(uow, nothing)
 
         offer = self.router.claim_offer(principal.tenant, conversation_id, principal.subject)
-        agent = self.router.agent_of((principal.tenant, principal.subject))
+        agent = self.router.agents.get((principal.tenant, principal.subject))
         if offer is None or agent is None:
             # In its turn, after an Accept of the same request that is under way.
             result: agents_pb.AcceptOfferResponse = await self.writer.alter(conversation_id, again)

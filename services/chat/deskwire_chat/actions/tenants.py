@@ -53,7 +53,7 @@ class TenantActions:
         return await self.tools.once(f"{TENANTS}/CreateTenant", request, work)
 
     async def get(self, request: tenants_pb.GetTenantRequest) -> tenants_pb.GetTenantResponse:
-        """Raises NotFound (TENANT_NOT_FOUND)."""
+        """Return a tenant that was created. Raises NotFound (TENANT_NOT_FOUND)."""
         async with self.tools.db.read() as c:
             found = await tenants.get(c, request.tenant_id)
         if found is None:
@@ -61,7 +61,7 @@ class TenantActions:
         return tenants_pb.GetTenantResponse(tenant=views.messages.tenant(found))
 
     async def list(self, request: tenants_pb.ListTenantsRequest) -> tenants_pb.ListTenantsResponse:
-        """Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
+        """Return a page of tenants, by id. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         async with self.tools.db.read() as c:
             found, token = await page(
                 request,

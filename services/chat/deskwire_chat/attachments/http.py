@@ -22,7 +22,7 @@ from deskwire_common.metrics import METRICS
 IDLE_SECONDS: Final = 30.0
 """An upload that brings nothing for so long is over."""
 _WRITE_BYTES: Final = 512 * 1024
-"""So much is gathered before a thread writes it: what one upload holds in memory."""
+"""Bytes that are gathered before a thread writes them: what one upload holds in memory."""
 _READ_BYTES: Final = 256 * 1024
 _CORS_SECONDS: Final = 600
 

@@ -20,7 +20,7 @@ from deskwire_common.errors import (
 )
 
 UNSENT_SECONDS: Final = 24 * 3600
-"""So long an attachment waits to be sent; then it is removed."""
+"""How long an attachment waits to be sent before it is removed."""
 
 
 class AttachmentState(IntEnum):

@@ -18,7 +18,7 @@ from deskwire_common.errors import (
 )
 
 PARTITIONS: Final = 16
-"""How many partitions there are, for ever: a conversation's partition is part of what is stored."""
+"""How many partitions there are. It never changes: a conversation's partition is part of what is stored."""
 
 
 class State(IntEnum):

@@ -19,7 +19,7 @@ from deskwire_common.errors import InvalidArgument
 MAX_TERMS: Final = 16
 _MIN_PREFIX: Final = 2
 MAX_BYTES: Final = 38
-"""Of a word; longer ones are found by their beginning."""
+"""Bytes of a word that count; longer ones are found by their beginning."""
 _ASCII: Final = re.compile(r"[a-z0-9]+")
 _CHUNKS: Final = re.compile(r'"([^"]*)"|([^\s"]+)')
 _UNSPACED: Final = re.compile(

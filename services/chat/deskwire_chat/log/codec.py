@@ -112,11 +112,6 @@ def send_ack(item: Message, epoch: int, encoded_time: bytes, *, duplicate: bool)
     return nested(b"\x0a", nested(_FRAME_SEND_ACK, ack))
 
 
-def batch_of_frame(encoded_frame: bytes) -> bytes:
-    """Return an encoded Batch with this one Frame."""
-    return nested(b"\x0a", encoded_frame)
-
-
 def down_item(
     connection_ids: Sequence[int],
     batch: bytes,

@@ -76,7 +76,7 @@ class AgentReader:
             await asyncio.sleep(_AGENTS_SECONDS)
             if not self._owned.others_live():
                 continue
-            before = self._router.quiet()
+            before = self._router.agents.quiet()
             try:
                 async with self._db.read() as c:
                     every = await agents.every(c)
@@ -85,7 +85,7 @@ class AgentReader:
                 continue
             for agent in every:
                 key = (agent.tenant, agent.agent_id)
-                known, changes = self._router.agent_of(key), self._router.changes_of(key)
+                known, changes = self._router.agents.get(key), self._router.agents.changes_of(key)
                 if known != agent and before.get(key, 0) == changes:
                     self._router.agent_read(key, agent)
 
@@ -94,14 +94,14 @@ class AgentReader:
         while True:
             key = await self._router.doubted.get()
             METRICS.conversations_queued.set(self._router.waiting_count())
-            before = self._router.changes_of(key)
+            before = self._router.agents.changes_of(key)
             try:
                 async with self._db.read() as c:
                     agent = await agents.get(c, *key)
             except DeskwireError as error:
                 get_logger().warning("agent_not_read", error=str(error))
                 before = None
-            if before is not None and before == self._router.changes_of(key):
+            if before is not None and before == self._router.agents.changes_of(key):
                 self._router.agent_read(key, agent)
             else:
                 await asyncio.sleep(_RETRY_SECONDS)

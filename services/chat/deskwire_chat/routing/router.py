@@ -18,6 +18,7 @@ from deskwire_chat.domain.agents import Agent, OfferEnd
 from deskwire_chat.domain.work import WorkItem
 from deskwire_chat.routing import policy
 from deskwire_chat.routing.capacity import Capacity, takes_work
+from deskwire_chat.routing.index import AgentIndex
 from deskwire_chat.routing.offers import AgentKey, Offer, OfferListener, Offers
 from deskwire_chat.routing.queue import WorkQueue
 from deskwire_common.logging import get_logger
@@ -44,7 +45,7 @@ class Router:
         """`now` gives microseconds; `offer_seconds`: how long people are offered an item, 0: it is theirs at once."""
         self._now = now
         self._propose: Proposer | None = None
-        self._agents: dict[AgentKey, Capacity] = {}
+        self.agents = AgentIndex(now)
         self._desks: dict[str, _Desk] = {}
         self._offers = Offers(offer_seconds)
         self._listener: OfferListener | None = None
@@ -55,10 +56,10 @@ class Router:
         """Take over what the table says, and begin to propose."""
         self._propose = propose
         for agent in agents:
-            known = self._agent(agent.tenant, agent.agent_id)
+            known = self.agents.known(agent.tenant, agent.agent_id)
             known.agent = agent
             known.idle_since = agent.idle_since
-        for key in self._agents:
+        for key in self.agents:
             self._judge(key)
         for tenant in list(self._desks):
             self._dispatch(tenant)
@@ -95,7 +96,7 @@ class Router:
         if not agent_id:
             self.dequeue(tenant, item_id)
             return
-        known = self._agent(tenant, agent_id)
+        known = self.agents.known(tenant, agent_id)
         if known.agent is not None:
             known.count_active(-1)
         self._changed((tenant, agent_id))
@@ -103,13 +104,13 @@ class Router:
     def work_given(self, tenant: str, item_id: str, agent_id: str) -> None:
         """Somebody else than routing gave an agent a work item."""
         self.dequeue(tenant, item_id)
-        self._agent(tenant, agent_id).count_active(+1)
+        self.agents.known(tenant, agent_id).count_active(+1)
         self._changed((tenant, agent_id))
 
     def proposal_taken(self, tenant: str, item_id: str, agent_id: str) -> None:
         """The log took a proposal: the work item is the agent's."""
         self._settle(item_id, OfferEnd.ACCEPTED)
-        known = self._agent(tenant, agent_id)
+        known = self.agents.known(tenant, agent_id)
         known.pending -= 1
         known.count_active(+1)
 
@@ -123,7 +124,7 @@ class Router:
         """
         key = tenant, agent_id
         self._settle(item_id, OfferEnd.WITHDRAWN)
-        known = self._agent(*key)
+        known = self.agents.known(*key)
         known.pending -= 1
         known.doubted = known.doubted or doubtful
         known.changes += 1
@@ -138,30 +139,30 @@ class Router:
 
     def agent_connected(self, tenant: str, agent_id: str, bot: bool) -> None:
         """A connection of an agent, or of a bot, opened."""
-        self._agent(tenant, agent_id).count_connection(+1, bot=bot)
+        self.agents.known(tenant, agent_id).count_connection(+1, bot=bot)
         self.agent_active(tenant, agent_id)
         self._changed((tenant, agent_id))
 
     def agent_disconnected(self, tenant: str, agent_id: str, bot: bool) -> None:
         """A connection of an agent, or of a bot, closed."""
-        known = self._agent(tenant, agent_id)
+        known = self.agents.known(tenant, agent_id)
         known.count_connection(-1, bot=bot)
         known.gone_since = self._now()
         if not known.people and not known.bots and known.agent is None:
-            del self._agents[tenant, agent_id]
+            self.agents.forget((tenant, agent_id))
             return
         self._changed((tenant, agent_id))
 
     def agent_active(self, tenant: str, agent_id: str) -> None:
         """An agent shows a sign of life: who let an offer pass gets others again."""
         if self._offers.ends_silence((tenant, agent_id)):
-            self._agent(tenant, agent_id).silent = False
+            self.agents.known(tenant, agent_id).silent = False
             self._changed((tenant, agent_id))
 
     def agent_changed(self, agent: Agent) -> None:
         """An agent's status, capacity or name is another one now."""
         key = agent.tenant, agent.agent_id
-        known = self._agent(*key)
+        known = self.agents.known(*key)
         if known.agent is None:
             known.agent = agent
             known.idle_since = agent.idle_since
@@ -172,7 +173,7 @@ class Router:
 
     def agent_read(self, key: AgentKey, agent: Agent | None) -> None:
         """Take an agent's row as the truth: nothing of theirs happened while it was read."""
-        known = self._agent(*key)
+        known = self.agents.known(*key)
         known.agent = agent
         known.doubted = False
         if agent is not None:
@@ -194,7 +195,7 @@ class Router:
         """An agent accepts: their offer is a proposal now, which the log takes or refuses. None: it is over."""
         offer = self.open_offer(tenant, item_id, agent_id)
         if offer is not None:
-            self._agent(tenant, agent_id).pending += 1
+            self.agents.known(tenant, agent_id).pending += 1
             self._take_back(offer, claimed=True)
             self.agent_active(tenant, agent_id)
         return offer
@@ -222,7 +223,7 @@ class Router:
         if end in {OfferEnd.EXPIRED, OfferEnd.DECLINED}:
             self._offers.refuse(offer, end, self._now())
         if end == OfferEnd.EXPIRED:
-            self._agent(*offer.agent).silent = True
+            self.agents.known(*offer.agent).silent = True
         self._tell_ended(offer, end)
         self._judge(offer.agent)
         self._wait(offer.item)
@@ -238,7 +239,7 @@ class Router:
 
     def _reconsider(self, key: AgentKey) -> None:
         """What is offered to somebody who takes nothing any more is others'."""
-        if not takes_work(self._agent(*key).agent):
+        if not takes_work(self.agents.known(*key).agent):
             for offer in self._offers.of_agent(key):
                 self._end(offer, OfferEnd.WITHDRAWN)
 
@@ -249,7 +250,7 @@ class Router:
 
     def _take_back(self, offer: Offer, *, claimed: bool = False) -> None:
         self._offers.close(offer, claimed=claimed)
-        known = self._agent(*offer.agent)
+        known = self.agents.known(*offer.agent)
         known.offered -= 1
         known.changes += 1
 
@@ -257,47 +258,11 @@ class Router:
         if self._listener is not None:
             self._listener.offer_ended(offer, end)
 
-    # ------------------------------------------------------------------------------------ questions
-
-    def agent_of(self, key: AgentKey) -> Agent | None:
-        """Return an agent as routing knows them."""
-        known = self._agents.get(key)
-        return known.agent if known is not None else None
-
-    def changes_of(self, key: AgentKey) -> int | None:
-        """Return a count that tells whether the agent was quiet between two looks; None while proposals pend."""
-        known = self._agent(*key)
-        return None if known.pending else known.changes
-
-    def quiet(self) -> dict[AgentKey, int]:
-        """Return `changes_of` of all agents without pending proposals."""
-        return {key: known.changes for key, known in self._agents.items() if not known.pending}
-
-    def is_connected(self, tenant: str, agent_id: str) -> bool:
-        """Whether a connection of the agent is open here."""
-        known = self._agents.get((tenant, agent_id))
-        return known is not None and known.connections > 0
-
     def waiting_count(self) -> int:
         """How many work items wait."""
         return len(self._offers) + sum(len(desk.queue) for desk in self._desks.values())
 
-    def bots_gone(self, seconds: float) -> list[AgentKey]:
-        """Return the bots that have had no connection for so long."""
-        since = self._now() - int(seconds * 1_000_000)
-        return [
-            key
-            for key, known in self._agents.items()
-            if known.is_bot and not known.bots and known.gone_since <= since
-        ]
-
     # ------------------------------------------------------------------------------------- inner
-
-    def _agent(self, tenant: str, agent_id: str) -> Capacity:
-        known = self._agents.get((tenant, agent_id))
-        if known is None:
-            known = self._agents[tenant, agent_id] = Capacity(agent_id, self._now())
-        return known
 
     def _desk(self, tenant: str) -> _Desk:
         desk = self._desks.get(tenant)
@@ -310,14 +275,14 @@ class Router:
             self._desk(item.tenant).queue.put(item)
 
     def _changed(self, key: AgentKey) -> None:
-        self._agent(*key).changes += 1
+        self.agents.known(*key).changes += 1
         if self._judge(key):
             self._dispatch(key[0])
 
     def _judge(self, key: AgentKey) -> bool:
         """Put the agent among the free ones, or take them away; whether they are free."""
         tenant, agent_id = key
-        known = self._agent(tenant, agent_id)
+        known = self.agents.known(tenant, agent_id)
         desk = self._desk(tenant)
         free = desk.bots if known.is_bot else desk.people
         if known.room > 0:
@@ -347,7 +312,7 @@ class Router:
             if choice.agent_id is None:
                 unwanted.append(item)
             else:
-                self._give(item, self._agent(tenant, choice.agent_id))
+                self._give(item, self.agents.known(tenant, choice.agent_id))
         for item in unwanted:
             desk.queue.put(item)
 

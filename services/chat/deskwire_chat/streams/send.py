@@ -30,11 +30,11 @@ from deskwire_common.validation import Validator
 WINDOW: Final = 1_000
 """Messages of a stream that may wait for their results to be read."""
 WINDOW_BYTES: Final = 8 * 1024 * 1024
-"""Of messages of a stream that wait to be stored."""
+"""Bytes of a stream's messages that may wait to be stored."""
 RESULTS: Final = 500
 """Results per response at the most."""
 _ECHO: Final = 64
-"""Of what breaks the contract's limits, so much is said back."""
+"""Characters that are said back of an id that breaks the contract's limits."""
 
 
 class Way(Protocol):

@@ -40,7 +40,7 @@ CHECKPOINT: Final = 15.0
 TAIL: Final = 256
 """Messages of a watcher that wait in memory; beyond it reads them from the log."""
 TAIL_BYTES: Final = 1 << 20
-"""Of their bodies."""
+"""Bytes of their bodies."""
 _PAGE: Final = 200
 _READS: Final = 4
 # Every so many checkpoints the log is looked at, whatever was heard.

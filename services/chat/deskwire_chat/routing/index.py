@@ -1,0 +1,61 @@
+"""Everybody whom routing knows of, by tenant and agent_id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from deskwire_chat.domain.agents import Agent
+from deskwire_chat.routing.capacity import Capacity
+from deskwire_chat.routing.offers import AgentKey
+
+
+class AgentIndex:
+    """Agents and bots with what is known of their capacity."""
+
+    def __init__(self, now: Callable[[], int]) -> None:
+        """`now` gives microseconds."""
+        self._now = now
+        self._known: dict[AgentKey, Capacity] = {}
+
+    def __iter__(self) -> Iterator[AgentKey]:
+        """Yield everybody."""
+        return iter(self._known)
+
+    def known(self, tenant: str, agent_id: str) -> Capacity:
+        """Return what is known of somebody, which may be nothing yet."""
+        found = self._known.get((tenant, agent_id))
+        if found is None:
+            found = self._known[tenant, agent_id] = Capacity(agent_id, self._now())
+        return found
+
+    def forget(self, key: AgentKey) -> None:
+        """Nothing is known of somebody any more."""
+        del self._known[key]
+
+    def get(self, key: AgentKey) -> Agent | None:
+        """Return an agent as routing knows them."""
+        found = self._known.get(key)
+        return found.agent if found is not None else None
+
+    def is_connected(self, tenant: str, agent_id: str) -> bool:
+        """Whether a connection of the agent is open here."""
+        found = self._known.get((tenant, agent_id))
+        return found is not None and found.connections > 0
+
+    def changes_of(self, key: AgentKey) -> int | None:
+        """Return a count that tells whether the agent was quiet between two looks; None while proposals pend."""
+        found = self.known(*key)
+        return None if found.pending else found.changes
+
+    def quiet(self) -> dict[AgentKey, int]:
+        """Return `changes_of` of all agents without pending proposals."""
+        return {key: found.changes for key, found in self._known.items() if not found.pending}
+
+    def bots_gone(self, seconds: float) -> list[AgentKey]:
+        """Return the bots that have had no connection for so long."""
+        since = self._now() - int(seconds * 1_000_000)
+        return [
+            key
+            for key, found in self._known.items()
+            if found.is_bot and not found.bots and found.gone_since <= since
+        ]

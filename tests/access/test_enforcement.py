@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from deskwire.chat.v1 import agent_service_pb2 as agents_pb
 from deskwire.chat.v1 import conversation_pb2
@@ -21,8 +20,10 @@ from deskwire_common import topics
 from deskwire_common.auth import ANY_TENANT, Role
 from deskwire_common.rpc import stream_metadata
 from support import eventually
-from support.access import Access, refusal
+from support.access import Access
+from support.refusals import refusal
 from support.suite import new_id
+from support.talks import conversation
 
 SHUT_OUT = 3503
 TENANT_DISABLED = ("PERMISSION_DENIED", "TENANT_DISABLED")
@@ -53,11 +54,6 @@ async def disable_tenant(access: Access, tenant: str) -> None:
     stub = access.tenants()
     await stub.CreateTenant(tenants_pb.CreateTenantRequest(request_id=new_id(), tenant_id=tenant))
     await stub.DisableTenant(tenants_pb.DisableTenantRequest(request_id=new_id(), tenant_id=tenant))
-
-
-async def conversation(access: Access, conversation_id: str) -> Any:
-    request = conversations_pb.GetConversationRequest(conversation_id=conversation_id)
-    return (await access.conversations(Role.OPERATOR, "olga").GetConversation(request)).conversation
 
 
 async def test_a_disabled_tenant_is_shut_out(access: Access) -> None:
@@ -183,11 +179,11 @@ async def test_a_disabled_agents_conversations_go_to_another(access: Access) -> 
     await d.client(Role.AGENT, "alice")
     transfer.request_id = new_id()
     await manager.TransferConversation(transfer)
-    assert (await conversation(access, talks[0])).agent_id == "alice"
+    assert (await conversation(access.desk, talks[0])).agent_id == "alice"
 
 
 async def assigned(access: Access, conversation_id: str, agent: str) -> bool:
-    return bool((await conversation(access, conversation_id)).agent_id == agent)
+    return bool((await conversation(access.desk, conversation_id)).agent_id == agent)
 
 
 async def test_what_another_process_disables_is_seen_within_seconds(access: Access) -> None:
@@ -207,7 +203,9 @@ async def test_what_another_process_disables_is_seen_within_seconds(access: Acce
 
     await sent_away(alice, reasons.ERROR_REASON_AGENT_DISABLED)
     await eventually(lambda: assigned(access, talk, ""))
-    assert (await conversation(access, talk)).state == conversation_pb2.CONVERSATION_STATE_QUEUED
+    assert (
+        await conversation(access.desk, talk)
+    ).state == conversation_pb2.CONVERSATION_STATE_QUEUED
 
     stub = access.tenants()
     await stub.CreateTenant(tenants_pb.CreateTenantRequest(request_id=new_id(), tenant_id=d.tenant))

@@ -20,7 +20,8 @@ from deskwire_common import events, topics
 from deskwire_common.auth import KeySet, Role, TokenVerifier
 from deskwire_common.logging import redact_text
 from deskwire_common.rpc import make_channel
-from support.access import Access, refusal
+from support.access import Access
+from support.refusals import refusal
 from support.suite import new_id
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations" / "keys.md").read_text()

@@ -14,7 +14,8 @@ from deskwire.chat.v1 import tenant_service_pb2 as tenants_pb
 from deskwire.events.v1 import access_events_pb2, chat_events_pb2
 from deskwire_common import events, topics
 from deskwire_common.auth import ANY_TENANT, Role
-from support.access import Access, refusal
+from support.access import Access
+from support.refusals import refusal
 from support.suite import new_id
 
 DISABLED = {"disabled": (False, True)}

@@ -33,8 +33,8 @@ from deskwire_common.errors import Unavailable
 from deskwire_common.kafka import Reader
 from deskwire_common.migrations import migrate
 from support import eventually
-from support.access import refusal
 from support.files import PICTURE, Files, http, reference, signed
+from support.refusals import refusal
 from support.s3 import S3Server
 from support.servers import DatabaseServer
 from support.suite import Desk, desk, new_id, owner_of_two, second_process

@@ -25,10 +25,11 @@ from deskwire.gateway.v1 import frame_pb2, gateway_service_pb2_grpc
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_common import topics
 from deskwire_common.auth import Role, TokenSigner
-from deskwire_common.errors import from_rpc_error
 from support import eventually
+from support.refusals import refused
 from support.servers import DatabaseServer
 from support.suite import Desk, desk, new_id, owner_of_two, second_process
+from support.talks import conversation, is_with
 from support.topic import read_rows
 
 QUEUED = conversation_pb2.CONVERSATION_STATE_QUEUED
@@ -149,25 +150,6 @@ async def person(d: Desk, role: Role, subject: str) -> Person:
     return found
 
 
-def operator(d: Desk) -> Any:
-    return conversation_service_pb2_grpc.ConversationServiceStub(d.channel(Role.OPERATOR, "olga"))
-
-
-async def conversation(d: Desk, conversation_id: str) -> Any:
-    request = pb.GetConversationRequest(conversation_id=conversation_id)
-    return (await operator(d).GetConversation(request)).conversation
-
-
-async def is_with(d: Desk, conversation_id: str, agent: str) -> bool:
-    return (await conversation(d, conversation_id)).agent_id == agent
-
-
-async def refused(call: Any) -> str:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return from_rpc_error(caught.value).reason_name
-
-
 async def handed_off_and_back(d: Desk, talk: str, kafka: str) -> None:
     """A visitor talks to a bot, to a person, and to the bot again."""
     bot = Bot(d, "helper")
@@ -207,9 +189,9 @@ async def handed_off_and_back(d: Desk, talk: str, kafka: str) -> None:
     # It isn't the bot's any more.
     send = pb.SendMessageRequest(conversation_id=talk, client_msg_id="x")
     send.content.text = "one more thing"
-    assert await refused(bot.conversations.SendMessage(send)) == "NOT_A_PARTICIPANT"
-    assert await refused(bot.close(talk)) == "NOT_A_PARTICIPANT"
-    assert await refused(bot.transfer(talk)) == "NOT_A_PARTICIPANT"
+    assert (await refused(bot.conversations.SendMessage(send))).reason_name == "NOT_A_PARTICIPANT"
+    assert (await refused(bot.close(talk))).reason_name == "NOT_A_PARTICIPANT"
+    assert (await refused(bot.transfer(talk))).reason_name == "NOT_A_PARTICIPANT"
     heard = len(bot.texts(talk))
     await ann.client.send(talk, "I'll send another one")
     await eventually(lambda: "I'll send another one" in visitor.texts(talk))
@@ -342,9 +324,9 @@ async def test_a_bot_hears_of_its_customers(d: Desk) -> None:
 
 async def test_an_agent_and_a_bot_cannot_share_an_id(d: Desk) -> None:
     await d.available("ann")
-    assert await refused(Bot(d, "ann").available()) == "ALREADY_EXISTS"
+    assert (await refused(Bot(d, "ann").available())).reason_name == "ALREADY_EXISTS"
     await Bot(d, "helper").available()
-    assert await refused(d.available("helper")) == "ALREADY_EXISTS"
+    assert (await refused(d.available("helper"))).reason_name == "ALREADY_EXISTS"
     # Somebody with a person's id and a bot's token is told nothing, and nothing is given to them.
     impostor = Bot(d, "ann")
     await impostor.connect()
@@ -361,13 +343,13 @@ async def test_an_agent_and_a_bot_cannot_share_an_id(d: Desk) -> None:
         agent_service_pb2.CreateAgentRequest(request_id=new_id(), agent_id="later", bot=True)
     )
     assert made.agent.bot
-    assert await refused(d.available("later")) == "ALREADY_EXISTS"
+    assert (await refused(d.available("later"))).reason_name == "ALREADY_EXISTS"
     assert (await Bot(d, "later").available()).status == agent_pb2.AGENT_STATUS_AVAILABLE
     request = agent_service_pb2.SetAgentStatusRequest(
         request_id=new_id(), agent_id="later", status=agent_pb2.AGENT_STATUS_AWAY
     )
     stub = agent_service_pb2_grpc.AgentServiceStub(d.channel(Role.BOT, "helper"))
-    assert await refused(stub.SetAgentStatus(request)) == "ROLE_NOT_ALLOWED"
+    assert (await refused(stub.SetAgentStatus(request))).reason_name == "ROLE_NOT_ALLOWED"
 
 
 async def test_a_disabled_bot_is_shut_out(d: Desk) -> None:
@@ -382,7 +364,7 @@ async def test_a_disabled_bot_is_shut_out(d: Desk) -> None:
     await agents.DisableAgent(
         agent_service_pb2.DisableAgentRequest(request_id=new_id(), agent_id="helper")
     )
-    assert await refused(bot.available()) == "AGENT_DISABLED"
+    assert (await refused(bot.available())).reason_name == "AGENT_DISABLED"
     await eventually(lambda: bot.of("goodbye"))
     await eventually(lambda: is_with(d, talk, ""))
     assert (await conversation(d, talk)).human_wanted

@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from deskwire.chat.v1 import customer_pb2, customer_service_pb2_grpc
 from deskwire.chat.v1 import customer_service_pb2 as pb
 from deskwire_common.auth import Role, TokenSigner
-from deskwire_common.errors import DeskwireError, from_rpc_error
 from support import eventually
+from support.refusals import refused
 from support.suite import Desk, desk, new_id
 from support.topic import read_rows
 
@@ -52,12 +51,6 @@ def update(customer: customer_pb2.Customer, expected: int = 0, **fields: str) ->
         update_mask=FieldMask(paths=list(fields)),
         expected_version=expected,
     )
-
-
-async def refused(call: Any) -> DeskwireError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return from_rpc_error(caught.value)
 
 
 async def told(d: Desk, kafka: str, customer_id: str) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from deskwire.chat.v1 import (
@@ -27,10 +26,11 @@ from deskwire_chat.routing.offers import Offer
 from deskwire_chat.routing.router import Router
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.clock import ManualClock, to_micros
-from deskwire_common.errors import from_rpc_error
 from support import eventually
+from support.refusals import refused
 from support.servers import DatabaseServer
 from support.suite import Desk, desk, new_id, owner_of_two, second_process
+from support.talks import conversation, opened, operator
 
 QUEUED = conversation_pb2.CONVERSATION_STATE_QUEUED
 ACTIVE = conversation_pb2.CONVERSATION_STATE_ACTIVE
@@ -126,29 +126,6 @@ async def device(d: Desk, name: str) -> Person:
     return found
 
 
-async def opened(d: Desk, visitor: str = "1001", talk: str = "") -> str:
-    client = await d.client(Role.VISITOR, visitor)
-    talk = talk or new_id()
-    await client.send(talk, "hello")
-    return talk
-
-
-def operator(d: Desk) -> Any:
-    return conversation_service_pb2_grpc.ConversationServiceStub(d.channel(Role.OPERATOR, "olga"))
-
-
-async def conversation(d: Desk, talk: str) -> Any:
-    return (
-        await operator(d).GetConversation(pb.GetConversationRequest(conversation_id=talk))
-    ).conversation
-
-
-async def refused(call: Any) -> str:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return from_rpc_error(caught.value).reason_name
-
-
 async def test_who_accepts_has_it_and_all_their_devices_know(d: Desk) -> None:
     ann, desktop = await agent(d, "ann"), await device(d, "ann")
     talk = await opened(d)
@@ -160,8 +137,8 @@ async def test_who_accepts_has_it_and_all_their_devices_know(d: Desk) -> None:
     assert (await conversation(d, talk)).state == QUEUED
 
     stranger = await agent(d, "bob")
-    assert await refused(stranger.accept(talk)) == "OFFER_NOT_FOUND"
-    assert await refused(stranger.decline(talk)) == "OFFER_NOT_FOUND"
+    assert (await refused(stranger.accept(talk))).reason_name == "OFFER_NOT_FOUND"
+    assert (await refused(stranger.decline(talk))).reason_name == "OFFER_NOT_FOUND"
 
     request_id = new_id()
     # The same request twice at the same time, as after a lost answer.
@@ -170,7 +147,7 @@ async def test_who_accepts_has_it_and_all_their_devices_know(d: Desk) -> None:
     assert (first.agent_id, first.state) == ("ann", ACTIVE)
     assert await ann.accept(talk, request_id) == first
     await eventually(lambda: ann.ends == desktop.ends == [(talk, ACCEPTED)])
-    assert await refused(ann.accept(talk)) == "OFFER_NOT_FOUND"
+    assert (await refused(ann.accept(talk))).reason_name == "OFFER_NOT_FOUND"
     # As with any assignment: greeted, pushed to all, counted.
     history = await operator(d).ListMessages(pb.ListMessagesRequest(conversation_id=talk))
     assert [each.content.text for each in history.messages] == [
@@ -219,7 +196,7 @@ async def test_an_offer_counts_as_a_conversation(d: Desk) -> None:
     await eventually(lambda: ann.offers == [first, second, third])
     await ann.accept(second)
     await d.available("ann", capacity=1)
-    assert await refused(ann.accept(third)) == "AGENT_UNAVAILABLE"
+    assert (await refused(ann.accept(third))).reason_name == "AGENT_UNAVAILABLE"
     await eventually(lambda: ann.ends[-1] == (third, WITHDRAWN))
     await d.available("ann", capacity=2)
     await eventually(lambda: ann.offers.count(third) == 2)
@@ -234,7 +211,7 @@ async def test_who_goes_away_and_what_is_closed(d: Desk) -> None:
         pb.CloseConversationRequest(request_id=new_id(), conversation_id=closed)
     )
     await eventually(lambda: ann.ends == [(closed, WITHDRAWN)])
-    assert await refused(ann.accept(closed)) == "OFFER_NOT_FOUND"
+    assert (await refused(ann.accept(closed))).reason_name == "OFFER_NOT_FOUND"
     bob = await agent(d, "bob")
     await ann.away()
     await eventually(lambda: bob.offers == [talk])
@@ -264,7 +241,7 @@ async def test_who_lets_an_offer_pass_is_asked_nothing_until_they_speak(hasty: D
     ann = await agent(d, "ann")
     talk = await opened(d)
     await eventually(lambda: ann.ends == [(talk, EXPIRED)])
-    assert await refused(ann.accept(talk)) == "OFFER_NOT_FOUND"
+    assert (await refused(ann.accept(talk))).reason_name == "OFFER_NOT_FOUND"
     second = await opened(d, "1002")
     bob = await agent(d, "bob")
     await eventually(lambda: sorted(bob.offers[:2]) == sorted([talk, second]))

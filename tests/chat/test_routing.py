@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from deskwire.chat.v1 import (
@@ -15,13 +14,13 @@ from deskwire.chat.v1 import (
     agent_service_pb2,
     agent_service_pb2_grpc,
     conversation_pb2,
-    conversation_service_pb2_grpc,
 )
 from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire_common.auth import Role, TokenSigner
-from deskwire_common.errors import from_rpc_error
 from support import eventually
+from support.refusals import refused
 from support.suite import Desk, desk, new_id
+from support.talks import conversation, is_with, opened, operator
 
 QUEUED = conversation_pb2.CONVERSATION_STATE_QUEUED
 ACTIVE = conversation_pb2.CONVERSATION_STATE_ACTIVE
@@ -37,29 +36,6 @@ async def d(
         yield found
 
 
-def conversations(d: Desk) -> Any:
-    return conversation_service_pb2_grpc.ConversationServiceStub(d.channel(Role.OPERATOR, "olga"))
-
-
-async def conversation(d: Desk, conversation_id: str) -> conversation_pb2.Conversation:
-    request = pb.GetConversationRequest(conversation_id=conversation_id)
-    found: conversation_pb2.Conversation = (
-        await conversations(d).GetConversation(request)
-    ).conversation
-    return found
-
-
-async def opened(d: Desk, visitor: str) -> str:
-    client = await d.client(Role.VISITOR, visitor)
-    conversation_id = new_id()
-    await client.send(conversation_id, "hello")
-    return conversation_id
-
-
-async def is_with(d: Desk, conversation_id: str, agent: str) -> bool:
-    return (await conversation(d, conversation_id)).agent_id == agent
-
-
 async def away(d: Desk, agent: str) -> None:
     stub = agent_service_pb2_grpc.AgentServiceStub(d.channel(Role.AGENT, agent))
     await stub.SetAgentStatus(
@@ -69,20 +45,14 @@ async def away(d: Desk, agent: str) -> None:
     )
 
 
-async def refused(call: Awaitable[None]) -> str:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return from_rpc_error(caught.value).reason_name
-
-
 async def close(d: Desk, conversation_id: str) -> None:
-    await conversations(d).CloseConversation(
+    await operator(d).CloseConversation(
         pb.CloseConversationRequest(request_id=new_id(), conversation_id=conversation_id)
     )
 
 
 async def transfer(d: Desk, conversation_id: str, agent: str = "") -> None:
-    await conversations(d).TransferConversation(
+    await operator(d).TransferConversation(
         pb.TransferConversationRequest(
             request_id=new_id(), conversation_id=conversation_id, agent_id=agent
         )
@@ -138,9 +108,9 @@ async def test_a_transfer(d: Desk) -> None:
     talk = new_id()
     await visitor.send(talk, "for alice")
     await eventually(lambda: is_with(d, talk, "alice"))
-    assert await refused(transfer(d, talk, "nobody")) == "AGENT_NOT_FOUND"
+    assert (await refused(transfer(d, talk, "nobody"))).reason_name == "AGENT_NOT_FOUND"
     await away(d, "bob")
-    assert await refused(transfer(d, talk, "bob")) == "AGENT_UNAVAILABLE"
+    assert (await refused(transfer(d, talk, "bob"))).reason_name == "AGENT_UNAVAILABLE"
     await d.available("bob")
     await transfer(d, talk, "bob")
     await visitor.send(talk, "for bob")

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import grpc
-import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from deskwire.chat.v1.conversation_pb2 import Content, Message
 from deskwire.events.v1 import adapter_pb2
@@ -20,6 +16,7 @@ from deskwire_common import events, topics
 from deskwire_common.auth import Role
 from deskwire_common.kafka import ensure_topics
 from support import eventually
+from support.refusals import refusal
 
 DELIVERED = adapter_pb2.PUSH_OUTCOME_DELIVERED
 RETRY = adapter_pb2.PUSH_OUTCOME_RETRY
@@ -29,17 +26,6 @@ ACTIVE = adapter_pb2.ADAPTER_STATE_ACTIVE
 RETRYING = adapter_pb2.ADAPTER_STATE_RETRYING
 STOPPED = adapter_pb2.ADAPTER_STATE_STOPPED
 PAID = ["invoice_paid"]
-
-
-async def refused(call: Any) -> tuple[str, str]:
-    """Code and reason of a call that fails."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    status = rpc_status.from_call(caught.value)
-    assert status is not None
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return caught.value.code().name, info.reason
 
 
 def invoices(subject: str, count: int) -> list[tuple[str, str, dict[str, Any]]]:
@@ -105,7 +91,7 @@ async def test_on_every_database(start: Any, database_url: str, crm: Any, tenant
         removed = await olga.remove("crm-main")
         # Registered, dead letter, removed.
         assert removed.version == 3
-        assert await refused(olga.adapter("crm-main")) == ("NOT_FOUND", "ADAPTER_NOT_FOUND")
+        assert await refusal(olga.adapter("crm-main")) == ("NOT_FOUND", "ADAPTER_NOT_FOUND")
 
 
 async def test_retry_holds_the_line(client: Any, crm: Any, tenant: str) -> None:
@@ -165,7 +151,7 @@ async def test_an_adapter_that_is_away_misses_nothing(client: Any, crm: Any, ten
 async def test_sessions_end(client: Any, crm: Any, tenant: str) -> None:
     olga = client(tenant)
     crm.password = "secret"
-    assert await refused(
+    assert await refusal(
         olga.register("crm-main", crm.target, credentials={"password": "wrong"})
     ) == ("FAILED_PRECONDITION", "ADAPTER_UNUSABLE")
     await olga.register(
@@ -219,7 +205,7 @@ async def test_too_many_dead_letters_stop_an_adapter(
             return bool((await olga.adapter("crm-main")).state == STOPPED)
 
         await eventually(stopped)
-        assert await refused(olga.register("crm-main", crm.target)) == (
+        assert await refusal(olga.register("crm-main", crm.target)) == (
             "ALREADY_EXISTS",
             "ALREADY_EXISTS",
         )
@@ -271,7 +257,7 @@ async def test_nothing_returns_to_where_it_came_from(client: Any, crm: Any, tena
     # An integration speaks for its own system only.
     erp = client(tenant, role=Role.INTEGRATION, subject="erp", system="erp:main")
     for call in (erp.register("x", crm.target, system_id="crm:main"), erp.remove("crm-main")):
-        assert await refused(call) == ("PERMISSION_DENIED", "ROLE_NOT_ALLOWED")
+        assert await refusal(call) == ("PERMISSION_DENIED", "ROLE_NOT_ALLOWED")
 
 
 async def test_another_tenants_events_never_leave(client: Any, crm: Any, tenant: str) -> None:
@@ -285,7 +271,7 @@ async def test_another_tenants_events_never_leave(client: Any, crm: Any, tenant:
     await all_of(crm, more)
     assert crm.ids == [*mine, *more]
     for call in (other.adapter("crm-main"), other.remove("crm-main"), other.deliveries("crm-main")):
-        assert await refused(call) == ("NOT_FOUND", "ADAPTER_NOT_FOUND")
+        assert await refusal(call) == ("NOT_FOUND", "ADAPTER_NOT_FOUND")
 
 
 async def test_the_trace_goes_on_at_the_adapter(
@@ -367,21 +353,21 @@ async def test_an_adapter_that_answers_nonsense_gets_it_again(
 
 async def test_registering(client: Any, crm: Any, tenant: str) -> None:
     olga = client(tenant)
-    assert await refused(olga.register("crm-main", "127.0.0.1:1")) == (
+    assert await refusal(olga.register("crm-main", "127.0.0.1:1")) == (
         "FAILED_PRECONDITION",
         "ADAPTER_UNUSABLE",
     )
     crm.event_types = ["customer_updated"]
-    assert await refused(olga.register("crm-main", crm.target, event_types=PAID)) == (
+    assert await refusal(olga.register("crm-main", crm.target, event_types=PAID)) == (
         "FAILED_PRECONDITION",
         "ADAPTER_UNUSABLE",
     )
     for fields in ({"target": "no port"}, {"system_id": ""}, {"event_types": [""]}):
         values: dict[str, Any] = {"target": crm.target, **fields}
         call = olga.register("crm-main", values.pop("target"), **values)
-        assert await refused(call) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+        assert await refusal(call) == ("INVALID_ARGUMENT", "INVALID_FIELD")
     agent = client(tenant, role=Role.AGENT, subject="alice")
-    assert await refused(agent.register("crm-main", crm.target)) == (
+    assert await refusal(agent.register("crm-main", crm.target)) == (
         "PERMISSION_DENIED",
         "ROLE_NOT_ALLOWED",
     )

@@ -7,12 +7,9 @@ import json
 from typing import Any
 
 import grpc
-import pytest
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from deskwire.events.v1 import event_hub_service_pb2
 from deskwire_common import topics
@@ -20,20 +17,10 @@ from deskwire_common.auth import Role
 from deskwire_common.kafka import Reader, cluster_id
 from deskwire_events import domain
 from deskwire_events.domain import Cursor
+from support.refusals import refusal, refused
 
 hub_pb: Any = event_hub_service_pb2
 EARLIEST = {"earliest": Empty()}
-
-
-async def refused(call: Any) -> tuple[str, str, dict[str, str]]:
-    """Code, reason and metadata of a call that fails."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    status = rpc_status.from_call(caught.value)
-    assert status is not None
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return caught.value.code().name, info.reason, dict(info.metadata)
 
 
 def invoices(subject: str, count: int) -> list[tuple[str, str, dict[str, Any]]]:
@@ -64,7 +51,7 @@ async def test_a_stream_ends_with_its_token(client: Any, tenant: str) -> None:
             while True:
                 await stream.next()
 
-        assert (await refused(to_the_end()))[:2] == ("UNAUTHENTICATED", "TOKEN_EXPIRED")
+        assert await refusal(to_the_end()) == ("UNAUTHENTICATED", "TOKEN_EXPIRED")
     cursor = stream.cursor
     (event_id,) = await client(tenant).publish(*invoices("1", 1))
     async with client(tenant).subscribe(cursor=cursor) as again:
@@ -77,7 +64,7 @@ async def test_publishing_on_every_database(start: Any, database_url: str, tenan
         ids = await someone.publish(*invoices("a", 2), request_id="once")
         assert await someone.publish(*invoices("a", 2), request_id="once") == ids
         call = someone.publish(*invoices("b", 2), request_id="once")
-        assert (await refused(call))[:2] == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
+        assert await refusal(call) == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
         async with someone.subscribe(**EARLIEST, json=True) as stream:
             found = [json.loads(each.json) for each in await stream.take(2)]
     assert [event["event_id"] for event in found] == ids
@@ -147,21 +134,21 @@ async def test_cursors_that_cannot_be_used(client: Any, tenant: str, kafka: str)
         return someone.subscribe(**start).__aenter__()
 
     foreign = domain.encode_cursor(Cursor("another", {place: 0}))
-    code, reason, metadata = await refused(opened(cursor=foreign))
-    assert (code, reason) == ("OUT_OF_RANGE", "CURSOR_EXPIRED")
+    error = await refused(opened(cursor=foreign))
+    assert (error.code.name, error.reason_name) == ("OUT_OF_RANGE", "CURSOR_EXPIRED")
     # Its offer can be taken.
-    async with someone.subscribe(cursor=metadata["oldest_cursor"]) as stream:
+    async with someone.subscribe(cursor=error.metadata["oldest_cursor"]) as stream:
         await stream.take(1)
     ahead = domain.encode_cursor(Cursor(await cluster_id(kafka), {place: 10**9}))
-    assert (await refused(opened(cursor=ahead)))[1] == "CURSOR_EXPIRED"
-    assert (await refused(opened(cursor="nonsense")))[1] == "INVALID_CURSOR"
-    assert (await refused(opened(cursor="x" * 9000)))[1] == "INVALID_FIELD"
+    assert (await refusal(opened(cursor=ahead)))[1] == "CURSOR_EXPIRED"
+    assert (await refusal(opened(cursor="nonsense")))[1] == "INVALID_CURSOR"
+    assert (await refusal(opened(cursor="x" * 9000)))[1] == "INVALID_FIELD"
 
 
 async def test_a_stream_begins_with_start(client: Any, tenant: str) -> None:
     stream = client(tenant).subscribe()
     await stream.credit(1)
-    assert (await refused(stream.next()))[:2] == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert await refusal(stream.next()) == ("INVALID_ARGUMENT", "INVALID_FIELD")
 
 
 async def test_a_stopping_hub_says_so(start: Any, hub_url: str, tenant: str) -> None:
@@ -169,7 +156,7 @@ async def test_a_stopping_hub_says_so(start: Any, hub_url: str, tenant: str) -> 
         someone = client(tenant)
         stream = await someone.subscribe().__aenter__()
         client.channels.clear()
-    assert (await refused(stream.next()))[:2] == ("UNAVAILABLE", "SHUTTING_DOWN")
+    assert await refusal(stream.next()) == ("UNAVAILABLE", "SHUTTING_DOWN")
 
 
 async def test_bad_events_are_named(client: Any, tenant: str) -> None:
@@ -189,9 +176,9 @@ async def test_bad_events_are_named(client: Any, tenant: str) -> None:
     ]
     for event in bad:
         call = someone.hub.Publish(hub_pb.PublishRequest(request_id="r", events=[event]))
-        assert (await refused(call))[:2] == ("INVALID_ARGUMENT", "INVALID_FIELD"), event
+        assert await refusal(call) == ("INVALID_ARGUMENT", "INVALID_FIELD"), event
     large = [("invoice_paid", str(i), {"x": "x" * 90_000}) for i in range(12)]
-    assert (await refused(someone.publish(*large)))[:2] == ("RESOURCE_EXHAUSTED", "TOO_LARGE")
+    assert await refusal(someone.publish(*large)) == ("RESOURCE_EXHAUSTED", "TOO_LARGE")
 
 
 async def test_the_catalogue(client: Any, tenant: str) -> None:
@@ -201,7 +188,7 @@ async def test_the_catalogue(client: Any, tenant: str) -> None:
     assert set(types) == {kind for topic in topics.TOPICS.values() for kind in topic.event_types}
     assert types["customer_updated"].data_type == "deskwire.events.v1.CustomerUpdated"
     assert types["row_changed"].topic == topics.CHANGES.name
-    assert (await refused(visitor.publish(*invoices("x", 1))))[1] == "ROLE_NOT_ALLOWED"
+    assert (await refusal(visitor.publish(*invoices("x", 1))))[1] == "ROLE_NOT_ALLOWED"
 
 
 async def test_records_that_are_no_events_are_passed_over(

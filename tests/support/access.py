@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import pytest
 
 from deskwire.chat.v1 import (
     agent_service_pb2_grpc,
@@ -21,7 +20,6 @@ from deskwire.gateway.v1 import frame_pb2, gateway_service_pb2_grpc
 from deskwire_common import events
 from deskwire_common.auth import ANY_TENANT, Role
 from deskwire_common.db import Database
-from deskwire_common.errors import DeskwireError, from_rpc_error
 from deskwire_common.kafka import Reader
 from deskwire_common.rpc import make_channel
 from support.suite import Desk
@@ -102,11 +100,3 @@ class Access:
         finally:
             await reader.close()
         return found
-
-
-async def refusal(call: Awaitable[Any]) -> tuple[str, str]:
-    """Code and reason of a call that must fail."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    error: DeskwireError = from_rpc_error(caught.value)
-    return error.code.name, error.reason_name

@@ -6,11 +6,6 @@ import asyncio
 import contextlib
 from typing import Any
 
-import grpc
-import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
-
 from deskwire.common.v1 import actor_pb2
 from deskwire.tickets.v1 import ticket_pb2, ticket_service_pb2
 from deskwire_common import events, topics
@@ -20,6 +15,7 @@ from deskwire_common.ids import RandomIds
 from deskwire_common.kafka import Reader
 from support import eventually
 from support.pages import forged
+from support.refusals import refusal, refused
 
 pb: Any = ticket_service_pb2
 IDS = RandomIds()
@@ -43,17 +39,6 @@ async def created(stub: Any, conversation_id: str, **fields: Any) -> ticket_pb2.
 async def solved(stub: Any, ticket_id: str, **fields: Any) -> ticket_pb2.Ticket:
     request = pb.SolveTicketRequest(request_id=IDS.uuid7(), ticket_id=ticket_id, **fields)
     return (await stub.SolveTicket(request)).ticket
-
-
-async def refused(call: Any) -> tuple[str, str, dict[str, str]]:
-    """Code, reason and metadata of a call that fails."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    status = rpc_status.from_call(caught.value)
-    assert status is not None
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return caught.value.code().name, info.reason, dict(info.metadata)
 
 
 async def events_of(kafka: str, subject: str, count: int) -> list[Any]:
@@ -133,7 +118,7 @@ async def test_a_repeated_request_has_one_effect(client: Any, chat: Any, kafka: 
     chat.customers.clear()
     assert await stub.CreateTicket(request) == answers[0]
     request.subject = "Twice"
-    assert (await refused(stub.CreateTicket(request)))[:2] == (
+    assert await refusal(stub.CreateTicket(request)) == (
         "ALREADY_EXISTS",
         "REQUEST_ID_REUSED",
     )
@@ -144,18 +129,20 @@ async def test_a_repeated_request_has_one_effect(client: Any, chat: Any, kafka: 
     assert len(await events_of(kafka, ticket_id, 2)) == 2
     # Another person's request_id is another request.
     bob = client(subject="bob")
-    assert (await refused(bob.SolveTicket(solve)))[1] == "INVALID_STATE"
+    assert (await refusal(bob.SolveTicket(solve)))[1] == "INVALID_STATE"
 
 
 async def test_preconditions_are_told(client: Any, chat: Any) -> None:
     stub = client()
     ticket = await created(stub, conversation(chat))
     call = solved(stub, ticket.ticket_id, expected_version=9)
-    code, reason, metadata = await refused(call)
-    assert (code, reason, metadata["current_version"]) == ("ABORTED", "VERSION_MISMATCH", "1")
+    error = await refused(call)
+    assert (error.code.name, error.reason_name) == ("ABORTED", "VERSION_MISMATCH")
+    assert error.metadata["current_version"] == "1"
     reopen = pb.ReopenTicketRequest(request_id="r", ticket_id=ticket.ticket_id)
-    code, reason, metadata = await refused(stub.ReopenTicket(reopen))
-    assert (code, reason, metadata) == ("FAILED_PRECONDITION", "INVALID_STATE", {"state": "OPEN"})
+    error = await refused(stub.ReopenTicket(reopen))
+    assert (error.code.name, error.reason_name) == ("FAILED_PRECONDITION", "INVALID_STATE")
+    assert error.metadata == {"state": "OPEN"}
     # What failed was not remembered: the same request works once it can.
     await solved(stub, ticket.ticket_id)
     assert (await stub.ReopenTicket(reopen)).ticket.reopen_count == 1
@@ -171,8 +158,8 @@ async def test_another_tenant_sees_nothing(client: Any, chat: Any) -> None:
         solved(other, ticket.ticket_id),
         other.ReopenTicket(pb.ReopenTicketRequest(request_id="x", ticket_id=ticket.ticket_id)),
     ):
-        assert (await refused(call))[:2] == ("NOT_FOUND", "TICKET_NOT_FOUND")
-    assert (await refused(created(other, conversation_id)))[1] == "CONVERSATION_NOT_FOUND"
+        assert await refusal(call) == ("NOT_FOUND", "TICKET_NOT_FOUND")
+    assert (await refusal(created(other, conversation_id)))[1] == "CONVERSATION_NOT_FOUND"
     assert not (await other.ListTickets(pb.ListTicketsRequest())).tickets
 
 
@@ -180,8 +167,8 @@ async def test_chat_is_away(client: Any, chat: Any, start: Any, tmp_path: Any) -
     good = chat.target
     chat.target = "127.0.0.1:1"
     async with start(f"sqlite:///{tmp_path / 'other.db'}") as lonely:
-        answer = await refused(created(lonely(), conversation(chat)))
-    assert answer[:2] == ("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE")
+        answer = await refusal(created(lonely(), conversation(chat)))
+    assert answer == ("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE")
     chat.target = good
 
 
@@ -203,7 +190,7 @@ async def test_pages(client: Any, chat: Any) -> None:
     only = await stub.ListTickets(pb.ListTicketsRequest(states=[SOLVED]))
     assert [ticket.number for ticket in only.tickets] == [3]
     wrong = pb.ListTicketsRequest(states=[SOLVED], page_token=token)
-    assert (await refused(stub.ListTickets(wrong)))[1] == "INVALID_PAGE_TOKEN"
+    assert (await refusal(stub.ListTickets(wrong)))[1] == "INVALID_PAGE_TOKEN"
     ticket_id = tickets[2].ticket_id
     audit = await stub.ListTicketAudit(pb.ListTicketAuditRequest(ticket_id=ticket_id, page_size=1))
     rest = await stub.ListTicketAudit(
@@ -213,10 +200,10 @@ async def test_pages(client: Any, chat: Any) -> None:
     assert not rest.next_page_token
     for bad in forged(token, 1):
         listing = pb.ListTicketsRequest(page_token=bad)
-        assert (await refused(stub.ListTickets(listing)))[1] == "INVALID_PAGE_TOKEN"
+        assert (await refusal(stub.ListTickets(listing)))[1] == "INVALID_PAGE_TOKEN"
     for bad in forged(audit.next_page_token, 1):
         listing = pb.ListTicketAuditRequest(ticket_id=ticket_id, page_token=bad)
-        assert (await refused(stub.ListTicketAudit(listing)))[1] == "INVALID_PAGE_TOKEN"
+        assert (await refusal(stub.ListTicketAudit(listing)))[1] == "INVALID_PAGE_TOKEN"
 
 
 async def test_bad_input_is_named(client: Any, chat: Any) -> None:
@@ -232,7 +219,7 @@ async def test_bad_input_is_named(client: Any, chat: Any) -> None:
         stub.ListTickets(pb.ListTicketsRequest(assignee_id="é")),
         stub.GetTicket(pb.GetTicketRequest(ticket_id="'; DROP TABLE tickets")),
     ):
-        assert (await refused(call))[:2] == ("INVALID_ARGUMENT", "INVALID_FIELD")
+        assert await refusal(call) == ("INVALID_ARGUMENT", "INVALID_FIELD")
 
 
 async def test_roles(client: Any, chat: Any) -> None:
@@ -240,4 +227,4 @@ async def test_roles(client: Any, chat: Any) -> None:
     visitor = client(role=Role.VISITOR, subject="1001")
     get = pb.GetTicketRequest(ticket_id=ticket.ticket_id)
     for call in (visitor.GetTicket(get), solved(client(role=Role.BOT), ticket.ticket_id)):
-        assert (await refused(call))[:2] == ("PERMISSION_DENIED", "ROLE_NOT_ALLOWED")
+        assert await refusal(call) == ("PERMISSION_DENIED", "ROLE_NOT_ALLOWED")

@@ -143,6 +143,8 @@ def test_limits_are_changed_one_by_one(
         ["bot", "operator", "visitor"],
         ["a", "b"],
     )
+    table = run("key", "list", "--signing").stdout.splitlines()
+    assert table[1].split() == [suite, ",".join(sorted(Role)), "*", "30d", "yes"]
     done = run("key", "change", "web", "--tenant", "*")
     assert "runs the whole suite" in done.stderr
     assert "no key nobody" in failed(run("key", "change", "nobody", "--tenant", "a"))

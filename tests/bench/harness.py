@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from deskwire_cli.suite import Suite, load_suite  # noqa: E402 - after the path
+from deskwire_common.db import Database, durability, is_durable  # noqa: E402 - after the path
 from support import servers  # noqa: E402 - after the path
 from support.ports import free_base  # noqa: E402 - after the path
 
@@ -112,7 +114,26 @@ def a_suite(*, database: str = "postgresql", workers: int = 1) -> Iterator[Runni
         processes = {
             each["name"]: psutil.Process(each["pid"]) for each in status["processes"] if each["pid"]
         }
+        urls = [server.url("bench_chat")] if database == "postgresql" else _files(home)
+        for url in urls:
+            asyncio.run(refuse_what_is_not_durable(url))
         yield Running(load_suite(home), processes)
+
+
+def _files(home: Path) -> list[str]:
+    return [f"sqlite:///{file}" for file in sorted(home.rglob("*.db"))]
+
+
+async def refuse_what_is_not_durable(url: str) -> None:
+    """Say what a database promises about a power cut. Raises AssertionError when a commit wouldn't survive it."""
+    db = await Database.open(url)
+    try:
+        report = await durability(db)
+    finally:
+        await db.close()
+    say(f"durability: {report}")
+    if not is_durable(report):
+        raise AssertionError(f"a figure of a database that may forget is worth nothing: {report}")
 
 
 def make_wal_files(server: servers.DatabaseServer) -> None:

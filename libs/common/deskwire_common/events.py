@@ -22,13 +22,12 @@ from google.protobuf.descriptor_pool import Default as DefaultPool
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from deskwire.common.v1.actor_pb2 import Actor
 from deskwire.common.v1.actor_pb2 import Role as ProtoRole
 from deskwire.events.v1.event_pb2 import Event
 from deskwire_common import auth, telemetry, topics
-from deskwire_common.clock import Clock, to_micros
+from deskwire_common.clock import Clock, to_micros, to_timestamp
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.ids import Ids
 from deskwire_common.topics import Topic
@@ -192,10 +191,6 @@ def new_event(
     )
 
 
-def _timestamp(micros: int) -> Timestamp:
-    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1_000)
-
-
 def envelope(event: DomainEvent) -> Event:
     """The envelope of a domain event."""
     result = Event(
@@ -204,7 +199,7 @@ def envelope(event: DomainEvent) -> Event:
         tenant_id=event.tenant_id,
         subject=event.subject,
         sequence=event.sequence,
-        occurred_at=_timestamp(event.occurred_at),
+        occurred_at=to_timestamp(event.occurred_at),
         trace_id=event.trace_id,
         actor=event.actor,
         origin=event.origin or ORIGIN,
@@ -233,7 +228,7 @@ def encode(event: DomainEvent, topic: Topic | str | None = None) -> bytes:
             event.tenant_id,
             event.subject,
             event.sequence,
-            _timestamp(event.occurred_at).ToJsonString(),
+            to_timestamp(event.occurred_at).ToJsonString(),
             event.actor,
             event.origin or ORIGIN,
             event.correlation_id,
@@ -379,52 +374,17 @@ def traceparent_of(headers: Iterable[tuple[str, bytes]]) -> str:
 
 def headers(event: DomainEvent) -> Headers:
     """CloudEvents attributes (Kafka binding, binary mode) and `traceparent`."""
-    return _headers(
-        event.event_id,
-        event.event_type,
-        event.origin or ORIGIN,
-        event.subject,
-        _timestamp(event.occurred_at).ToJsonString(),
-        event.tenant_id,
-        event.target.value,
-        event.traceparent,
-    )
-
-
-def headers_of(event: Event, topic: Topic | str, traceparent: str = "") -> Headers:
-    """The headers of a ready envelope."""
-    return _headers(
-        event.event_id,
-        event.event_type,
-        event.origin or ORIGIN,
-        event.subject,
-        event.occurred_at.ToJsonString(),
-        event.tenant_id,
-        _topic(topic).value,
-        traceparent,
-    )
-
-
-def _headers(
-    event_id: str,
-    event_type: str,
-    origin: str,
-    subject: str,
-    time: str,
-    tenant_id: str,
-    form: str,
-    traceparent: str,
-) -> Headers:
+    form = b"application/json" if event.target.value == "json" else b"application/protobuf"
     result = [
         ("ce_specversion", b"1.0"),
-        ("ce_id", event_id.encode()),
-        ("ce_type", event_type.encode()),
-        ("ce_source", origin.encode()),
-        ("ce_subject", subject.encode()),
-        ("ce_time", time.encode()),
-        ("ce_tenantid", tenant_id.encode()),
-        ("content-type", b"application/json" if form == "json" else b"application/protobuf"),
+        ("ce_id", event.event_id.encode()),
+        ("ce_type", event.event_type.encode()),
+        ("ce_source", (event.origin or ORIGIN).encode()),
+        ("ce_subject", event.subject.encode()),
+        ("ce_time", to_timestamp(event.occurred_at).ToJsonString().encode()),
+        ("ce_tenantid", event.tenant_id.encode()),
+        ("content-type", form),
     ]
-    if traceparent:
-        result.append(("traceparent", traceparent.encode()))
+    if event.traceparent:
+        result.append(("traceparent", event.traceparent.encode()))
     return result

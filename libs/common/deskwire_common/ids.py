@@ -26,17 +26,6 @@ class RandomIds:
         return str(uuid_utils.uuid7())
 
 
-class SequentialIds:
-    """Ids that count up: for tests whose outcome shows ids."""
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def uuid7(self) -> str:
-        self._last += 1
-        return f"00000000-0000-7000-8000-{self._last:012x}"
-
-
 def is_uuid(text: str) -> bool:
     """Whether this is a UUID in its canonical, lower-case form."""
     return _UUID.fullmatch(text) is not None

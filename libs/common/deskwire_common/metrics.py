@@ -147,23 +147,21 @@ class Metrics:
         self.ticket_transitions = _counter(
             "ticket_transitions_total", "State changes of tickets.", "transition"
         )
-        self.sla_breaches = _counter("sla_breaches_total", "SLA targets missed.", "target")
         # outbox and Kafka
         self.outbox_depth = _gauge("outbox_depth", "Events waiting for Kafka.")
         self.outbox_lag_seconds = _gauge("outbox_lag_seconds", "Age of the oldest waiting event.")
         self.outbox_published = _counter("outbox_published_total", "Events published.", "topic")
-        self.outbox_restarts = _counter("outbox_restarts_total", "Producers purged and rebuilt.")
         self.kafka_produce_seconds = _histogram(
-            "kafka_produce_seconds", "From send to the delivery report.", _FAST, "topic"
+            "kafka_produce_seconds", "From a batch of records to its delivery.", _FAST
+        )
+        self.kafka_producer_restarts = _counter(
+            "kafka_producer_restarts_total", "Producers purged and rebuilt after a failure."
         )
         self.kafka_produce_failures = _counter(
             "kafka_produce_failures_total", "Delivery reports with an error.", "topic"
         )
         self.kafka_consumed = _counter(
             "kafka_consumed_total", "Records handled, by outcome.", "group", "outcome"
-        )
-        self.kafka_consumer_lag_seconds = _gauge(
-            "kafka_consumer_lag_seconds", "Age of the last handled record.", "group"
         )
         # event hub
         self.hub_deliveries = _counter("hub_deliveries_total", "Pushes to adapters.", "outcome")

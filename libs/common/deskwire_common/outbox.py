@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
@@ -27,6 +28,7 @@ from deskwire_common.events import DomainEvent
 from deskwire_common.kafka import MAX_RECORD_BYTES, Headers, Producer
 from deskwire_common.leadership import Lease, lead
 from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
 
 #: Rows per round of the relay.
 BATCH: Final = 500
@@ -266,6 +268,8 @@ class OutboxRelay:
             await self._faults.after_publish_before_delete(rows)
         await self._outbox.remove(self._db, [row.id for row in rows], keep=self._keep > 0)
         self.published += len(rows)
+        for topic, count in Counter(row.topic for row in rows).items():
+            METRICS.outbox_published.labels(topic).inc(count)
         return len(rows)
 
 

@@ -130,11 +130,6 @@ def by_name(name: str) -> Topic:
     raise InvalidArgument(f"{name!r} is no topic of deskwire", field="topic")
 
 
-def dead_letter_topic(topic: str, group: str) -> str:
-    """Where a consumer group puts records of `topic` that it can't read."""
-    return f"{topic}.dead.{_FOREIGN.sub('_', group)}"[:_MAX_NAME]
-
-
 def fixed_topics() -> list[Topic]:
     """All topics that exist from the start (without those per captured table)."""
     return [topic for topic in TOPICS.values() if not topic.templated]

@@ -1,0 +1,28 @@
+"""Kafka: a thin asyncio face of confluent-kafka's plain Producer and Consumer.
+
+librdkafka does the work on its own threads. Waiting for it blocks, so each producer and consumer has its own thread,
+and it hands over to the event loop what comes.
+"""
+
+from __future__ import annotations
+
+from deskwire_common.kafka.consumer import Consumer
+from deskwire_common.kafka.producer import DELIVERY_TIMEOUT_MS, MAX_RECORD_BYTES, Producer
+from deskwire_common.kafka.reader import Reader
+from deskwire_common.kafka.records import Headers, Outgoing, Place, Record, patiently
+from deskwire_common.kafka.topics import cluster_id, ensure_topics
+
+__all__ = [
+    "DELIVERY_TIMEOUT_MS",
+    "MAX_RECORD_BYTES",
+    "Consumer",
+    "Headers",
+    "Outgoing",
+    "Place",
+    "Producer",
+    "Reader",
+    "Record",
+    "cluster_id",
+    "ensure_topics",
+    "patiently",
+]

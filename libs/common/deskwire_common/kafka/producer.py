@@ -1,0 +1,180 @@
+"""The producer: idempotent, in batches that are awaited as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Message as RdMessage
+from confluent_kafka import Producer as RdProducer
+
+from deskwire_common.errors import DeskwireError, ResourceExhausted, Unavailable
+from deskwire_common.kafka.records import Outgoing, silent
+from deskwire_common.metrics import METRICS
+
+#: Largest value of a record, below the broker's default limit of 1 MiB.
+MAX_RECORD_BYTES: Final = 900_000
+#: How long librdkafka tries to deliver a record, in milliseconds, before its report is an error.
+DELIVERY_TIMEOUT_MS: Final = 30_000
+_QUEUE: Final = 200_000
+
+
+class Producer:
+    """Idempotent, acks=all; records go in batches, each awaited as a whole.
+
+    librdkafka reports failures only: every report takes the interpreter's lock, for which it waits while there is much
+    to do. That everything was delivered shows in its queue, which is empty then.
+    """
+
+    def __init__(self, bootstrap: str, client_id: str, *, linger_ms: float = 2.0) -> None:
+        self._config: dict[str, Any] = {
+            "bootstrap.servers": bootstrap,
+            "client.id": client_id,
+            "enable.idempotence": True,
+            "acks": "all",
+            "linger.ms": linger_ms,
+            "compression.type": "lz4",
+            "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+            "delivery.report.only.error": True,
+            "queue.buffering.max.messages": _QUEUE,
+            "message.max.bytes": 1_000_000,
+            "allow.auto.create.topics": True,
+            "error_cb": silent,
+            "log_level": 0,
+        }
+        self._bootstrap = bootstrap
+        self._rd: RdProducer | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+
+    async def start(self) -> None:
+        """Begin; the broker need not be there yet."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._rd = RdProducer(self._config)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._work, args=(self._rd, self._stop), name="kafka-producer", daemon=True
+        )
+        self._thread.start()
+
+    def _work(self, rd: RdProducer, stop: threading.Event) -> None:
+        while not stop.is_set():
+            batch = self._batches.get()
+            while not stop.is_set() and rd.flush(0.1):
+                pass
+            if batch is not None:
+                # At the end it is for _end to say how it went.
+                self._batches.put(batch) if stop.is_set() else batch.delivered()
+
+    def _produce(
+        self,
+        records: Iterable[Outgoing],
+        failed: Callable[[KafkaError | None, RdMessage], None],
+    ) -> None:
+        rd: Any = self._rd
+        if rd is None:
+            raise Unavailable("the Kafka producer is not running")
+        try:
+            for topic, key, value, headers in records:
+                rd.produce(topic, value=value, key=key, headers=headers, on_delivery=failed)
+        except BufferError:
+            raise ResourceExhausted(
+                "the Kafka producer's queue is full; try again", retry_after=0.5
+            ) from None
+        except KafkaException as error:
+            raise Unavailable(f"Kafka: {error}") from error
+
+    def send_batch(self, records: Sequence[Outgoing]) -> asyncio.Future[None]:
+        """Queue records in their order; the future is done when all are on the broker, or one failed.
+
+        When it fails, some of the later ones may be on the broker: `purge_and_rebuild` and start again. Of batches that
+        are under way together none is done before all are.
+        """
+        batch = _Batch()
+        try:
+            self._produce(records, batch.failed)
+        except (Unavailable, ResourceExhausted) as error:
+            batch.future.set_exception(error)
+        else:
+            self._batches.put(batch)
+        return batch.future
+
+    async def purge_and_rebuild(self) -> None:
+        """Forget what is queued or in flight, and begin with a new producer."""
+        METRICS.kafka_producer_restarts.inc()
+        await self._end(flush=0.0)
+        self._begin()
+
+    async def close(self) -> None:
+        """Wait up to five seconds for what is queued, then stop."""
+        await self._end(flush=5.0)
+
+    async def _end(self, *, flush: float) -> None:
+        rd, thread = self._rd, self._thread
+        self._rd = None
+        if rd is None or thread is None:
+            return
+
+        def end() -> None:
+            delivered = bool(flush) and rd.flush(flush) == 0
+            self._stop.set()
+            self._batches.put(None)
+            thread.join()
+            rd.purge(in_queue=True, in_flight=True, blocking=True)
+            rd.poll(0)
+            while not self._batches.empty():
+                batch = self._batches.get()
+                if batch is not None:
+                    batch.delivered() if delivered else batch.forgotten()
+
+        await asyncio.to_thread(end)
+
+
+class _Batch:
+    """Records whose deliveries are awaited together. Its methods are for other threads than the event loop's."""
+
+    __slots__ = ("_began", "_loop", "future")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self._loop.create_future()
+        self._began = self._loop.time()
+
+    def delivered(self) -> None:
+        """All are on the broker, or a failure was told before."""
+        self._tell(None)
+
+    def failed(self, error: KafkaError | None, message: RdMessage) -> None:
+        """A record wasn't delivered."""
+        if error is not None:
+            METRICS.kafka_produce_failures.labels(message.topic()).inc()
+            self._tell(_unavailable(error))
+
+    def forgotten(self) -> None:
+        """The producer has ended, and nobody knows."""
+        self._tell(Unavailable("the Kafka producer was stopped"))
+
+    def _tell(self, error: DeskwireError | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._settle, error)
+
+    def _settle(self, error: DeskwireError | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            METRICS.kafka_produce_seconds.observe(self._loop.time() - self._began)
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(error)
+
+
+def _unavailable(error: KafkaError) -> Unavailable:
+    return Unavailable(f"Kafka did not take the record: {error.str()}", retry_after=1.0)

@@ -24,11 +24,14 @@ from deskwire_common.events import DomainEvent
 from deskwire_common.ids import RandomIds
 from deskwire_common.kafka import Producer, Reader, ensure_topics
 from deskwire_common.outbox import Faults, Outbox, OutboxRelay
+from deskwire_common.ownership import Owner, members_table, slots_table, wanted_owner
 from deskwire_common.topics import Topic
 from support import eventually
 
 METADATA = dbs.metadata()
 TABLE = Outbox(METADATA).table
+members_table(METADATA)
+slots_table(METADATA)
 SUBJECTS = sa.Table(
     "subjects",
     METADATA,
@@ -36,6 +39,7 @@ SUBJECTS = sa.Table(
     sa.Column("version", dbs.UInt32, nullable=False),
 )
 Seen = dict[str, list[int]]
+LEASE = 1.0
 
 
 @pytest.fixture
@@ -91,13 +95,16 @@ async def happen(db: Database, box: Outbox, topic: Topic, subject: str, count: i
 
 @asynccontextmanager
 async def relay(
-    db: Database, box: Outbox, kafka: str, **options: Any
+    db: Database, box: Outbox, kafka: str, *, name: str = "relay", **options: Any
 ) -> AsyncIterator[tuple[OutboxRelay, asyncio.Task[None]]]:
-    """A running relay with its own producer."""
+    """A process with a relay, which ends without a word."""
     producer = Producer(kafka, "relay")
     await producer.start()
     made = OutboxRelay(db, box, producer, poll=0.05, **options)
-    task = asyncio.create_task(made.run())
+    owner = Owner(db, SystemClock(), RandomIds().uuid7(), lease_seconds=LEASE, look_seconds=0.05)
+    owner.employ(made.KIND, made.work)
+    await owner.start(name, "")
+    task = asyncio.create_task(owner.run())
     try:
         yield made, task
     finally:
@@ -225,11 +232,17 @@ async def test_of_two_relays_one_publishes_and_the_other_follows(
     db: Database, kafka: str, topic: Topic
 ) -> None:
     box, other_db, other_box = outbox(), await Database.open(db.url), outbox()
+    # Of two who live the first one should have it.
+    names = {"left", "right"}
+    owner = str(wanted_owner(OutboxRelay.KIND, "all", names))
     try:
-        async with relay(db, box, kafka) as (first, running):
+        async with relay(db, box, kafka, name=owner) as (first, running):
             await happen(db, box, topic, "a", 1)
             assert await first.drain(30)
-            async with relay(other_db, other_box, kafka) as (second, _):
+            async with relay(other_db, other_box, kafka, name=(names - {owner}).pop()) as (
+                second,
+                _,
+            ):
                 for _ in range(10):
                     await happen(other_db, other_box, topic, "a", 2)
                 assert await first.drain(30)

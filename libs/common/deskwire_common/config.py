@@ -150,6 +150,9 @@ class DatabaseSettings(_Part):
 
     database_url: DatabaseUrl
     """The service's own database: `sqlite:///path`, `postgresql://…`, `mysql://…` or `mariadb://…`."""
+    lease_seconds: float = Field(default=9.0, ge=1, le=300)
+    """How long after its last sign of life a dead process's work waits for another; the same for all processes of a
+    service."""
 
 
 class KafkaSettings(_Part):

@@ -23,20 +23,21 @@ from deskwire_common import events as codec
 from deskwire_common import telemetry
 from deskwire_common.clock import Clock, SystemClock, to_micros
 from deskwire_common.db import Database, UnitOfWork
-from deskwire_common.errors import DeskwireError, InvalidArgument, Unavailable
+from deskwire_common.errors import DeskwireError, InvalidArgument
 from deskwire_common.events import DomainEvent
 from deskwire_common.kafka import MAX_RECORD_BYTES, Headers, Producer
-from deskwire_common.leadership import Lease, lead
 from deskwire_common.logging import get_logger
+from deskwire_common.loops import Backoff
 from deskwire_common.metrics import METRICS
+from deskwire_common.ownership import Held, TermOver
 
 #: Rows per round of the relay.
 BATCH: Final = 500
 #: Seconds between looks at the table when nobody wakes the relay (another process wrote).
 POLL: Final = 0.5
-#: Longest pause after failures, in seconds.
+#: Pauses after failures, in seconds.
+FIRST_BACKOFF: Final = 0.2
 MAX_BACKOFF: Final = 5.0
-LEADER: Final = "outbox"
 #: Seconds between clean-ups of what was kept.
 FORGET_EVERY: Final = 600.0
 
@@ -127,14 +128,15 @@ class Outbox:
             count, oldest = (await connection.execute(statement)).one()
         return int(count), int(oldest or 0)
 
-    async def remove(self, db: Database, ids: Sequence[int], *, keep: bool) -> None:
-        """Take published rows out; with `keep` they go to `outbox_published`."""
+    async def remove(self, db: Database, ids: Sequence[int], held: Held, *, keep: bool) -> None:
+        """Take published rows out; with `keep` they go to `outbox_published`. Raises TermOver."""
         table, kept = self.table, self.kept
         now = to_micros(self._clock.now())
         # The rows of a round are mostly one range, but a lower id may become visible meanwhile: by id.
         these = table.c.id.in_(ids)
 
         async def work(uow: UnitOfWork) -> None:
+            await held.fence(uow)
             if keep:
                 rows = sa.select(*table.c, sa.literal(now, dbs.Micros)).where(these)
                 names = [*table.c.keys(), "published_at"]
@@ -165,7 +167,9 @@ class Faults(Protocol):
 
 
 class OutboxRelay:
-    """Publishes the outbox of one database; of all relays of that database one does at a time."""
+    """Publishes the outbox of one database: the work of one slot."""
+
+    KIND: Final = "outbox"
 
     def __init__(
         self,
@@ -176,7 +180,6 @@ class OutboxRelay:
         batch: int = BATCH,
         poll: float = POLL,
         faults: Faults | None = None,
-        leader: str = LEADER,
         keep: float = 0.0,
     ) -> None:
         """`keep`: seconds for which published rows stay in `outbox_published`; 0: not at all."""
@@ -186,26 +189,39 @@ class OutboxRelay:
         self._batch = batch
         self._poll = poll
         self._faults = faults
-        self._leader = leader
         self._keep = keep
         self._forgotten_at = 0.0
         self.published = 0
 
-    async def run(self) -> None:
-        """Lead and publish until cancelled; outlasts a database or a broker that is away.
+    async def work(self, held: Held) -> None:
+        """Publish while the slot is held; outlasts a database or a broker that is away.
 
-        The producer is the relay's own: on a failure everything in it is purged.
+        The producer is the relay's own: on a failure everything in it is purged. A relay whose term is over deletes no
+        row; what it publishes until it knows that is a repetition, as its successor begins at the lowest row.
         """
-        while True:
-            try:
-                async with lead(self._db, self._leader, poll=self._poll) as lease:
-                    await self._lead(lease)
-            except DeskwireError as error:
-                get_logger().warning("outbox_leadership_failed", error=str(error))
-                await asyncio.sleep(self._poll)
+        pauses = Backoff(FIRST_BACKOFF, MAX_BACKOFF, sleep=held.wait)
+        try:
+            while held.is_held:
+                # Cleared before reading: a commit after the read sets it again.
+                self._outbox.wake.clear()
+                try:
+                    count = await self._round(held)
+                except TermOver:
+                    raise
+                except (DeskwireError, ConnectionError) as error:
+                    get_logger().warning("outbox_round_failed", error=str(error))
+                    # No later row of a key may overtake the one that failed.
+                    await self._producer.purge_and_rebuild()
+                    await pauses.pause()
+                    continue
+                pauses.reset()
+                if count < self._batch:
+                    await held.wait(self._poll, self._outbox.wake)
+        finally:
+            await self._producer.purge_and_rebuild()
 
     async def drain(self, timeout: float = 10.0) -> bool:
-        """Wait up to `timeout` seconds until the outbox is empty; is it? (`run` must be running somewhere.)"""
+        """Wait up to `timeout` seconds until the outbox is empty; is it? (`work` must be done somewhere.)"""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while (await self._outbox.pending(self._db))[0]:
@@ -214,31 +230,7 @@ class OutboxRelay:
                 return True
         return False
 
-    async def _lead(self, lease: Lease) -> None:
-        failures = 0
-        try:
-            while lease.held:
-                # Cleared before reading: a commit after the read sets it again.
-                self._outbox.wake.clear()
-                try:
-                    count = await self._round(lease)
-                except (DeskwireError, ConnectionError) as error:
-                    failures += 1
-                    get_logger().warning("outbox_round_failed", error=str(error), failures=failures)
-                    # No later row of a key may overtake the one that failed.
-                    await self._producer.purge_and_rebuild()
-                    await asyncio.sleep(min(0.1 * 2**failures, MAX_BACKOFF))
-                    continue
-                failures = 0
-                if count < self._batch:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._poll):
-                            await self._outbox.wake.wait()
-        finally:
-            if not lease.held:
-                await self._producer.purge_and_rebuild()
-
-    async def _round(self, lease: Lease) -> int:
+    async def _round(self, held: Held) -> int:
         table = self._outbox.table
         now = asyncio.get_running_loop().time()
         if self._keep and now - self._forgotten_at >= FORGET_EVERY:
@@ -251,22 +243,11 @@ class OutboxRelay:
             return 0
         if self._faults is not None:
             await self._faults.before_publish(rows)
-        lease.ensure()
-        lost = asyncio.create_task(lease.lost.wait())
-        sending = self._producer.send_batch([_record(row) for row in rows])
-        either: list[asyncio.Future[Any]] = [sending, lost]
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                raise Unavailable("leadership was lost while publishing")
-            sending.result()
-        finally:
-            lost.cancel()
-            if not sending.done():
-                sending.cancel()
+        held.ensure()
+        await self._producer.send_batch([_record(row) for row in rows])
         if self._faults is not None:
             await self._faults.after_publish_before_delete(rows)
-        await self._outbox.remove(self._db, [row.id for row in rows], keep=self._keep > 0)
+        await self._outbox.remove(self._db, [row.id for row in rows], held, keep=self._keep > 0)
         self.published += len(rows)
         for topic, count in Counter(row.topic for row in rows).items():
             METRICS.outbox_published.labels(topic).inc(count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 import grpc
@@ -20,6 +19,7 @@ from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.outbox import Outbox, OutboxRelay
+from deskwire_common.ownership import Owner, join
 
 
 async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
@@ -30,7 +30,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     outbox = Outbox(dbs.metadata(), runtime.clock)
     idempotency = IdempotencyStore(dbs.metadata(), runtime.clock)
     options = ReaderOptions(clock=runtime.clock)
-    wake = asyncio.Event()
+    owner = Owner(db, runtime.clock, runtime.ids.uuid7(), lease_seconds=settings.lease_seconds)
     actions = SourceActions(
         db=db,
         outbox=outbox,
@@ -38,7 +38,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         clock=runtime.clock,
         ids=runtime.ids,
         options=options,
-        wake=wake,
+        wake=owner.wake,
         sqlite_root=settings.sqlite_root,
     )
     customers = CustomerClient(
@@ -52,11 +52,10 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         ids=runtime.ids,
         options=options,
     )
-    runtime.spawn("sources", worker.Supervisor(parts, wake).run)
-    runtime.spawn(
-        "outbox",
-        OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds).run,
-    )
+    sources = worker.Sources(parts)
+    owner.employ(worker.KIND, sources.work, ids=sources.ids, patience=0.0)
+    relay = OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds)
+    owner.employ(relay.KIND, relay.work)
     measure = partial(housekeeping.measure_outbox, db, outbox, runtime.clock)
     runtime.spawn("outbox-gauges", measure)
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
@@ -65,3 +64,4 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         source_service_pb2_grpc.add_SourceServiceServicer_to_server(SourceApi(actions), server)
 
     await runtime.serve([register], [SERVICE], AUTHORIZATION)
+    await join(runtime, owner)

@@ -1,4 +1,4 @@
-"""Carries row changes over: one worker per source, and the supervisor that keeps them.
+"""Carries row changes over: one worker per source, in the process that owns its slot.
 
 A batch goes to Kafka and, as far as the customer rule says, to chat; when both have acknowledged
 all of
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import pymysql
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_cdc import domain, events, store
 from deskwire_cdc.clients import CustomerClient, CustomerRefused
@@ -35,13 +36,14 @@ from deskwire_cdc.sources.binlog import ConnectionLostError
 from deskwire_common import events as codec
 from deskwire_common import telemetry, topics
 from deskwire_common.clock import Clock, to_micros
-from deskwire_common.db import Database
+from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import Aborted, DeskwireError
 from deskwire_common.ids import Ids
 from deskwire_common.kafka import MAX_RECORD_BYTES, Outgoing, Producer, ensure_topics
-from deskwire_common.leadership import lead
 from deskwire_common.logging import get_logger
+from deskwire_common.loops import Backoff
 from deskwire_common.metrics import METRICS
+from deskwire_common.ownership import Held
 
 #: Pauses between tries, in seconds: doubled up to the longest; a refused source waits for a person.
 FIRST_PAUSE: Final = 0.2
@@ -49,8 +51,7 @@ LONGEST_PAUSE: Final = 15.0
 REFUSED_PAUSE: Final = 60.0
 #: Customers that are written at the same time, per source; those of one row are in order.
 CONCURRENT_CALLS: Final = 16
-#: Seconds between two looks at the sources when nobody wakes the supervisor.
-LOOK_EVERY: Final = 1.0
+KIND: Final = "source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +86,13 @@ class _Deliveries:
 class Worker:
     """Follows one source until it is cancelled, or somebody else's."""
 
-    def __init__(self, source: Source, parts: Parts) -> None:
+    def __init__(self, source: Source, parts: Parts, held: Held) -> None:
         self._source = source
         self._parts = parts
+        self._held = held
         self._producer = Producer(parts.kafka, f"cdc-{source.source_id}")
         self._slots = asyncio.Semaphore(CONCURRENT_CALLS)
-        self._pause = FIRST_PAUSE
+        self._pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         self._error = ""
         """What failed last and can't be mended by trying again.
 
@@ -122,7 +124,7 @@ class Worker:
             await self._producer.close()
 
     async def _once(self) -> None:
-        source = await self._parts.db.run(lambda uow: store.take_over(uow, self._source))
+        source = await self._parts.db.run(self._take_over)
         if source is None:
             raise Aborted("the source was deleted")
         self._source = source
@@ -131,6 +133,11 @@ class Worker:
             await self._follow(reader)
         finally:
             await reader.close()
+
+    async def _take_over(self, uow: UnitOfWork) -> Source | None:
+        # Whoever has lost the slot meanwhile can't take the source from its new owner.
+        await self._held.fence(uow)
+        return await store.take_over(uow, self._source)
 
     async def _follow(self, reader: Reader) -> None:
         source = self._source
@@ -193,7 +200,7 @@ class Worker:
         )
         await self._parts.db.run(lambda uow: store.save_progress(uow, done, after, unstage=staged))
         self._source = done
-        self._pause = FIRST_PAUSE
+        self._pauses.reset()
         self._measure(batch, now)
 
     def _deliveries(self, numbered: Sequence[NumberedChange]) -> _Deliveries:
@@ -226,7 +233,7 @@ class Worker:
         return result
 
     async def _publish(self, records: Sequence[Outgoing]) -> None:
-        pause = FIRST_PAUSE
+        pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             try:
                 return await self._producer.send_batch(records)
@@ -234,8 +241,7 @@ class Worker:
                 # Some of them may be there; no later change of a row may overtake one that isn't.
                 await self._producer.purge_and_rebuild()
                 await self._note(State.RETRYING, error.message)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            await pauses.pause()
 
     async def _sync(self, calls: Sequence[_Call]) -> None:
         async with self._slots:
@@ -249,7 +255,7 @@ class Worker:
     async def _upsert(self, call: CustomerCall) -> dict[str, str] | None:
         """The customer's fields; None when chat will never take this."""
         calls = METRICS.cdc_sync_calls
-        pause = FIRST_PAUSE
+        pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             try:
                 fields = await self._parts.customers.upsert(self._source, call)
@@ -264,8 +270,7 @@ class Worker:
             except DeskwireError as error:
                 calls.labels(self._source.source_id, "retried").inc()
                 await self._note(State.RETRYING, error.message)
-                await asyncio.sleep(max(pause, error.retry_after or 0))
-                pause = min(pause * 2, LONGEST_PAUSE)
+                await pauses.pause(at_least=error.retry_after or 0.0)
             else:
                 calls.labels(self._source.source_id, "done").inc()
                 return dict(fields)
@@ -278,8 +283,7 @@ class Worker:
         if state is State.REFUSED:
             await asyncio.sleep(REFUSED_PAUSE)
             return
-        await asyncio.sleep(self._pause)
-        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        await self._pauses.pause()
 
     async def _note(self, state: State, message: str) -> None:
         """Make it visible; when our own database is away, too, the log has to do."""
@@ -302,53 +306,50 @@ class Worker:
         METRICS.cdc_sink_lag_seconds.labels(source).set((now - last.read_at) / 1e6)
 
 
-class Supervisor:
-    """Runs a worker for every source of the database; of all processes, one does at a time."""
+class Sources:
+    """The work on sources: each is a slot, of whichever process owns it."""
 
-    def __init__(self, parts: Parts, wake: asyncio.Event) -> None:
+    def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._wake = wake
-        self._workers: dict[str, asyncio.Task[None]] = {}
+        self._deleted: dict[str, asyncio.Event] = {}
+        """By incarnation: set when a source is deleted that this process works on."""
 
-    async def run(self) -> None:
-        """Endless; outlasts a database that is away."""
-        while True:
-            try:
-                async with lead(self._parts.db, "sources") as lease:
-                    try:
-                        while lease.held:
-                            await self._round()
-                    finally:
-                        await self._stop(list(self._workers))
-            except DeskwireError as error:
-                get_logger().warning("sources_not_led", error=str(error))
-                await asyncio.sleep(LOOK_EVERY)
+    async def ids(self, connection: AsyncConnection) -> list[str]:
+        """The slots of all sources: the deleted ones are still to be cleared away."""
+        live, deleted = await store.all_sources(connection)
+        for source in deleted:
+            if source.incarnation in self._deleted:
+                self._deleted[source.incarnation].set()
+        return [source.incarnation for source in (*live, *deleted)]
 
-    async def _round(self) -> None:
-        # Cleared before reading: a commit after the read sets it again.
-        self._wake.clear()
+    async def work(self, held: Held) -> None:
+        """Follow a source until it is deleted, and then clear away what was installed in it."""
         async with self._parts.db.read() as connection:
             live, deleted = await store.all_sources(connection)
-        wanted = {source.incarnation for source in live}
-        await self._stop([key for key in self._workers if key not in wanted])
-        for source in deleted:
-            await self._clear_away(source)
         for source in live:
-            task = self._workers.get(source.incarnation)
-            if task is None or task.done():
-                worker = Worker(source, self._parts)
-                self._workers[source.incarnation] = asyncio.create_task(
-                    worker.run(), name=f"source-{source.aggregate_id}"
-                )
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_EVERY):
-                await self._wake.wait()
+            if source.incarnation == held.id:
+                await self._follow(source, held)
+        for source in deleted:
+            if source.incarnation == held.id:
+                await self._clear_away(source)
 
-    async def _stop(self, keys: Sequence[str]) -> None:
-        tasks = [self._workers.pop(key) for key in keys]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def _follow(self, source: Source, held: Held) -> None:
+        deleted = self._deleted[held.id] = asyncio.Event()
+        tasks = {
+            asyncio.create_task(
+                Worker(source, self._parts, held).run(), name=f"source-{source.aggregate_id}"
+            ),
+            asyncio.create_task(deleted.wait()),
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._deleted[held.id]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
 
     async def _clear_away(self, source: Source) -> None:
         reader = open_reader(source, self._parts.options)
@@ -356,7 +357,7 @@ class Supervisor:
             await reader.remove()
             await self._parts.db.run(lambda uow: store.forget(uow, source))
         except (sqlite3.Error, OSError, DeskwireError) as error:
-            # The next round tries again.
+            # It is tried again.
             get_logger().warning("source_not_cleared", source=source.aggregate_id, error=str(error))
         finally:
             await reader.close()

@@ -70,6 +70,7 @@ class _Storage:
     outbox: Outbox
     idempotency: IdempotencyStore
     tools: Tools
+    owner: Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +135,18 @@ async def _storage(settings: Settings, runtime: Runtime[Settings]) -> _Storage:
     relay = OutboxRelay(
         db, outbox, await runtime.producer("chat-outbox"), keep=settings.outbox_keep_seconds
     )
-    runtime.spawn("outbox", relay.run)
+    owner = Owner(
+        db,
+        runtime.clock,
+        runtime.ids.uuid7(),
+        lease_seconds=settings.lease_seconds,
+        alone=db.dialect == "sqlite",
+    )
+    owner.employ(relay.KIND, relay.work)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
     tools = Tools(db, outbox, idempotency, runtime.clock, runtime.ids)
-    return _Storage(db, outbox, idempotency, tools)
+    return _Storage(db, outbox, idempotency, tools, owner)
 
 
 def _routing(settings: Settings, runtime: Runtime[Settings], storage: _Storage) -> _Routing:
@@ -146,15 +154,8 @@ def _routing(settings: Settings, runtime: Runtime[Settings], storage: _Storage) 
     router = Router(
         now=lambda: to_micros(runtime.clock.now()), offer_seconds=settings.offer_seconds
     )
-    owner = Owner(
-        storage.db,
-        runtime.clock,
-        runtime.ids.uuid7(),
-        lease_seconds=settings.lease_seconds,
-        alone=storage.db.dialect == "sqlite",
-    )
-    ownership = Ownership(owner)
-    return _Routing(router, owner, ownership, AgentReader(storage.db, router, ownership))
+    ownership = Ownership(storage.owner)
+    return _Routing(router, storage.owner, ownership, AgentReader(storage.db, router, ownership))
 
 
 async def _log(
@@ -187,7 +188,7 @@ async def _log(
     runtime.spawn("publisher", publisher.run)
     runtime.spawn("writer", writer.run)
     runtime.spawn("presence", presence.run)
-    runtime.spawn("search", SearchIndexer(db, runtime.clock).run)
+    storage.owner.employ(SearchIndexer.KIND, SearchIndexer(db, runtime.clock).work)
     return _Log(admission, connections, presence, slots, watchers, publisher, writer)
 
 
@@ -258,7 +259,8 @@ async def _serve(
     bots = BotKeeper(db, router, conversations, ownership, away_seconds=settings.bot_away_seconds)
     files = await _open_files(settings, runtime)
     if files is not None:
-        runtime.spawn("attachments", Remover(db, files, runtime.clock).run)
+        remover = Remover(db, files, runtime.clock)
+        storage.owner.employ(remover.KIND, remover.work)
     limits = Limits.of(settings)
     get_logger().info("limits", **asdict(limits))
     runtime.spawn("agent-reader", routing.reader.run)

@@ -42,8 +42,6 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     advertise: OptionalAddress = ""
     """host:port at which gateways and other chat processes reach this one; empty: where it listens, with the host's
     name for a wildcard address."""
-    lease_seconds: float = Field(default=9.0, ge=1, le=300)
-    """Seconds after the last sign of life of a process until another may take its partitions; the same for all."""
     peer_name: str = ""
     """With TLS: the name in the certificates of other chat processes; empty: the host of their address."""
     bot_away_seconds: float = Field(default=10.0, gt=0, le=3_600)

@@ -13,6 +13,7 @@ from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.outbox import Outbox, OutboxRelay
+from deskwire_common.ownership import Owner, join
 from deskwire_events import worker
 from deskwire_events.actions import HUB, REGISTRY, AdapterActions, EventActions
 from deskwire_events.api import AUTHORIZATION, AdapterRegistryApi, EventHubApi
@@ -33,6 +34,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     # A MetaData of their own: this may be built twice in one process.
     outbox = Outbox(dbs.metadata(), clock)
     idempotency = IdempotencyStore(dbs.metadata(), clock)
+    owner = Owner(db, clock, ids.uuid7(), lease_seconds=settings.lease_seconds)
     ledger = Ledger(db, outbox, clock, ids, settings.dead_letter_limit)
     deliveries = Deliveries(
         settings.kafka, ledger, runtime.tls, clock, settings.kafka_group_protocol
@@ -46,13 +48,13 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         ids=ids,
         kafka=settings.kafka,
         tls=runtime.tls,
-        changed=deliveries.wake.set,
+        changed=owner.wake.set,
     )
     subscriptions = Subscriptions(settings.kafka, clock)
     relay = OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds)
-    runtime.spawn("outbox", relay.run)
+    owner.employ(relay.KIND, relay.work)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, clock))
-    runtime.spawn("deliveries", deliveries.run)
+    owner.employ(worker.KIND, deliveries.work, ids=worker.slots_of_adapters, patience=0.0)
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
     runtime.spawn("trim-deliveries", partial(worker.trim_deliveries, db))
 
@@ -70,3 +72,4 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         )
 
     await runtime.serve([register], [HUB, REGISTRY], AUTHORIZATION)
+    await join(runtime, owner)

@@ -10,6 +10,7 @@ from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.outbox import Outbox, OutboxRelay
+from deskwire_common.ownership import Owner, join
 from deskwire_tickets.actions import TicketActions
 from deskwire_tickets.api import TABLE
 from deskwire_tickets.clients import ChatClient
@@ -34,8 +35,10 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         clock=runtime.clock,
         ids=runtime.ids,
     )
+    owner = Owner(db, runtime.clock, runtime.ids.uuid7(), lease_seconds=settings.lease_seconds)
     relay = OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds)
-    runtime.spawn("outbox", relay.run)
+    owner.employ(relay.KIND, relay.work)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
     await runtime.serve_table(TABLE, actions)
+    await join(runtime, owner)

@@ -6,16 +6,15 @@ session lock, which the database keeps for hours when a node loses power: see ow
     owner = Owner(db, clock, ids.uuid7(), lease_seconds=settings.lease_seconds)
     owner.employ("outbox", relay.work)
     …
-    await owner.start(member_name(address), address)
-    runtime.spawn("ownership", owner.run)
-    runtime.on_drain(owner.leave)
+    await runtime.serve(…)
+    await join(runtime, owner)
 """
 
 from __future__ import annotations
 
 import hashlib
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from deskwire_common.ownership.hashing import share, wanted_owner
 from deskwire_common.ownership.members import Member, members_table
@@ -23,6 +22,9 @@ from deskwire_common.ownership.owner import LEASE_SECONDS, Owner
 from deskwire_common.ownership.shares import Duties, Share
 from deskwire_common.ownership.slots import Slot, SlotRows, TermOver, fence, slots_table
 from deskwire_common.ownership.workers import Held, Work
+
+if TYPE_CHECKING:
+    from deskwire_common.lifecycle import Runtime
 
 __all__ = [
     "LEASE_SECONDS",
@@ -36,6 +38,7 @@ __all__ = [
     "TermOver",
     "Work",
     "fence",
+    "join",
     "member_name",
     "members_table",
     "share",
@@ -55,3 +58,10 @@ def member_name(port: int) -> str:
     if len(host) > _MAX_NAME - 6:
         host = hashlib.sha256(host.encode()).hexdigest()
     return f"{host}:{port}"
+
+
+async def join(runtime: Runtime[Any], owner: Owner) -> None:
+    """Make a process that serves by now a member until it drains. Raises Unavailable."""
+    await owner.start(member_name(runtime.port), runtime.settings.grpc_listen)
+    runtime.spawn("ownership", owner.run)
+    runtime.on_drain(owner.leave)

@@ -30,6 +30,7 @@ from deskwire_common.ownership.workers import Work, Workers
 LEASE_SECONDS: Final = 9.0
 """A dead process is replaced within 15 s."""
 LOOK_SECONDS: Final = 0.5
+PATIENCE: Final = 2.0
 _WAITING_SECONDS: Final = 0.1
 """Between two looks while a slot of ours is still another's."""
 _FORGET_LEASES: Final = 20
@@ -98,7 +99,7 @@ class Owner:
         *,
         ids: Collection[str] | IdsOf = ("all",),
         outlast: tuple[type[Exception], ...] = AWAY,
-        patience: float = 0.0,
+        patience: float = PATIENCE,
     ) -> None:
         """Have `work` done for each slot of a kind while this process owns it, before `start`.
 
@@ -164,7 +165,7 @@ class Owner:
         self._closing = True
         async with self._looking:
             try:
-                for share in self._shares:
+                for share in reversed(self._shares):
                     await share.give_up(set(share.owned))
                 await self.db.run(partial(self._forget, [self._with_lease()]))
             except AWAY as error:

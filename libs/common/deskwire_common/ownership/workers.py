@@ -24,6 +24,7 @@ class Employer(Protocol):
     """What work needs to know of its process (owner.Owner)."""
 
     clock: Clock
+    wake: asyncio.Event
 
     def lease_holds(self) -> bool: ...
 
@@ -146,6 +147,7 @@ class Workers:
                 await self._work(held)
             except TermOver as error:
                 get_logger().warning("term_over", kind=self._kind, slot=held.id, error=str(error))
+                self._employer.wake.set()
             except self._outlast as error:
                 get_logger().warning(
                     "work_failed", kind=self._kind, slot=held.id,

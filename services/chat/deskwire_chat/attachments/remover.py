@@ -6,31 +6,26 @@ process does it; two that overlap for a moment remove the same thing twice, whic
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import Final
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire_chat.attachments.base import AttachmentStore
 from deskwire_chat.domain.attachments import UNSENT_SECONDS, Attachment, AttachmentState
 from deskwire_chat.store import attachments
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database
-from deskwire_common.errors import DeskwireError
-from deskwire_common.leadership import Lease, lead
-from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_common.ownership import Held
 
-LEADER: Final = "attachments"
 POLL_SECONDS: Final = 2.0
 SWEEP_SECONDS: Final = 3600.0
-_RETRY_SECONDS: Final = 5.0
 _ROUND: Final = 50
 
 
 class Remover:
-    """See the module."""
+    """The work of one slot, see the module."""
+
+    KIND: Final = "attachments"
 
     def __init__(self, db: Database, store: AttachmentStore, clock: Clock) -> None:
         self._db = db
@@ -38,24 +33,15 @@ class Remover:
         self._clock = clock
         self._swept = float("-inf")
 
-    async def run(self) -> None:
-        """Lead and remove until cancelled; outlasts a database or a store that is away."""
-        while True:
-            try:
-                async with lead(self._db, LEADER, poll=POLL_SECONDS) as lease:
-                    await self._lead(lease)
-            except (DeskwireError, SQLAlchemyError) as error:
-                get_logger().warning("attachments_not_removed", error=type(error).__name__)
-                await asyncio.sleep(_RETRY_SECONDS)
-
-    async def _lead(self, lease: Lease) -> None:
-        while lease.held:
+    async def work(self, held: Held) -> None:
+        """Remove while the slot is held. Raises what the database and the store do."""
+        while held.is_held:
             if self._clock.monotonic() - self._swept >= SWEEP_SECONDS:
                 # An upload may take as long as an attachment waits to be sent, and no longer.
                 await self._store.sweep(before=self._clock.now().timestamp() - UNSENT_SECONDS)
                 self._swept = self._clock.monotonic()
             if not await self.round():
-                await asyncio.sleep(POLL_SECONDS)
+                await held.wait(POLL_SECONDS)
 
     async def round(self) -> bool:
         """Remove the next of what is due; whether there may be more. Raises Unavailable."""

@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from deskwire.chat.v1 import conversation_pb2
 from deskwire_chat import domain
 from deskwire_chat.domain import words
@@ -21,24 +19,23 @@ from deskwire_chat.store.partitions import Partition
 from deskwire_chat.store.search import Entry
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
-from deskwire_common.errors import Aborted, DeskwireError
-from deskwire_common.leadership import Lease, lead
-from deskwire_common.logging import get_logger
+from deskwire_common.errors import Aborted
 from deskwire_common.metrics import METRICS
+from deskwire_common.ownership import Held
 
-LEADER: Final = "search"
 POLL_SECONDS: Final = 0.5
 """Between two looks at the log."""
 _PAUSE_SECONDS: Final = 0.05
 _ROUND: Final = {"postgresql": 2_000, "mysql": 1_000, "sqlite": 300}
 """Messages per transaction; SQLite's one writer is needed for messages, too."""
 _SLICE: Final = 50
-_RETRY_SECONDS: Final = 1.0
 _TAKEN_OVER: Final = "another process follows the log"
 
 
 class SearchIndexer:
-    """Follows the log of every partition."""
+    """Follows the log of every partition: the work of one slot."""
+
+    KIND: Final = "search"
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
@@ -47,27 +44,18 @@ class SearchIndexer:
         self._cuts_itself = db.dialect == "postgresql"
         self._positions: dict[int, int] = {}
 
-    async def run(self) -> None:
-        """Lead and follow until cancelled; outlasts a database that is away."""
-        while True:
-            try:
-                async with lead(self._db, LEADER, poll=2.0) as lease:
-                    await self._lead(lease)
-            except (DeskwireError, SQLAlchemyError) as error:
-                get_logger().warning("indexing_failed", error=type(error).__name__)
-                await asyncio.sleep(_RETRY_SECONDS)
-
-    async def _lead(self, lease: Lease) -> None:
+    async def work(self, held: Held) -> None:
+        """Follow while the slot is held. Raises what the database does."""
         self._positions = await self._db.run(
             lambda uow: search.followed(uow, range(domain.conversations.PARTITIONS))
         )
         loop = asyncio.get_running_loop()
-        while lease.held:
+        while held.is_held:
             began = loop.time()
             more = await self._round()
             # A quarter of the time at the most: when there is too much to do, messages go first and the index is late.
             pause = max(_PAUSE_SECONDS, 3 * (loop.time() - began))
-            await asyncio.sleep(pause if more else POLL_SECONDS)
+            await held.wait(pause if more else POLL_SECONDS)
 
     async def _round(self) -> bool:
         """Put the next messages in; whether there are more."""

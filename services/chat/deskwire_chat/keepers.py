@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from deskwire_chat.actions.conversations import ConversationActions
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.live.admission import Admission
@@ -16,9 +14,8 @@ from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.routing.offers import AgentKey
 from deskwire_chat.routing.router import Router
 from deskwire_chat.store import agents, conversations, tenants
-from deskwire_common.db import Database
-from deskwire_common.errors import DeskwireError
-from deskwire_common.logging import get_logger
+from deskwire_common.db import AWAY, Database
+from deskwire_common.loops import every
 
 _BOTS_SECONDS: Final = 1.0
 _BOTS_CHUNK: Final = 500
@@ -58,37 +55,28 @@ class AdmissionKeeper:
 
     async def look(self) -> None:
         """Read at once, as somebody was disabled or enabled. What fails is done again by `run`."""
-        await self._try_load()
+        with suppress(*AWAY):
+            await self.load()
         self._asked.set()
 
     async def run(self) -> None:
         """Look every few seconds until cancelled; outlasts a database that is away."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._asked.wait()
-            self._asked.clear()
-            await self._try_load()
-            await self._put_back()
+        await every(
+            _LOOK_SECONDS, self._round, failed="admission_not_kept", outlast=AWAY, wake=self._asked
+        )
 
-    async def _try_load(self) -> None:
-        try:
-            await self.load()
-        except (DeskwireError, SQLAlchemyError) as error:
-            get_logger().warning("admission_not_read", error=type(error).__name__)
+    async def _round(self) -> None:
+        await self.load()
+        await self._put_back()
 
     async def _put_back(self) -> None:
         """Also after a restart between the disabling and this, and for what routing gave away at the same moment."""
-        try:
-            async with self._db.read() as c:
-                found = await conversations.of_disabled_agents(c)
-            for conversation_id, agent_id in found:
-                # The others are their owners' to put back.
-                if not self._ownership.term_of(partition_of(conversation_id)):
-                    continue
+        async with self._db.read() as c:
+            found = await conversations.of_disabled_agents(c)
+        for conversation_id, agent_id in found:
+            # The others are their owners' to put back.
+            if self._ownership.term_of(partition_of(conversation_id)):
                 await self._conversations.put_back(conversation_id, agent_id)
-        except (DeskwireError, SQLAlchemyError) as error:
-            get_logger().warning("conversations_not_put_back", error=type(error).__name__)
 
 
 class BotKeeper:
@@ -112,14 +100,13 @@ class BotKeeper:
 
     async def run(self) -> None:
         """Look every second until cancelled; outlasts a database that is away."""
-        while True:
-            await asyncio.sleep(min(_BOTS_SECONDS, self._seconds / 2))
-            gone = self._router.agents.bots_gone(self._seconds)
-            for start in range(0, len(gone), _BOTS_CHUNK):
-                try:
-                    await self._put_back(gone[start : start + _BOTS_CHUNK])
-                except (DeskwireError, SQLAlchemyError) as error:
-                    get_logger().warning("conversations_not_put_back", error=type(error).__name__)
+        seconds = min(_BOTS_SECONDS, self._seconds / 2)
+        await every(seconds, self._round, failed="bots_not_kept", outlast=AWAY, at_once=False)
+
+    async def _round(self) -> None:
+        gone = self._router.agents.bots_gone(self._seconds)
+        for start in range(0, len(gone), _BOTS_CHUNK):
+            await self._put_back(gone[start : start + _BOTS_CHUNK])
 
     async def _put_back(self, gone: Sequence[AgentKey]) -> None:
         async with self._db.read() as c:

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat import views
@@ -22,9 +19,8 @@ from deskwire_chat.live.connections import Connection, Connections
 from deskwire_chat.routing.offers import Offer
 from deskwire_chat.routing.router import Router
 from deskwire_chat.store import conversations, customers
-from deskwire_common.db import Database
-from deskwire_common.errors import DeskwireError
-from deskwire_common.logging import get_logger
+from deskwire_common.db import AWAY, Database
+from deskwire_common.loops import every
 from deskwire_common.metrics import METRICS
 from deskwire_wire.batches import encoded
 
@@ -64,18 +60,13 @@ class OfferFeed:
         """Tell, and look for offers whose time is over, until cancelled; outlasts a database that is away."""
         if not self._seconds:
             await asyncio.Event().wait()
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(_TICK_SECONDS, self._seconds / 4)):
-                    await self._wake.wait()
-            self._wake.clear()
-            self._router.expire_offers()
-            try:
-                while self._untold:
-                    await self._tell(list(self._untold.values())[:_CHUNK])
-            except (DeskwireError, SQLAlchemyError) as error:
-                # Tried again at the next look.
-                get_logger().warning("offers_not_told", error=type(error).__name__)
+        seconds = min(_TICK_SECONDS, self._seconds / 4)
+        await every(seconds, self._round, failed="offers_not_told", outlast=AWAY, wake=self._wake)
+
+    async def _round(self) -> None:
+        self._router.expire_offers()
+        while self._untold:
+            await self._tell(list(self._untold.values())[:_CHUNK])
 
     def offered(self, offer: Offer) -> None:
         """Somebody is asked (routing.offers.OfferListener)."""

@@ -21,6 +21,7 @@ from deskwire_chat.store import conversations
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
 from deskwire_common.logging import get_logger
+from deskwire_common.loops import every
 from deskwire_wire.batches import encoded
 
 _GRACE_SECONDS: Final = 2.0
@@ -71,18 +72,19 @@ class Presence:
 
     async def run(self) -> None:
         """Tell of those who left, until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_TICK_SECONDS)
-            gone: dict[UserKey, None] = {}
-            left, until = self._connections.left, loop.time() - _GRACE_SECONDS
-            while left and left[0][0] <= until and len(gone) < _CHUNK:
-                user = left.popleft()[1]
-                if not self._connections.is_present(user):
-                    gone[user] = None
-            for user, theirs in (await self._open_of(gone)).items():
-                for item in theirs:
-                    self._tell(item, user)
+        await every(_TICK_SECONDS, self._round, failed="presence_not_told", at_once=False)
+
+    async def _round(self) -> None:
+        gone: dict[UserKey, None] = {}
+        left = self._connections.left
+        until = asyncio.get_running_loop().time() - _GRACE_SECONDS
+        while left and left[0][0] <= until and len(gone) < _CHUNK:
+            user = left.popleft()[1]
+            if not self._connections.is_present(user):
+                gone[user] = None
+        for user, theirs in (await self._open_of(gone)).items():
+            for item in theirs:
+                self._tell(item, user)
 
     async def _open_of(self, users: Iterable[UserKey]) -> dict[UserKey, list[Conversation]]:
         groups: dict[tuple[str, int], list[str]] = {}

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Final
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.live.connections import Connection, Connections
 from deskwire_chat.store import conversations
 from deskwire_common.clock import Clock, now_micros, to_timestamp
-from deskwire_common.db import Database
-from deskwire_common.errors import DeskwireError
-from deskwire_common.logging import get_logger
+from deskwire_common.db import AWAY, Database
+from deskwire_common.loops import every
 from deskwire_wire.batches import encoded
 
 _SECONDS: Final = 1.0
@@ -51,27 +47,24 @@ class QueueFeed:
 
     async def run(self) -> None:
         """Look once a second until cancelled; outlasts a database that is away."""
-        while True:
-            await asyncio.sleep(_SECONDS)
-            agents = {
-                tenant: list(users)
-                for tenant, users in self._connections.agents.items()
-                if self._is_ours(tenant)
-            }
-            self._told = {tenant: each for tenant, each in self._told.items() if tenant in agents}
-            if not agents:
-                continue
-            try:
-                async with self._db.read() as c:
-                    found = await conversations.waiting(c, list(agents))
-            except (DeskwireError, SQLAlchemyError) as error:
-                get_logger().warning("queue_not_read", error=type(error).__name__)
-                continue
-            for tenant, users in agents.items():
-                state = found.get(tenant, (0, 0))
-                if self._told.get(tenant) != state:
-                    self._told[tenant] = state
-                    self._connections.deliver(users, self._push(state))
+        await every(_SECONDS, self._round, failed="queue_not_read", outlast=AWAY, at_once=False)
+
+    async def _round(self) -> None:
+        agents = {
+            tenant: list(users)
+            for tenant, users in self._connections.agents.items()
+            if self._is_ours(tenant)
+        }
+        self._told = {tenant: each for tenant, each in self._told.items() if tenant in agents}
+        if not agents:
+            return
+        async with self._db.read() as c:
+            found = await conversations.waiting(c, list(agents))
+        for tenant, users in agents.items():
+            state = found.get(tenant, (0, 0))
+            if self._told.get(tenant) != state:
+                self._told[tenant] = state
+                self._connections.deliver(users, self._push(state))
 
     def _push(self, state: tuple[int, int]) -> bytes:
         waiting, oldest = state

@@ -11,9 +11,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.routing.router import Proposer, Router
 from deskwire_chat.store import agents, conversations
-from deskwire_common.db import Database
+from deskwire_common.db import AWAY, Database
 from deskwire_common.errors import DeskwireError
 from deskwire_common.logging import get_logger
+from deskwire_common.loops import every
 from deskwire_common.metrics import METRICS
 
 _RETRY_SECONDS: Final = 0.2
@@ -50,8 +51,8 @@ class AgentReader:
     async def load(self, propose: Proposer) -> None:
         """Give routing the agents' table, and let it begin; what waits comes with its partitions."""
         async with self._db.read() as c:
-            every = await agents.every(c)
-        self._router.start(every, propose)
+            found = await agents.every(c)
+        self._router.start(found, propose)
 
     async def run_partitions(self) -> None:
         """Read what waits in partitions that were gained, until cancelled; outlasts a database that is away."""
@@ -72,22 +73,21 @@ class AgentReader:
 
     async def run_agents(self) -> None:
         """While there are other processes, which give agents work too: read the agents again, until cancelled."""
-        while True:
-            await asyncio.sleep(_AGENTS_SECONDS)
-            if not self._owned.others_live():
-                continue
-            before = self._router.agents.quiet()
-            try:
-                async with self._db.read() as c:
-                    every = await agents.every(c)
-            except (DeskwireError, SQLAlchemyError) as error:
-                get_logger().warning("agents_not_read", error=type(error).__name__)
-                continue
-            for agent in every:
-                key = (agent.tenant, agent.agent_id)
-                known, changes = self._router.agents.get(key), self._router.agents.changes_of(key)
-                if known != agent and before.get(key, 0) == changes:
-                    self._router.agent_read(key, agent)
+        await every(
+            _AGENTS_SECONDS, self._read_all, failed="agents_not_read", outlast=AWAY, at_once=False
+        )
+
+    async def _read_all(self) -> None:
+        if not self._owned.others_live():
+            return
+        known = self._router.agents
+        before = known.quiet()
+        async with self._db.read() as c:
+            found = await agents.every(c)
+        for agent in found:
+            key = (agent.tenant, agent.agent_id)
+            if known.get(key) != agent and before.get(key, 0) == known.changes_of(key):
+                self._router.agent_read(key, agent)
 
     async def run(self) -> None:
         """Read whom routing doubts, until cancelled; outlasts a database that is away."""

@@ -77,8 +77,8 @@ class Links:
             partition_count=PARTITIONS,
             links=len(self._open),
         )
-        for shard, theirs in self._ownership.owners():
-            told = owners.shards.add(name=shard.name, address=shard.address)
+        for member, theirs in self._ownership.owners():
+            told = owners.shards.add(name=member.name, address=member.address)
             for number, term in theirs:
                 told.partitions.add(number=number, term=term)
         return pb.LinkResponse(items=[pb.LinkDownItem(owners=owners)]).SerializeToString()

@@ -1,4 +1,4 @@
-"""What the shard remembers: conversations, and which messages they have. The database is asked for the rest."""
+"""What the writer remembers: conversations, and which messages they have. The database is asked for the rest."""
 
 from __future__ import annotations
 

@@ -70,11 +70,11 @@ class Peers:
         self._streams: set[Any] = set()
         self._stopping = False
 
-    def channel(self, shard: Member) -> grpc.aio.Channel:
+    def channel(self, owner: Member) -> grpc.aio.Channel:
         """Return the channel to a process."""
-        channel = self._channels.get(shard.address)
+        channel = self._channels.get(owner.address)
         if channel is None:
-            channel = self._channels[shard.address] = self._connect(shard.address)
+            channel = self._channels[owner.address] = self._connect(owner.address)
         return channel
 
     def elsewhere(self, conversation_id: str) -> Member | None:

@@ -79,7 +79,7 @@ async def _one(c: AsyncConnection, statement: Select[Any]) -> Attachment | None:
 
 
 async def get_many(c: AsyncConnection, ids: Sequence[str]) -> dict[str, Attachment]:
-    """Return those that exist, of any tenant: the shard checks."""
+    """Return those that exist, of any tenant: the writer checks."""
     found: dict[str, Attachment] = {}
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]

@@ -48,7 +48,7 @@ async def _all(c: AsyncConnection, statement: Select[Any]) -> list[Conversation]
 
 
 async def get_many(c: AsyncConnection, ids: Sequence[str]) -> list[Conversation]:
-    """Return those of the conversations that exist, of any tenant: the shard checks."""
+    """Return those of the conversations that exist, of any tenant: the writer checks."""
     return await _all(c, select(*_COLUMNS).where(conversations.c.conversation_id.in_(ids)))
 
 

@@ -26,12 +26,12 @@ from deskwire_chat.views.content import (
 from deskwire_common.clock import to_timestamp
 
 
-def actor(writer: Actor) -> actor_pb2.Actor:
+def actor(who: Actor) -> actor_pb2.Actor:
     """Return who caused a change."""
     return actor_pb2.Actor(
-        role=actor_pb2.Role.ValueType(int(writer.role)),
-        subject=writer.subject,
-        display_name=writer.name,
+        role=actor_pb2.Role.ValueType(int(who.role)),
+        subject=who.subject,
+        display_name=who.name,
     )
 
 

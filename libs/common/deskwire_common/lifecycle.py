@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, ParamSpec, TypeVar
 
 import grpc
 import uvloop
@@ -28,6 +28,10 @@ from deskwire_common.metrics import METRICS, start_metrics_server
 from deskwire_common.rpc.table import Forward, Table
 from deskwire_common.telemetry import setup_telemetry
 from deskwire_common.validation import Validator
+
+if TYPE_CHECKING:  # optional parts of this library: a gateway has neither
+    from deskwire_common.db import Database
+    from deskwire_common.kafka import Producer
 
 OK, FAILED, USAGE = 0, 1, 2
 """Exit codes: done; it failed, and one line says why; the command or a setting is wrong."""
@@ -88,7 +92,7 @@ class Runtime(Generic[SettingsT]):
             return None
         return rpc.Tls(s.tls_cert, s.tls_key, s.tls_ca, s.tls_require_client_certificate)
 
-    async def database(self, package: str) -> Any:
+    async def database(self, package: str) -> Database:
         """Open DESKWIRE_DATABASE_URL; FailedPrecondition unless its schema is this program's."""
         from deskwire_common.db import Database  # noqa: PLC0415 (an optional part of this library)
         from deskwire_common.migrations import check_schema  # noqa: PLC0415
@@ -99,11 +103,12 @@ class Runtime(Generic[SettingsT]):
         await check_schema(db, package)
         return db
 
-    async def producer(self, client_id: str = "", **options: Any) -> Any:
+    async def producer(self, client_id: str = "") -> Producer:
         """Start a producer of DESKWIRE_KAFKA; the broker need not be there yet."""
         from deskwire_common.kafka import Producer  # noqa: PLC0415 (an optional part of this library)
 
-        producer = Producer(getattr(self.settings, "kafka"), client_id or self.name, **options)  # noqa: B009
+        kafka: str = getattr(self.settings, "kafka")  # noqa: B009 - of the mixin
+        producer = Producer(kafka, client_id or self.name)
         await producer.start()
         self.stack.push_async_callback(producer.close)
         return producer

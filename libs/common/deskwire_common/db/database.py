@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -20,10 +19,15 @@ from deskwire_common.db.single import Statements
 from deskwire_common.db.work import UnitOfWork
 from deskwire_common.errors import FailedPrecondition
 from deskwire_common.logging import get_logger
+from deskwire_common.loops import Backoff
 
 T = TypeVar("T")
 
 MAX_ATTEMPTS: Final = 5
+_AFTER_CONFLICT: Final = 0.03
+_AFTER_LOSS: Final = 0.3
+_LONGEST_PAUSE: Final = 4.0
+"""Seconds between the tries of a transaction."""
 
 
 class Database:
@@ -117,6 +121,7 @@ class Database:
         `work` may run several times, each time in a fresh transaction, so it must keep its effects in the
         database. After `attempts` tries the last Unavailable is raised. A commit in doubt isn't retried.
         """
+        backoff: Backoff | None = None
         for attempt in range(1, attempts + 1):
             try:
                 async with self.transaction() as uow:
@@ -130,8 +135,10 @@ class Database:
                 get_logger().info(
                     "transaction_retried", attempt=attempt, cause=type(error).__name__
                 )
-                base = 0.01 if isinstance(error, WriteConflict) else 0.1
-                await asyncio.sleep(base * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+                if backoff is None:
+                    conflict = isinstance(error, WriteConflict)
+                    backoff = Backoff(_AFTER_CONFLICT if conflict else _AFTER_LOSS, _LONGEST_PAUSE)
+                await backoff.pause()
         raise AssertionError("unreachable")  # pragma: no cover
 
     def single_connection_engine(self) -> AsyncEngine:

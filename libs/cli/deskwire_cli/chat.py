@@ -128,7 +128,7 @@ class Terminal:
             return ""
         return f"[{list(self._open).index(conversation_id) + 1}] "
 
-    async def say(self, line: str) -> bool:
+    async def enter(self, line: str) -> bool:
         """Send a line or do what it says; whether to go on."""
         word, _, rest = line.partition(" ")
         if word == "/quit":
@@ -230,7 +230,7 @@ async def run(suite: Suite, side: Side, subject: str, name: str, tenant: str) ->
                 print(f"you are {side.value} {name or subject}; {HELP}", file=sys.stderr)
                 try:
                     async for line in typed():
-                        if not await terminal.say(line):
+                        if not await terminal.enter(line):
                             break
                 finally:
                     await terminal.set_available(False)

@@ -16,8 +16,8 @@ from deskwire_cli.machine.home import Home
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.machine.progress import say
 
-#: Each part may need its drain; nearly always it is 2 s in all.
 STOP_SECONDS: Final = 8 * DRAIN_SECONDS
+"""Each part may need its drain; nearly always it is 2 s in all."""
 
 
 def down() -> None:
@@ -39,7 +39,7 @@ def stop(home: Home, seconds: float = STOP_SECONDS) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + seconds
-    while home.is_locked() or runs(pid):
+    while home.is_locked() or is_alive(pid):
         if time.monotonic() > deadline:
             # Its children die with it.
             with contextlib.suppress(ProcessLookupError):
@@ -50,7 +50,7 @@ def stop(home: Home, seconds: float = STOP_SECONDS) -> None:
         time.sleep(0.05)
 
 
-def runs(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether the process is there and not just waiting to be collected by its parent."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

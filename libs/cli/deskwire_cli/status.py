@@ -33,7 +33,7 @@ def status(
 ) -> None:
     """Show every process, address, health, version and data store; exit 0 only when everything serves."""
     setup_logging("deskwire", "ERROR")
-    found = look(Home.find())
+    found = inspect_suite(Home.find())
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -41,7 +41,7 @@ def status(
     raise typer.Exit(0 if found["healthy"] else 1)
 
 
-def look(home: Home) -> dict[str, Any]:
+def inspect_suite(home: Home) -> dict[str, Any]:
     """What `status --json` prints. Blocks for some seconds at most."""
     state = home.read_state()
     runs = home.is_locked()
@@ -65,8 +65,8 @@ def look(home: Home) -> dict[str, Any]:
             {"name": "redis", "pid": None, "address": state["redis"], "metrics": "", "log": ""}
         )
     with ThreadPoolExecutor(max_workers=4) as threads:
-        processes = list(threads.map(look_at_process, entries))
-        stores = list(threads.map(look_at_store, state["databases"].items()))
+        processes = list(threads.map(inspect_process, entries))
+        stores = list(threads.map(inspect_store, state["databases"].items()))
     missing = {*SERVICES} - names
     healthy = (
         runs
@@ -91,7 +91,7 @@ def look(home: Home) -> dict[str, Any]:
     }
 
 
-def look_at_process(entry: Mapping[str, Any]) -> dict[str, Any]:
+def inspect_process(entry: Mapping[str, Any]) -> dict[str, Any]:
     name, pid, address = entry["name"], entry["pid"], entry["address"]
     health = DOWN
     if pid is None or psutil.pid_exists(pid):
@@ -154,7 +154,7 @@ def redis_address(text: str) -> tuple[str, int]:
     return parts.hostname or HOST, parts.port or 6379
 
 
-def look_at_store(item: tuple[str, str]) -> dict[str, Any]:
+def inspect_store(item: tuple[str, str]) -> dict[str, Any]:
     service, url = item
     schema, problem = asyncio.run(schema_of(service, url))
     return {
@@ -194,7 +194,7 @@ def show(found: Mapping[str, Any]) -> None:
         [
             (
                 each["name"],
-                colour(each["health"]),
+                coloured(each["health"]),
                 each["address"],
                 str(each["pid"] or ""),
                 each["version"],
@@ -207,7 +207,7 @@ def show(found: Mapping[str, Any]) -> None:
     print_table(
         ("store", "health", "url"),
         [
-            (each["name"], colour(each["health"]), each["problem"] or each["url"])
+            (each["name"], coloured(each["health"]), each["problem"] or each["url"])
             for each in found["stores"]
         ],
         markup=True,
@@ -218,5 +218,5 @@ def show(found: Mapping[str, Any]) -> None:
         console.print(found["problem"])
 
 
-def colour(health: str) -> str:
+def coloured(health: str) -> str:
     return f"[green]{health}[/green]" if health == SERVING else f"[red]{health}[/red]"

@@ -24,8 +24,8 @@ from deskwire_cli.suite import TENANT, load_suite
 from deskwire_common.logging import setup_logging
 
 OK, FAILED = 0, 1
-#: How long `up -d` waits for the background process: a first start fetches Kafka.
 BACKGROUND_SECONDS: Final = 600.0
+"""How long `up -d` waits for the background process: a first start fetches Kafka."""
 
 
 def up(
@@ -91,13 +91,13 @@ async def run(plan: Plan) -> int:
     say(f"starting deskwire in {plan.home.root}")
     code = OK
     try:
-        if not await unless(stop, launch.start):
+        if not await run_until_stopped(stop, launch.start):
             return OK
         launch.write_state(phase="ready", walk="playing" if plan.demo else "")
         say(f"ready in {time.monotonic() - begun:.1f} s")
         watching = asyncio.create_task(launch.watch())
         if plan.demo:
-            if not await unless(stop, lambda: play(launch)):
+            if not await run_until_stopped(stop, lambda: play(launch)):
                 return OK
             code = OK if launch.walk == "played" else FAILED
         say(what_next(plan, launch))
@@ -112,7 +112,7 @@ async def run(plan: Plan) -> int:
     return code
 
 
-async def unless(stop: asyncio.Event, work: Callable[[], Awaitable[None]]) -> bool:
+async def run_until_stopped(stop: asyncio.Event, work: Callable[[], Awaitable[None]]) -> bool:
     """Do the work, unless it's told to stop first; whether it was done. Raises what the work raises."""
     doing = asyncio.ensure_future(work())
     stopping = asyncio.create_task(stop.wait())

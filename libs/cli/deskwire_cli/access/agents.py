@@ -13,7 +13,7 @@ from deskwire_cli.access.operator import (
     NameOption,
     Operator,
     TenantOption,
-    new_request,
+    new_request_id,
     show,
 )
 from deskwire_cli.suite import TENANT
@@ -54,7 +54,7 @@ def create_agent(
 ) -> None:
     """Make an agent or a bot known before they come."""
     request = agent_service_pb2.CreateAgentRequest(
-        request_id=new_request(), agent_id=agent, display_name=name, capacity=capacity, bot=bot
+        request_id=new_request_id(), agent_id=agent, display_name=name, capacity=capacity, bot=bot
     )
     show_agents([agents(tenant).call("CreateAgent", request).agent])
 
@@ -69,12 +69,12 @@ def list_agents(tenant: TenantOption = TENANT, as_json: JsonOption = False) -> N
 @agent_app.command("disable")
 def disable_agent(agent: AgentId, tenant: TenantOption = TENANT) -> None:
     """Shut an agent out; their open conversations go to others."""
-    request = agent_service_pb2.DisableAgentRequest(request_id=new_request(), agent_id=agent)
+    request = agent_service_pb2.DisableAgentRequest(request_id=new_request_id(), agent_id=agent)
     show_agents([agents(tenant).call("DisableAgent", request).agent])
 
 
 @agent_app.command("enable")
 def enable_agent(agent: AgentId, tenant: TenantOption = TENANT) -> None:
     """Let a disabled agent in again."""
-    request = agent_service_pb2.EnableAgentRequest(request_id=new_request(), agent_id=agent)
+    request = agent_service_pb2.EnableAgentRequest(request_id=new_request_id(), agent_id=agent)
     show_agents([agents(tenant).call("EnableAgent", request).agent])

@@ -15,9 +15,9 @@ from deskwire_cli.access.operator import (
     NameOption,
     Operator,
     TenantOption,
-    new_request,
+    format_time,
+    new_request_id,
     show,
-    when,
 )
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.suite import TENANT
@@ -48,7 +48,7 @@ def show_keys(found: Sequence[Any], *, as_json: bool = False) -> None:
             each.system_id,
             each.display_name,
             "revoked" if each.revoked else "valid",
-            when(each.create_time),
+            format_time(each.create_time),
         ),
         as_json=as_json,
     )
@@ -62,7 +62,7 @@ def create_key(
 ) -> None:
     """Print the secret of a new integration key: this once, it can't be read again."""
     request = integration_key_service_pb2.CreateIntegrationKeyRequest(
-        request_id=new_request(), system_id=system, display_name=name
+        request_id=new_request_id(), system_id=system, display_name=name
     )
     response = keys(tenant).call("CreateIntegrationKey", request)
     if not response.secret:
@@ -100,6 +100,6 @@ def revoke_key(
 ) -> None:
     """End an integration key for ever; its last token lapses within ten minutes."""
     request = integration_key_service_pb2.RevokeIntegrationKeyRequest(
-        request_id=new_request(), key_id=key
+        request_id=new_request_id(), key_id=key
     )
     show_keys([keys(tenant).call("RevokeIntegrationKey", request).key])

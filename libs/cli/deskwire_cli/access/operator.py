@@ -68,7 +68,7 @@ class Operator:
         return asyncio.run(ask())
 
 
-def new_request() -> str:
+def new_request_id() -> str:
     """Return a request_id."""
     return str(uuid.uuid4())
 
@@ -93,6 +93,6 @@ def show(
     print_table(titles, [row(each) for each in found])
 
 
-def when(stamp: Timestamp) -> str:
+def format_time(stamp: Timestamp) -> str:
     """Return a time as people write it, in UTC."""
     return stamp.ToDatetime().isoformat(" ", "seconds") + "Z"

@@ -8,7 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from deskwire.chat.v1 import tenant_service_pb2, tenant_service_pb2_grpc
-from deskwire_cli.access.operator import JsonOption, NameOption, Operator, new_request, show, when
+from deskwire_cli.access.operator import (
+    JsonOption,
+    NameOption,
+    Operator,
+    format_time,
+    new_request_id,
+    show,
+)
 from deskwire_common.auth import ANY_TENANT
 
 tenant_app = typer.Typer(name="tenant", help="Tenants of the suite.", no_args_is_help=True)
@@ -29,7 +36,7 @@ def show_tenants(found: Sequence[Any], *, as_json: bool = False) -> None:
             each.tenant_id,
             each.display_name,
             "disabled" if each.disabled else "enabled",
-            when(each.create_time),
+            format_time(each.create_time),
         ),
         as_json=as_json,
     )
@@ -39,7 +46,7 @@ def show_tenants(found: Sequence[Any], *, as_json: bool = False) -> None:
 def create_tenant(tenant: TenantId, name: NameOption = "") -> None:
     """Make a tenant known, so that it can be disabled; it works without."""
     request = tenant_service_pb2.CreateTenantRequest(
-        request_id=new_request(), tenant_id=tenant, display_name=name
+        request_id=new_request_id(), tenant_id=tenant, display_name=name
     )
     show_tenants([tenants().call("CreateTenant", request).tenant])
 
@@ -54,12 +61,12 @@ def list_tenants(as_json: JsonOption = False) -> None:
 @tenant_app.command("disable")
 def disable_tenant(tenant: TenantId) -> None:
     """Shut a tenant out of chat; its connections end."""
-    request = tenant_service_pb2.DisableTenantRequest(request_id=new_request(), tenant_id=tenant)
+    request = tenant_service_pb2.DisableTenantRequest(request_id=new_request_id(), tenant_id=tenant)
     show_tenants([tenants().call("DisableTenant", request).tenant])
 
 
 @tenant_app.command("enable")
 def enable_tenant(tenant: TenantId) -> None:
     """Let a disabled tenant in again."""
-    request = tenant_service_pb2.EnableTenantRequest(request_id=new_request(), tenant_id=tenant)
+    request = tenant_service_pb2.EnableTenantRequest(request_id=new_request_id(), tenant_id=tenant)
     show_tenants([tenants().call("EnableTenant", request).tenant])

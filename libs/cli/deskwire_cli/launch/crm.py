@@ -10,7 +10,7 @@ from importlib import import_module
 import grpc
 
 from deskwire_cli.launch.plan import Plan
-from deskwire_cli.launch.probes import words
+from deskwire_cli.launch.probes import error_text
 from deskwire_cli.machine.home import Home
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.machine.process import Process, python_environment
@@ -58,4 +58,4 @@ def connect_crm(plan: Plan) -> None:
             secret=crm_secret(plan.home),
         )
     except grpc.RpcError as error:
-        raise Problem(f"the demo CRM can't be connected: {words(error)}") from None
+        raise Problem(f"the demo CRM can't be connected: {error_text(error)}") from None

@@ -15,10 +15,10 @@ from deskwire_cli.machine.progress import say
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.logging import redact_text
 
-#: In the order of their start; they stop in the reverse order.
 SERVICES: Final = ("chat", "tickets", "events", "cdc", "gateway")
-#: Those with a database.
+"""In the order of their start; they stop in the reverse order."""
 STORES: Final = ("chat", "tickets", "events", "cdc")
+"""Those with a database."""
 
 
 def service_of(process: str) -> str:

@@ -17,7 +17,7 @@ def serving(address: str) -> Probe:
             try:
                 answer = ask_health(channel)
             except grpc.RpcError as error:
-                return f"{address} doesn't answer ({words(error)})"
+                return f"{address} doesn't answer ({error_text(error)})"
         return "" if answer.status == answer.SERVING else f"{address} is not serving yet"
 
     return ask
@@ -28,7 +28,7 @@ def listening(address: str) -> Probe:
     return lambda: "" if answers(address) else f"no answer at {address}"
 
 
-def words(error: grpc.RpcError) -> str:
+def error_text(error: grpc.RpcError) -> str:
     """Its code and text, if it has them."""
     code, details = getattr(error, "code", None), getattr(error, "details", None)
     return f"{code().name}: {details()}" if callable(code) and callable(details) else str(error)

@@ -18,8 +18,8 @@ from deskwire_cli.machine.problem import Problem
 from deskwire_common.auth import KeysError, KeySet
 
 VARIABLE: Final = "DESKWIRE_HOME"
-#: Kafka stops by itself when its disk is full; it is better not to begin.
 MIN_FREE_BYTES: Final = 256 * 1024 * 1024
+"""Kafka stops by itself when its disk is full; it is better not to begin."""
 
 
 def project_root() -> Path:

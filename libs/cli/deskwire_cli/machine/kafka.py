@@ -29,8 +29,8 @@ JAVA: Final = 17
 _LOG4J: Final = "2.25.4"  # the one that Kafka itself comes with
 JAVA_FOLDERS: Final = Path("/usr/lib/jvm")
 READY_SECONDS: Final = 60.0
-#: How to get Java and Maven, for messages.
 ADVICE: Final = "install them (Debian: apt-get install openjdk-17-jre-headless maven)"
+"""How to get Java and Maven, for messages."""
 
 _POM: Final = f"""\
 <project xmlns="http://maven.apache.org/POM/4.0.0">

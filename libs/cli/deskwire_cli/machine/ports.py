@@ -11,10 +11,8 @@ from deskwire_cli.machine.problem import Problem
 
 BASE: Final = 7400
 HOST: Final = "127.0.0.1"
-#: How many chat processes one machine runs at the most.
 CHAT_SHARDS: Final = 8
-#: Distances from the base. `gateway` is the gRPC side; `<name>-metrics` serves Prometheus over HTTP, `<name>-files`
-#: attachments; `chat-1` is the second chat process.
+"""How many chat processes one machine runs at the most."""
 LAYOUT: Final[Mapping[str, int]] = {
     "websocket": 0,
     "gateway": 1,
@@ -36,6 +34,8 @@ LAYOUT: Final[Mapping[str, int]] = {
     "kafka": 92,
     "kafka-controller": 93,
 }
+"""Distances from the base. `gateway` is the gRPC side; `<name>-metrics` serves Prometheus over HTTP, `<name>-files`
+attachments; `chat-1` is the second chat process."""
 _HIGHEST: Final = 65535 - max(LAYOUT.values())
 
 

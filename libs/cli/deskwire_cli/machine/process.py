@@ -18,10 +18,10 @@ from deskwire_cli.machine.home import os_error
 from deskwire_cli.machine.problem import Problem
 
 _CHILD: Final = Path(__file__).with_name("child.py")
-#: Answers "" when the process is ready, else what is still missing.
 Probe = Callable[[], str]
-#: A log that has grown beyond this is moved aside (to .1) at the next start.
+"""Answers "" when the process is ready, else what is still missing."""
 _MAX_LOG_BYTES: Final = 50_000_000
+"""A log that has grown beyond this is moved aside (to .1) at the next start."""
 
 
 @dataclass(slots=True)
@@ -90,10 +90,10 @@ class Process:
             if code < 0
             else f"ended with exit code {code}"
         )
-        last = self.last_words()
+        last = self.last_line()
         return f"{self.name} {ended}{f': {last}' if last else ''} (log: {self.log})"
 
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """The last line of this run in its log, shortened."""
         try:
             with self.log.open("rb") as log:

@@ -36,8 +36,8 @@ from deskwire_common.auth import Role
 from deskwire_common.errors import from_rpc_error
 from deskwire_common.rpc import make_channel
 
-#: Li Na in the demo CRM, who signs in to the shop with this number, and her second order.
 CUSTOMER_NO: Final = "1001"
+"""Li Na in the demo CRM, who signs in to the shop with this number, and her second order."""
 ORDER_NO: Final = "A-5002"
 
 

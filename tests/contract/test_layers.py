@@ -128,4 +128,4 @@ def test_an_import_from_above_fails(bad_imports: str, container: str) -> None:
 
 @pytest.mark.parametrize("container", DOMAINS)
 def test_a_domain_that_imports_a_message_fails(bad_imports: str, container: str) -> None:
-    assert f"{container}.domain is not allowed to import deskwire" in bad_imports
+    assert f"{container}.domain is not allowed to import deskwire:\n" in bad_imports

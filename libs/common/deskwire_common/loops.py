@@ -75,8 +75,15 @@ async def every(
     What it raises of `outlast` is logged as the event `failed`, and the work comes again in its time; anything else
     ends the loop. `wake` ends a sleep early. Without `at_once` the first thing is a sleep.
     """
+
+    async def pause() -> None:
+        if wake is None:
+            await sleep(seconds)
+        else:
+            await wait(wake, seconds)
+
     if not at_once:
-        await sleep(seconds)
+        await pause()
     while True:
         if wake is not None:
             # Cleared before the work: what is set during it is work that it may have missed.
@@ -85,7 +92,4 @@ async def every(
             await work()
         except outlast as error:
             get_logger().warning(failed, error=str(error) or type(error).__name__)
-        if wake is None:
-            await sleep(seconds)
-        else:
-            await wait(wake, seconds)
+        await pause()

@@ -217,8 +217,10 @@ class OutboxRelay:
                 pauses.reset()
                 if count < self._batch:
                     await held.wait(self._poll, self._outbox.wake)
-        finally:
+        except BaseException:
+            # What is under way is the successor's to publish.
             await self._producer.purge_and_rebuild()
+            raise
 
     async def drain(self, timeout: float = 10.0) -> bool:
         """Wait up to `timeout` seconds until the outbox is empty; is it? (`work` must be done somewhere.)"""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -23,6 +22,7 @@ from deskwire_common.events import DomainEvent
 from deskwire_common.ids import Ids
 from deskwire_common.kafka import Record
 from deskwire_common.logging import get_logger
+from deskwire_common.loops import Backoff
 from deskwire_common.metrics import METRICS
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import ANSWER_BYTES
@@ -163,7 +163,7 @@ class Delivering:
 
     async def _push_some(self, items: list[_Item]) -> list[_Item]:
         """Push a batch of the first items until all of it has ended; the others."""
-        failures = 0
+        pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         batch: list[_Item] | None = None
         rest: list[_Item] = []
         fresh_session = False
@@ -194,11 +194,11 @@ class Delivering:
                 failure = waiting[0].detail or waiting[0].outcome.name.lower()
                 asked = max((each.retry_after or 0.0 for each in waiting), default=0.0)
                 if len(ends) > len(batch):
-                    failures = 0
-            failures += 1
+                    pauses.reset()
             fresh_session = False
             await self._tell_trouble(failure)
-            await asyncio.sleep(_pause(failures, asked))
+            own = pauses.next()
+            await asyncio.sleep(min(asked, LONGEST_ASKED) if asked else own)
         return rest
 
     def _after_failure(self, error: Unavailable) -> None:
@@ -319,14 +319,6 @@ def _split(items: list[_Item], max_batch: int) -> tuple[list[_Item], list[_Item]
         if count == max_batch or (count and size > ANSWER_BYTES):
             return items[:count], items[count:]
     return items, []
-
-
-def _pause(failures: int, asked: float | None) -> float:
-    """Seconds until the next try: what the adapter asked for, else growing, with jitter."""
-    if asked:
-        return min(asked, LONGEST_ASKED)
-    top: float = min(FIRST_PAUSE * 2 ** min(failures - 1, 20), LONGEST_PAUSE)
-    return top * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
 
 def _check(event: Event) -> None:

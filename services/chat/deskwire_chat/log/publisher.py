@@ -25,6 +25,7 @@ from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import DeskwireError
 from deskwire_common.kafka import Headers, Outgoing, Producer
 from deskwire_common.logging import get_logger
+from deskwire_common.loops import Backoff
 from deskwire_common.metrics import METRICS
 from deskwire_common.pacing import Pace
 
@@ -38,6 +39,7 @@ _LINGER: Final = 0.005
 _SPACING: Final = 0.05
 _MANY: Final = 16
 """Rounds of so many records are so many seconds apart: the producer sends a request per partition and round."""
+_FIRST_BACKOFF: Final = 0.2
 _MAX_BACKOFF: Final = 5.0
 
 
@@ -113,20 +115,19 @@ class Publisher:
 
     async def run(self) -> None:
         """Publish until cancelled; outlasts a broker or a database that is away."""
-        failures = 0
+        pauses = Backoff(_FIRST_BACKOFF, _MAX_BACKOFF)
         while True:
             self._wake.clear()
             try:
                 sent = await self._round()
-                failures = 0
+                pauses.reset()
                 if not sent:
                     await self._rest()
             except (DeskwireError, OSError) as error:
-                failures += 1
                 get_logger().warning("publishing_failed", error=str(error), behind=self.behind)
                 # No later message may overtake the one that failed.
                 await self._producer.purge_and_rebuild()
-                await asyncio.sleep(min(0.1 * 2**failures, _MAX_BACKOFF))
+                await pauses.pause()
 
     async def _rest(self) -> None:
         """Wait for a commit. Under load the writer notes how far Kafka is; after a second of quiet this does."""

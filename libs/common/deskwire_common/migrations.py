@@ -27,7 +27,7 @@ from deskwire.common.v1 import error_reason_pb2
 from deskwire_common import db as dbs
 from deskwire_common.db import Database
 from deskwire_common.errors import FailedPrecondition, Unavailable
-from deskwire_common.leadership import lead
+from deskwire_common.locks import locked
 from deskwire_common.logging import get_logger
 
 #: Seconds to wait for another migration, and for the locks of one statement.
@@ -85,7 +85,7 @@ def _missing(connection: sa.Connection, package: str) -> tuple[list[str], list[s
 @asynccontextmanager
 async def _locked(db: Database, package: str) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(LOCK_WAIT) as limit, lead(db, f"migrate-{package}", poll=0.05):
+        async with asyncio.timeout(LOCK_WAIT) as limit, locked(db, f"migrate-{package}", poll=0.05):
             limit.reschedule(None)
             yield
     except TimeoutError as error:

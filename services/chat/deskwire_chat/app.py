@@ -55,8 +55,8 @@ from deskwire_common.config import split_address
 from deskwire_common.db import Database
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
-from deskwire_common.leadership import lead
 from deskwire_common.lifecycle import Runtime
+from deskwire_common.locks import locked
 from deskwire_common.logging import get_logger
 from deskwire_common.outbox import Outbox, OutboxRelay
 from deskwire_common.ownership import Owner
@@ -127,7 +127,7 @@ async def _storage(settings: Settings, runtime: Runtime[Settings]) -> _Storage:
     db = await runtime.database("deskwire_chat")
     if db.dialect == "sqlite":
         # The heads of one file can't have two writers.
-        await runtime.stack.enter_async_context(lead(db, "chat-shard", wait=False))
+        await runtime.stack.enter_async_context(locked(db, "chat-shard", wait=False))
     await ensure_topics(settings.kafka)
     # A MetaData of their own: this may be built twice in one process.
     outbox = Outbox(dbs.metadata(), runtime.clock)

@@ -22,6 +22,7 @@ METADATA = dbs.metadata()
 CLOCK = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
 STORE = IdempotencyStore(METADATA, CLOCK)
 EFFECTS = sa.Table("effects", METADATA, sa.Column("name", dbs.Name))
+ONLY = sa.Table("only", METADATA, sa.Column("name", dbs.Name, primary_key=True))
 ALICE = Principal("acme", Role.AGENT, "alice")
 
 
@@ -143,3 +144,29 @@ async def test_old_ones_are_forgotten(db: Database) -> None:
     assert await STORE.purge(db, keep=1800) == 0
     assert await call(db, "young") == "Late 6"
     assert await call(db, "0") == "Late 7"
+
+
+async def test_what_another_caller_made_meanwhile_is_seen_by_the_next_try(db: Database) -> None:
+    """Two calls look, find nothing, and make the same thing: the second one looks again."""
+    looks = 0
+
+    async def work(uow: UnitOfWork) -> StringValue:
+        nonlocal looks
+        looks += 1
+        query = sa.select(ONLY.c.name).where(ONLY.c.name == "a")
+        if looks > 1 and (await uow.execute(query)).scalar_one_or_none() is not None:
+            return StringValue(value="there")
+        await uow.execute(sa.insert(ONLY).values(name="a"))
+        return StringValue(value="made")
+
+    async def once(request_id: str) -> str:
+        request = pb.CreateTicketRequest(request_id=request_id)
+        with acting_as(ALICE):
+            return (await STORE.once(db, method="/x/Make", request=request, work=work)).value
+
+    assert await once("1") == "made"
+    looks = 0
+    assert await once("2") == "there"
+    assert looks == 2
+    assert await once("1") == "made"
+    assert looks == 2

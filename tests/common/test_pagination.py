@@ -5,11 +5,20 @@ from __future__ import annotations
 import base64
 
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deskwire.tickets.v1.ticket_service_pb2 import ListTicketsRequest
 from deskwire_common.errors import InvalidArgument
-from deskwire_common.pagination import decode_page, encode_page
+from deskwire_common.pagination import (
+    ANSWER_BYTES,
+    PAGE_SIZE,
+    PageKey,
+    decode_page,
+    encode_page,
+    page,
+)
 
 METHOD = "TicketService/ListTickets"
 FILTERS = {"tenant": "acme", "states": [1, 2]}
@@ -78,3 +87,34 @@ def test_a_changed_token_is_refused() -> None:
     assert refused(token[:-3])
     assert refused("A" + token[1:] if token[0] != "A" else "B" + token[1:])
     assert refused(token + "!")
+
+
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 1_000, 400_000, 2_000_000]), max_size=60),
+    page_size=st.integers(0, 70),
+    hidden=st.sets(st.integers(1, 60)),
+)
+async def test_pages_are_the_list_and_none_is_too_large(
+    sizes: list[int], page_size: int, hidden: set[int]
+) -> None:
+    rows = list(enumerate(sizes, 1))
+
+    async def read(key: PageKey | None, limit: int) -> list[tuple[int, int]]:
+        return [row for row in rows if key is None or row[0] > int(key[0])][:limit]
+
+    def view(row: tuple[int, int]) -> StringValue | None:
+        number, size = row
+        return None if number in hidden else StringValue(value=f"{number}:".ljust(size, "x"))
+
+    found, token = [], ""
+    while True:
+        request = ListTicketsRequest(page_size=page_size, page_token=token)
+        items, token = await page(
+            request, METHOD, FILTERS, shape=(int,), read=read, key=lambda row: (row[0],), view=view
+        )
+        assert len(items) <= (page_size or PAGE_SIZE)
+        assert len(items) <= 1 or sum(item.ByteSize() for item in items) <= ANSWER_BYTES
+        found += [int(item.value.partition(":")[0]) for item in items]
+        if not token:
+            break
+    assert found == [number for number, _ in rows if number not in hidden]

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
@@ -340,6 +341,20 @@ async def test_every_connect_asks_for_a_token() -> None:
     async with server(once, twice) as url, Client(url, token) as client:
         await eventually(lambda: len(hellos) == 2 and client.connected)
     assert hellos == ["token 0", "token 1"]
+
+
+async def test_a_token_that_has_ended_by_the_clients_clock_is_renewed_once() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(token_expire_time=Timestamp(seconds=1))
+        assert (await peer.next("refresh")).token == "another"
+        renewed.set()
+        await peer.ack(await peer.next("send"), 1)
+        await until_closed(peer)
+
+    renewed = asyncio.Event()
+    async with server(script) as url, Client(url, lambda: "another") as client:
+        await renewed.wait()
+        await asyncio.wait_for(client.send(TALK, "one"), 10)
 
 
 async def test_nobody_listens() -> None:

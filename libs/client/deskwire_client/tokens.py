@@ -37,7 +37,8 @@ class Tokens:
         """Whether it is time for a new one; says so once, then again after a minute."""
         if not callable(self._source) or self._refresh_at > time.time():
             return False
-        self._refresh_at += _REFRESH_SECONDS  # unless the answer to the new one says more
+        # Unless the answer to the new one says more.
+        self._refresh_at = time.time() + _REFRESH_SECONDS
         return True
 
     def seconds_until_due(self) -> float:

@@ -27,7 +27,7 @@ from deskwire_common.lifecycle import Runtime, running
 from deskwire_common.migrations import migrate
 from deskwire_common.pagination import ANSWER_BYTES
 from deskwire_common.rpc import make_channel, stream_metadata
-from deskwire_gateway import shards
+from deskwire_gateway import sends
 from support.ports import free_port
 from support.relay import relay
 from support.suite import Desk, Start, chat_settings, gateway_settings, new_id
@@ -163,7 +163,7 @@ async def test_what_breaks_every_link_is_not_said_for_ever(
     signer: TokenSigner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shards, "_RESTARTS_SECONDS", 0.5)
+    monkeypatch.setattr(sends, "_RESTARTS", 0.5)
     url, port = f"sqlite:///{tmp_path / 'chat.db'}", free_port()
     await migrate(url, "deskwire_chat")
     talk, other = new_id(), new_id()

@@ -7,7 +7,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from deskwire_common.auth import Role
-from deskwire_gateway.limits import Bucket, TenantRates
+from deskwire_gateway.admission import Bucket, TenantRates
 from support.suite import Start, new_id
 from support.wire import wire
 

@@ -19,7 +19,7 @@ from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import Unavailable
 from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
-from deskwire_gateway import shards
+from deskwire_gateway import sends
 from support.ports import free_port
 from support.suite import chat_settings, gateway_settings, new_id
 from support.wire import wire
@@ -33,7 +33,7 @@ async def test_what_nobody_takes_is_given_back_and_holds_its_line(
     signer: TokenSigner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shards, "_PATIENCE", 0.5)
+    monkeypatch.setattr(sends, "_PATIENCE", 0.5)
     url = f"sqlite:///{tmp_path / 'chat.db'}"
     await migrate(url, "deskwire_chat")
     port = free_port()
@@ -60,7 +60,7 @@ async def test_what_nobody_takes_is_given_back_and_holds_its_line(
             error_reason_pb2.ERROR_REASON_LINE_HELD,
         )
 
-        monkeypatch.setattr(shards, "_PATIENCE", 30.0)
+        monkeypatch.setattr(sends, "_PATIENCE", 30.0)
         await w.say(send=send(conversation, "one"))
         await w.say(send=send(conversation, "two"))
         chat = chat_settings(url, kafka, keys_file, grpc_listen=f"127.0.0.1:{port}")

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_common.auth import KeySet, TokenVerifier
-from deskwire_common.clock import SystemClock
-from deskwire_common.ids import RandomIds
-from deskwire_common.validation import Validator
-from deskwire_gateway.session import Limits
-from deskwire_gateway.sessions import Sessions
+from deskwire_gateway.protocol import Protocol
 from deskwire_wire.codes import Close
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
@@ -48,15 +42,8 @@ def test_every_frame_is_there_with_its_fields() -> None:
 
 
 def test_clients_say_what_the_page_says() -> None:
-    limits: Any = Limits.__new__(Limits)
-    for name in ("ping_interval", "visitor_ping_interval"):
-        object.__setattr__(limits, name, 25.0)
-    for name in ("tenant_send_rate", "ring_bytes", "ring_total_bytes"):
-        object.__setattr__(limits, name, 0)
-    verifier = TokenVerifier(KeySet.generate())
-    sessions = Sessions(limits, verifier, Validator(), RandomIds(), SystemClock())
     said = {name for name, cells in rows().items() if re.search("client|either", cells[2])}
-    assert said == {"hello", *sessions._handlers}
+    assert said == {"hello", *Protocol.HANDLERS}
 
 
 def test_every_close_code_is_there_and_what_to_do() -> None:

@@ -13,16 +13,18 @@ import grpc
 from deskwire.gateway.v1 import gateway_service_pb2 as pb
 from deskwire_common.auth import Role
 from deskwire_common.metrics import METRICS
+from deskwire_common.pagination import ANSWER_BYTES
 from deskwire_gateway.actions import GatewayActions
 from deskwire_gateway.frames import slow_reader
+from deskwire_gateway.protocol import Protocol
 from deskwire_gateway.session import Session
-from deskwire_gateway.sessions import Sessions
 
 SERVICE: Final = "deskwire.gateway.v1.GatewayService"
 CONNECT: Final = f"/{SERVICE}/Connect"
 _MAX_BUFFERED: Final = 1_048_576
+"""Bytes that wait for one client to read; with more the connection is closed."""
 
-#: Who may call each method. Connect's token is in its Hello, checked by sessions.
+#: Who may call each method. Connect's token is in its Hello, checked by the handshake.
 AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
     CONNECT: frozenset({Role.VISITOR, Role.AGENT, Role.BOT}),
     f"/{SERVICE}/ListSessions": frozenset({Role.OPERATOR, Role.SERVICE}),
@@ -32,7 +34,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class _Stream:
-    """The Transport of one Connect."""
+    """The transport of one Connect."""
 
     name = "grpc"
 
@@ -47,29 +49,32 @@ class _Stream:
         """Queue one encoded Batch; a reader that is too slow is closed instead."""
         if self._closed:
             return
-        self._bytes += len(data)
         if self._bytes > _MAX_BUFFERED:
             METRICS.gateway_closed.labels("slow_reader").inc()
             self._queue.clear()
             self._queue.append(slow_reader())
             self._closed = True
         else:
+            self._bytes += len(data)
             self._queue.append(data)
         self._wake.set()
 
     def close(self, _code: int, _text: str) -> None:
-        """End after what was sent; the Goodbye frame has said why."""
+        """End after what was sent, of which the Goodbye says why."""
         self._closed = True
         self._wake.set()
 
     async def batches(self) -> AsyncIterator[bytes]:
-        """What goes down."""
+        """Yield what goes down, joined as far as a message of gRPC holds it."""
         while True:
             if self._queue:
-                data = b"".join(self._queue)
-                self._queue.clear()
-                self._bytes = 0
-                yield data
+                parts = [self._queue.popleft()]
+                size = len(parts[0])
+                while self._queue and size + len(self._queue[0]) <= ANSWER_BYTES:
+                    parts.append(self._queue.popleft())
+                    size += len(parts[-1])
+                self._bytes -= size
+                yield b"".join(parts)
             elif self._closed:
                 return
             else:
@@ -78,10 +83,10 @@ class _Stream:
 
 
 class GatewayApi:
-    """The servicer. Connect's batches stay bytes: sessions read them, and write ready ones."""
+    """The servicer. Connect's batches stay bytes: the protocol reads and writes them."""
 
-    def __init__(self, sessions: Sessions, actions: GatewayActions) -> None:
-        self._sessions = sessions
+    def __init__(self, protocol: Protocol, actions: GatewayActions) -> None:
+        self._protocol = protocol
         self._actions = actions
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -102,13 +107,13 @@ class GatewayApi:
     ) -> AsyncIterator[bytes]:
         """Serve one connection."""
         stream = _Stream()
-        self._sessions.open(stream)
+        self._protocol.registry.open(stream)
 
         async def read() -> None:
             with contextlib.suppress(grpc.RpcError):
                 async for data in requests:
                     if stream.session is not None:
-                        self._sessions.receive(stream.session, data)
+                        self._protocol.receive(stream.session, data)
             stream.close(1000, "")
 
         reading = asyncio.create_task(read())
@@ -118,7 +123,7 @@ class GatewayApi:
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-            self._sessions.disconnected(stream)
+            self._protocol.registry.disconnected(stream)
 
     async def list_sessions(
         self, request: pb.ListSessionsRequest, _context: Context

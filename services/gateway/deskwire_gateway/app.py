@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import resource
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Final
 
@@ -15,15 +16,23 @@ from deskwire_common import rpc
 from deskwire_common.config import split_address
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.logging import get_logger
-from deskwire_gateway import supervisor, websocket, worker
+from deskwire_gateway import supervisor, websocket
 from deskwire_gateway.actions import GatewayActions
+from deskwire_gateway.admission import Admission
 from deskwire_gateway.api import AUTHORIZATION, CONNECT, SERVICE, GatewayApi
 from deskwire_gateway.calls import Calls
 from deskwire_gateway.config import Settings
 from deskwire_gateway.directory import Directory
-from deskwire_gateway.session import Limits
-from deskwire_gateway.sessions import Sessions
-from deskwire_gateway.shards import Shards
+from deskwire_gateway.handshake import Handshake
+from deskwire_gateway.limits import Limits
+from deskwire_gateway.link_pool import LinkPool
+from deskwire_gateway.owner_map import OwnerMap
+from deskwire_gateway.protocol import Protocol
+from deskwire_gateway.registry import Registry
+from deskwire_gateway.sends import Sends
+from deskwire_gateway.signals import Signals
+from deskwire_gateway.syncs import Syncs
+from deskwire_gateway.wheel import every_second
 
 _OTHER_DESCRIPTORS: Final = 500
 """What a process has open beside its WebSockets."""
@@ -34,33 +43,25 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     worker_id = runtime.ids.uuid7()
     directory = Directory(Redis.from_url(settings.redis_url, socket_timeout=2), worker_id)
     runtime.stack.push_async_callback(directory.close)
-    sessions = Sessions(
-        Limits(
-            ping_interval=settings.ping_interval,
-            visitor_ping_interval=settings.visitor_ping_interval,
-            hello_timeout=settings.hello_timeout,
-            max_message_bytes=settings.max_message_bytes,
-            max_unacked_sends=settings.max_unacked_sends,
-            max_calls=settings.max_calls,
-            max_pending_sends=settings.max_pending_sends,
-            send_rate=settings.send_rate,
-            send_burst=settings.send_burst,
-            tenant_send_rate=settings.tenant_send_rate,
-            backoff_initial=settings.backoff_initial,
-            backoff_max=settings.backoff_max,
-            resume_window=settings.resume_window,
-            ring_bytes=settings.ring_bytes,
-            ring_total_bytes=settings.ring_total_bytes,
-        ),
-        runtime.verifier,
-        runtime.validator,
-        runtime.ids,
-        runtime.clock,
-        trace=bool(settings.otlp_endpoint),
-        opened=directory.changed,
-        ended=directory.changed,
-    )
-    directory.bind(sessions)
+    registry = Registry(_limits(settings), runtime.ids, runtime.clock, changed=directory.changed)
+    directory.bind(registry)
+    protocol = _with_chat(settings, runtime, registry, worker_id)
+    runtime.spawn("directory", directory.run)
+    runtime.spawn("wheel", partial(every_second, registry.tick))
+    if settings.worker is not None:
+        runtime.spawn("parent", supervisor.end_with_parent)
+    await _serve(settings, runtime, protocol, directory)
+
+
+def _limits(settings: Settings) -> Limits:
+    """Return those of the settings that are limits of a connection: they have the same names."""
+    return Limits(**{field.name: getattr(settings, field.name) for field in fields(Limits)})
+
+
+def _with_chat(
+    settings: Settings, runtime: Runtime[Settings], registry: Registry, worker_id: str
+) -> Protocol:
+    """Make the ways to chat, and the protocol that uses them."""
     seed_name = split_address(settings.chat_target)[0]
 
     def connect(target: str) -> grpc.aio.Channel:
@@ -68,30 +69,62 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         name = "" if target == settings.chat_target else seed_name
         return rpc.make_channel(target, tls=runtime.tls, bare=True, server_name=name)
 
-    shards = Shards(settings.chat_target, connect, runtime.signer, sessions, worker_id)
+    trace = bool(settings.otlp_endpoint)
     channel = rpc.make_channel(settings.chat_target, tls=runtime.tls)
     runtime.stack.push_async_callback(channel.close)
     calls = Calls(
         channel,
-        sessions,
+        registry,
         runtime.verifier,
         runtime.validator,
         max_result_bytes=settings.max_result_bytes,
-        trace=bool(settings.otlp_endpoint),
+        trace=trace,
     )
     runtime.stack.push_async_callback(calls.close)
-    sessions.bind(shards, calls)
-    runtime.spawn("shards", shards.run)
-    runtime.spawn("directory", directory.run)
-    runtime.spawn("wheel", partial(worker.turn_wheel, sessions))
+    owners, numbers = OwnerMap(), itertools.count(1)
+    syncs = Syncs(owners, registry, numbers)
+    sends = Sends(owners, registry, syncs, numbers)
+    links = LinkPool(
+        settings.chat_target,
+        connect,
+        runtime.signer,
+        worker_id,
+        registry,
+        owners,
+        sends,
+        syncs,
+    )
+    registry.bind(links, calls)
+    runtime.spawn("links", links.run)
 
-    if settings.worker is not None:
-        runtime.spawn("parent", supervisor.end_with_parent)
+    async def drain() -> None:
+        await asyncio.gather(sends.drain(), calls.drain())
+        registry.drain()
+
+    runtime.on_drain(drain)
+    return Protocol(
+        registry,
+        Handshake(registry, runtime.verifier, runtime.validator),
+        Admission(registry.limits),
+        sends,
+        syncs,
+        Signals(owners),
+        calls,
+        runtime.validator,
+        runtime.clock,
+        trace=trace,
+    )
+
+
+async def _serve(
+    settings: Settings, runtime: Runtime[Settings], protocol: Protocol, directory: Directory
+) -> None:
+    """Open the ports."""
     shared = settings.worker is not None
     limit = room_for(settings.max_connections)
     get_logger().info(
         "limits",
-        **asdict(sessions.limits),
+        **asdict(protocol.registry.limits),
         max_connections=limit,
         accept_rate=settings.accept_rate,
         max_buffered_bytes=settings.max_buffered_bytes,
@@ -99,7 +132,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     )
     host, port = settings.ws_address
     server = await websocket.listen(
-        sessions,
+        protocol,
         host,
         port,
         max_connections=limit,
@@ -110,13 +143,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     runtime.stack.callback(server.close)
     runtime.extra_ports["ws"] = server.sockets[0].getsockname()[1]
 
-    async def drain() -> None:
+    async def stop_listening() -> None:
         server.close()
-        await asyncio.gather(shards.drain(), calls.drain())
-        sessions.drain()
 
-    runtime.on_drain(drain)
-    api = GatewayApi(sessions, GatewayActions(directory))
+    runtime.on_drain(stop_listening)
+    api = GatewayApi(protocol, GatewayActions(directory))
     await runtime.serve(
         [api.register],
         [SERVICE],

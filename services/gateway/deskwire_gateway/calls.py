@@ -40,8 +40,9 @@ from deskwire_common.errors import (
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
+from deskwire_gateway.registry import Registry
 from deskwire_gateway.session import Session, same_user
-from deskwire_gateway.sessions import Sessions
+from deskwire_wire.batches import encoded
 from deskwire_wire.errors import error_frame
 
 METHODS: Final = frozenset(
@@ -72,7 +73,7 @@ class Calls:
     def __init__(
         self,
         channel: grpc.aio.Channel,
-        sessions: Sessions,
+        registry: Registry,
         verifier: TokenVerifier,
         validator: Validator,
         *,
@@ -80,7 +81,7 @@ class Calls:
         trace: bool = False,
     ) -> None:
         """`channel` leads to chat, with no token of its own. `trace`: begin a trace for calls that bring none."""
-        self._sessions = sessions
+        self._registry = registry
         self._verifier = verifier
         self._validator = validator
         self._max_result = max_result_bytes
@@ -89,32 +90,32 @@ class Calls:
         self._under_way: dict[Session, dict[int, asyncio.Task[None]]] = {}
         self._count = 0
 
-    def call(self, session: Session, said: frame_pb2.Rpc) -> None:
+    def call(self, session: Session, frame: frame_pb2.Rpc) -> None:
         """Begin a call; its result is pushed. Raises DeskwireError when it isn't made."""
-        self._validator.check(said)
+        self._validator.check(frame)
         mine = self._under_way.get(session, {})
-        if said.id in mine:
-            return  # said again after a break: its result will come
-        limit = self._sessions.limits.max_calls
+        if frame.id in mine:
+            return  # called again after a break: its result will come
+        limit = self._registry.limits.max_calls
         if len(mine) >= limit:
             raise ResourceExhausted(
                 f"{limit} calls are without their result; wait for those", retry_after=0.5
             )
         if self._count >= _MAX_IN_FLIGHT:
             raise ResourceExhausted("too many calls are under way", retry_after=1.0)
-        method = self._methods.get(said.method)
+        method = self._methods.get(frame.method)
         if method is None:
             raise InvalidArgument(
                 "no unary method of a service that is called over a connection", field="method"
             )
-        work = self._run(session, said, method, self._token(session, said.token))
-        task = asyncio.create_task(work, name=f"call-{session.number}-{said.id}")
-        self._under_way.setdefault(session, {})[said.id] = task
+        work = self._run(session, frame, method, self._token(session, frame.token))
+        task = asyncio.create_task(work, name=f"call-{session.number}-{frame.id}")
+        self._under_way.setdefault(session, {})[frame.id] = task
         self._count += 1
-        task.add_done_callback(lambda _done: self._ended(session, said.id))
+        task.add_done_callback(lambda _done: self._ended(session, frame.id))
 
     def end(self, session: Session) -> None:
-        """A session is over: nobody waits for its calls."""
+        """End the calls of a session that is over."""
         for task in self._under_way.get(session, {}).values():
             task.cancel()
 
@@ -127,7 +128,7 @@ class Calls:
 
     async def close(self) -> None:
         """End what is still under way."""
-        tasks = [task for each in self._under_way.values() for task in each.values()]
+        tasks = [task for theirs in self._under_way.values() for task in theirs.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -151,37 +152,36 @@ class Calls:
             raise PermissionDenied("the token is another user's; connect with it instead")
         return given
 
-    async def _run(self, session: Session, said: frame_pb2.Rpc, method: Any, token: str) -> None:
-        result = frame_pb2.RpcResult(id=said.id)
+    async def _run(self, session: Session, frame: frame_pb2.Rpc, method: Any, token: str) -> None:
+        result = frame_pb2.RpcResult(id=frame.id)
         try:
-            result.response = await self._response(said, method, token)
+            result.response = await self._response(frame, method, token)
         except DeskwireError as error:
             METRICS.gateway_refused.labels(error.reason_name).inc()
             result.error.CopyFrom(error_frame(error))
-        except Exception as error:  # noqa: BLE001 - our fault; the client is told, and its connection stays
-            get_logger().error("call_failed", method=said.method, exc_info=error)
+        except Exception as error:  # noqa: BLE001 - our fault; the client hears of it, and its connection stays
+            get_logger().error("call_failed", method=frame.method, exc_info=error)
             result.error.CopyFrom(error_frame(Internal("a fault of deskwire's")))
-        frame = frame_pb2.Frame(rpc_result=result)
-        data = frame_pb2.Batch(frames=[frame]).SerializeToString()
+        data = encoded(rpc_result=result)
         if len(data) <= _KEPT_BYTES:
-            self._sessions.push(session, data)
+            self._registry.push(session, data)
         else:
             session.transport.send(data)
 
-    async def _response(self, said: frame_pb2.Rpc, method: Any, token: str) -> bytes:
-        traceparent = said.traceparent
+    async def _response(self, frame: frame_pb2.Rpc, method: Any, token: str) -> bytes:
+        traceparent = frame.traceparent
         traced = telemetry.sampled(traceparent) if traceparent else self._trace
         span = telemetry.span("gateway.rpc", traceparent=traceparent or None, kind=SpanKind.SERVER)
         metadata = grpc.aio.Metadata(("authorization", f"Bearer {token}"))
         if not traced and telemetry.context_of(traceparent) is not None:
             metadata.add("traceparent", traceparent)
-        timeout = said.timeout.ToMilliseconds() / 1000 or rpc.DEADLINE
+        timeout = frame.timeout.ToMilliseconds() / 1000 or rpc.DEADLINE
         began = time.perf_counter()
         code = grpc.StatusCode.CANCELLED
         try:
             with span if traced else nullcontext():
                 response: bytes = await method(
-                    said.request, metadata=metadata, timeout=min(timeout, _MAX_SECONDS)
+                    frame.request, metadata=metadata, timeout=min(timeout, _MAX_SECONDS)
                 )
             code = grpc.StatusCode.OK
         except grpc.aio.AioRpcError as error:
@@ -189,14 +189,14 @@ class Calls:
             raise _domain_error(error) from None
         finally:
             seconds = time.perf_counter() - began
-            METRICS.rpc_client_seconds.labels(said.method, code.name).observe(seconds)
+            METRICS.rpc_client_seconds.labels(frame.method, code.name).observe(seconds)
         if len(response) > self._max_result:
             raise _too_large(self._max_result)
         return response
 
 
 def _domain_error(error: grpc.aio.AioRpcError) -> DeskwireError:
-    """What the client is told. What gRPC says by itself names addresses, which aren't for clients."""
+    """Return what the client gets. What gRPC says by itself names addresses, which aren't for clients."""
     if rpc_status.from_call(error) is not None:  # type: ignore[arg-type] # as its own docstring does
         return from_rpc_error(error)
     code = error.code()

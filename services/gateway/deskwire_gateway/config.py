@@ -34,7 +34,7 @@ class Settings(ServiceSettings):
     """Sends of one connection that have no answer yet."""
     max_calls: int = Field(default=8, ge=1, le=256)
     """Rpc frames of one connection that have no result yet."""
-    max_result_bytes: int = Field(default=262_144, ge=16_384, le=4_194_304)
+    max_result_bytes: int = Field(default=262_144, ge=16_384, le=3_145_728)
     """Largest response of an Rpc; `max_buffered_bytes` should have room for several."""
     max_pending_sends: int = Field(default=100_000, ge=1)
     """Sends of all connections that have no answer yet."""
@@ -54,7 +54,7 @@ class Settings(ServiceSettings):
     """Seconds that clients wait at the most before they come back."""
     resume_window: float = Field(default=30.0, ge=0, le=600)
     """Seconds that a session waits for its client after a break; 0: no sessions are resumed."""
-    ring_bytes: int = Field(default=65_536, ge=1_024)
+    ring_bytes: int = Field(default=65_536, ge=1_024, le=1_048_576)
     """Bytes that are kept for one session, to resume it without loss."""
     ring_total_bytes: int = Field(default=134_217_728, ge=1_024)
     """Bytes that are kept for all sessions of one process."""

@@ -17,8 +17,8 @@ from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import gateway_service_pb2 as pb
 from deskwire_common.errors import Unavailable
 from deskwire_common.logging import get_logger
+from deskwire_gateway.registry import Registry
 from deskwire_gateway.session import Session
-from deskwire_gateway.sessions import Sessions
 
 _PREFIX: Final = "deskwire:sessions"
 _EXPIRE: Final = 60
@@ -34,14 +34,14 @@ class Directory:
         self._redis: Any = redis
         self._worker_id = worker_id
         self._changed: dict[str, Session] = {}
-        self._sessions: Sessions | None = None
+        self._registry: Registry | None = None
 
-    def bind(self, sessions: Sessions) -> None:
+    def bind(self, registry: Registry) -> None:
         """Give it the sessions of this worker."""
-        self._sessions = sessions
+        self._registry = registry
 
     def changed(self, session: Session) -> None:
-        """A session opened or ended."""
+        """Note that a session opened or ended; it is written soon."""
         self._changed[session.session_id] = session
 
     async def run(self) -> None:
@@ -52,8 +52,8 @@ class Directory:
         while True:
             await asyncio.sleep(_FLUSH)
             try:
-                if whole and self._sessions is not None:
-                    for session in list(self._sessions.by_number.values()):
+                if whole and self._registry is not None:
+                    for session in list(self._registry.by_number.values()):
                         self._changed[session.session_id] = session
                 whole = True
                 await self._flush()
@@ -76,24 +76,24 @@ class Directory:
         await self._redis.aclose()
 
     async def list(self, tenant: str) -> list[pb.Session]:
-        """All sessions of a tenant by session_id. Raises Unavailable when Redis doesn't answer."""
+        """Return all sessions of a tenant by session_id. Raises Unavailable when Redis doesn't answer."""
         try:
             workers = await self._redis.smembers(f"{_PREFIX}:{tenant}")
             found: list[pb.Session] = []
-            for worker in sorted(each.decode() for each in workers):
+            for worker in sorted(name.decode() for name in workers):
                 entries = await self._redis.hgetall(self._key(tenant, worker))
                 found += [_session(worker, key.decode(), value) for key, value in entries.items()]
         except (RedisError, OSError) as error:
             raise Unavailable("the session directory doesn't answer", retry_after=1.0) from error
-        return sorted(found, key=lambda each: each.session_id)
+        return sorted(found, key=lambda session: session.session_id)
 
     def _tenants(self) -> set[str]:
-        if self._sessions is None:
+        if self._registry is None:
             return set()
         return {
-            each.principal.tenant
-            for each in self._sessions.by_number.values()
-            if each.principal is not None
+            session.principal.tenant
+            for session in self._registry.by_number.values()
+            if session.principal is not None
         }
 
     async def _flush(self) -> None:

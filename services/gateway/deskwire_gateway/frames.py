@@ -10,7 +10,7 @@ from deskwire_wire.codes import Close
 
 
 def slow_reader() -> bytes:
-    """The Goodbye for a transport whose client reads too slowly. Its session stays, to be resumed."""
+    """Return the Goodbye for a transport whose client reads too slowly. Its session stays, to be resumed."""
     goodbye = frame_pb2.Goodbye(
         code=Close.SLOW_READER,
         reason=reasons.ERROR_REASON_SLOW_READER,
@@ -21,7 +21,7 @@ def slow_reader() -> bytes:
 
 
 def too_large(limit: int) -> ResourceExhausted:
-    """The error for a message over the limit."""
+    """Return the error for a message over the limit."""
     return ResourceExhausted(
         f"the message is larger than {limit} bytes", reason=reasons.ERROR_REASON_TOO_LARGE
     )

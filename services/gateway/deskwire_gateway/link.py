@@ -1,8 +1,7 @@
-"""The stream to one shard of chat: encoded items up, ready bytes down; in batches both ways.
+"""The link to one shard of chat: encoded items up, encoded frames down; in batches both ways.
 
-A stream opens with a greeting, whose answer says which shard it has reached and who owns what (shards.Shards). What is
-to be said on it comes from there, beginning with a snapshot of all connections, so that chat's presence is never older
-than the stream.
+A stream opens with a greeting, whose answer says which shard was reached and who owns what (owner_map.OwnerMap). Then a
+snapshot of all connections goes up, so that chat's presence is never older than the stream.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from deskwire_common.auth import TokenSigner
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.pacing import link_pace
+from deskwire_gateway.registry import Registry
 from deskwire_gateway.session import Session
-from deskwire_gateway.sessions import Sessions
 from deskwire_wire.codes import Close
 
 METHOD: Final = "/deskwire.shard.v1.ShardService/Link"
@@ -34,28 +33,19 @@ _FIRST_BACKOFF: Final = 0.05
 _MAX_BACKOFF: Final = 2.0
 
 
-def up_item(**kind: Any) -> bytes:
-    """An encoded LinkRequest with one item; such bytes concatenate."""
-    return pb.LinkRequest(items=[pb.LinkUpItem(**kind)]).SerializeToString()
+class Pool(Protocol):
+    """Whose link this is (link_pool.LinkPool)."""
 
-
-class Owner(Protocol):
-    """Whose link this is (shards.Shards)."""
-
-    def hello(self) -> bytes:
+    def greeting(self) -> bytes:
         """Return the first item of a stream, encoded."""
         ...
 
     def opened(self, link: Link, owners: pb.Owners) -> Iterable[bytes] | None:
-        """A shard has answered; return what it is told first, None when this link isn't needed."""
+        """Return what goes to a shard first that has answered; None when this link isn't needed."""
         ...
 
-    def told(self, link: Link, owners: pb.Owners) -> None:
-        """Who owns what has changed."""
-        ...
-
-    def answered(self, item: pb.LinkDownItem) -> None:
-        """A Send or a Sync has its answer."""
+    def owners_changed(self, link: Link, owners: pb.Owners) -> None:
+        """Take in who owns what now."""
         ...
 
 
@@ -67,20 +57,25 @@ class Link:
         target: str,
         connect: Callable[[str], grpc.aio.Channel],
         signer: TokenSigner,
-        sessions: Sessions,
-        owner: Owner,
+        registry: Registry,
+        pool: Pool,
+        answered: Callable[[pb.LinkDownItem], None],
     ) -> None:
-        """`target` is called; `connect` makes bare channels, since interceptors leak on long streams."""
+        """`target` is called; `connect` makes bare channels, since interceptors leak on long streams.
+
+        `answered` takes the answer to a Send or a Sync.
+        """
         self.target = target
         self.address = ""
-        """The shard that was reached."""
+        """The shard that was reached; empty until it has answered."""
         self.is_open = False
         self.ended_with: grpc.StatusCode | None = None
         """How the stream ended, unless by half-close."""
         self._connect = connect
         self._signer = signer
-        self._sessions = sessions
-        self._owner = owner
+        self._registry = registry
+        self._pool = pool
+        self._answered = answered
         self._pace = link_pace()
         self._up: deque[bytes] | None = None
         self._wake = asyncio.Event()
@@ -88,18 +83,18 @@ class Link:
         self._bytes_out = METRICS.gateway_bytes.labels("out")
 
     def put(self, item: bytes) -> None:
-        """Queue an item of `up_item`. Before the stream is open it is dropped: the snapshot has it."""
+        """Queue an encoded item (items.up_item). Before the stream is open it is dropped: the snapshot has it."""
         if not self.is_open or self._up is None:
             return
         if len(self._up) >= _QUEUE_ITEMS:
-            # Chat doesn't read: begin anew, with a snapshot instead of a queue without end.
+            # Chat doesn't read. Begin anew, with a snapshot instead of a queue without end.
             self._up = None
         else:
             self._up.append(item)
         self._wake.set()
 
     async def run(self, pause: float) -> None:
-        """Call, after a pause, until there is a stream; serve it to its end."""
+        """Call, after a pause in seconds, until there is a stream; serve it to its end."""
         channel = self._connect(self.target)
         try:
             while True:
@@ -119,12 +114,12 @@ class Link:
             await channel.close()
 
     async def _stream(self, channel: grpc.aio.Channel) -> bool:
-        """Serve one stream to its end; whether it was one that is needed."""
+        """Serve one stream to its end; return whether it was one that is needed."""
         method: Any = channel.stream_stream(
             METHOD, request_serializer=None, response_deserializer=pb.LinkResponse.FromString
         )
         call = method(metadata=rpc.stream_metadata(self._signer.service_token()))
-        self._up = deque([self._owner.hello()])
+        self._up = deque([self._pool.greeting()])
         self._wake.set()
         writing = asyncio.create_task(self._write(call))
         try:
@@ -166,9 +161,9 @@ class Link:
     def _owners(self, owners: pb.Owners) -> bool:
         self._pace = link_pace(max(1, owners.links))
         if self.address:
-            self._owner.told(self, owners)
+            self._pool.owners_changed(self, owners)
             return True
-        first = self._owner.opened(self, owners)
+        first = self._pool.opened(self, owners)
         if first is None or self._up is None:
             return False
         self.address = owners.address
@@ -178,14 +173,14 @@ class Link:
         return True
 
     def _down(self, response: pb.LinkResponse) -> bool:
-        """Hand bytes to connections, all of one batch in one write each; False when the link isn't needed."""
-        by_number = self._sessions.by_number
+        """Hand bytes to connections, those of one batch in one write each; return False when the link isn't needed."""
+        by_number = self._registry.by_number
         outgoing: dict[Session, list[bytes]] = {}
         refused: list[tuple[Session, pb.Refusal]] = []
         frames = 0
         for item in response.items:
             if item.send_id:
-                self._owner.answered(item)
+                self._answered(item)
             elif item.HasField("owners") and not self._owners(item.owners):
                 return False
             for number in item.connection_ids:
@@ -210,7 +205,7 @@ class Link:
         for session, parts in outgoing.items():
             data = parts[0] if len(parts) == 1 else b"".join(parts)
             size += len(data)
-            self._sessions.push(session, data)
+            self._registry.push(session, data)
         self._bytes_out.inc(size)
         self._end(refused)
         return True
@@ -219,4 +214,4 @@ class Link:
         for session, refusal in refused:
             replaced = refusal.reason == reasons.ERROR_REASON_SESSION_REPLACED
             code = Close.REPLACED if replaced else Close.SHUT_OUT
-            self._sessions.goodbye(session, code, refusal.reason, refusal.message)
+            self._registry.goodbye(session, code, refusal.reason, refusal.message)

@@ -12,12 +12,12 @@ from deskwire_common.metrics import METRICS
 
 
 class Budget:
-    """The bytes that all rings of a worker hold, and may hold; `each` is the limit of one."""
+    """The bytes that all rings of a worker hold, and may hold; `per_ring` is the limit of one."""
 
-    __slots__ = ("each", "limit", "used")
+    __slots__ = ("limit", "per_ring", "used")
 
-    def __init__(self, *, each: int, limit: int) -> None:
-        self.each = each
+    def __init__(self, *, per_ring: int, limit: int) -> None:
+        self.per_ring = per_ring
         self.limit = limit
         self.used = 0
 
@@ -40,7 +40,7 @@ class Ring:
         self._items.append((number, data))
         self._bytes += len(data)
         budget.used += len(data)
-        while self._items and (self._bytes > budget.each or budget.used > budget.limit):
+        while self._items and (self._bytes > budget.per_ring or budget.used > budget.limit):
             METRICS.gateway_dropped.labels("ring").inc()
             self._forget_first()
 
@@ -54,7 +54,7 @@ class Ring:
         """Return the messages after a number, or None when some of them are gone."""
         if number < self.floor:
             return None
-        return [data for each, data in self._items if each > number]
+        return [data for place, data in self._items if place > number]
 
     def clear(self) -> None:
         """Forget everything."""

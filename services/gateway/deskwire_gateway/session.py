@@ -1,25 +1,25 @@
-"""What a session is, what carries it, and what it needs; the protocol itself is in `sessions`."""
+"""A session, the transport that carries it, and the ways to chat that it needs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.auth import Principal
+from deskwire_common.lines import HeldLines
 from deskwire_gateway.ring import Ring
 
 
 class Transport(Protocol):
-    """What carries a connection."""
+    """What carries a connection: a WebSocket or a gRPC stream."""
 
     name: str
     session: Session | None
     """Whose it is; a Resume gives it to an older session."""
 
     def send(self, data: bytes) -> None:
-        """Send one encoded Batch; never waits."""
+        """Send one encoded Batch. Doesn't block: what a slow reader doesn't take is bounded, and ends the transport."""
         ...
 
     def close(self, code: int, text: str) -> None:
@@ -28,7 +28,7 @@ class Transport(Protocol):
 
 
 class _Parked:
-    """The Transport of a session whose connection broke: what is sent stays in the ring."""
+    """The transport of a session whose connection broke: what is sent stays in the ring."""
 
     name = "parked"
     session: Session | None = None
@@ -37,72 +37,39 @@ class _Parked:
         """Keep nothing here."""
 
     def close(self, code: int, text: str) -> None:
-        """It is closed."""
+        """Do nothing: the connection is closed."""
 
 
 PARKED: Final = _Parked()
 """Carries every session whose connection broke."""
 
 
-class Chat(Protocol):
-    """The way to chat (shards.Shards)."""
-
-    @property
-    def pending_count(self) -> int: ...
+class Presence(Protocol):
+    """Tells chat who is connected (link_pool.LinkPool)."""
 
     def attach(self, session: Session) -> None: ...
 
     def detach(self, session: Session) -> None: ...
 
-    def send(self, session: Session, send: frame_pb2.Send) -> None: ...
-
-    def sync(self, session: Session, sync: frame_pb2.Sync) -> None: ...
-
     def park(self, session: Session) -> None: ...
 
     def unpark(self, session: Session) -> None: ...
 
-    def receipt(
-        self, session: Session, conversation_id: str, *, delivered: int, read: int
-    ) -> None: ...
-
-    def typing(self, session: Session, typing: frame_pb2.Typing) -> None: ...
-
 
 class Calls(Protocol):
-    """The way for unary calls (calls.Calls)."""
+    """Makes unary calls to chat (calls.Calls)."""
 
-    def call(self, session: Session, said: frame_pb2.Rpc) -> None: ...
+    def call(self, session: Session, rpc: frame_pb2.Rpc) -> None: ...
 
     def end(self, session: Session) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one connection may do; seconds, bytes, per second."""
-
-    ping_interval: float
-    visitor_ping_interval: float
-    hello_timeout: float
-    max_message_bytes: int
-    max_unacked_sends: int
-    max_calls: int
-    max_pending_sends: int
-    send_rate: float
-    send_burst: int
-    tenant_send_rate: float
-    backoff_initial: float
-    backoff_max: float
-    resume_window: float
-    ring_bytes: int
-    ring_total_bytes: int
-
-
 class Session:
-    """One client's stay: made when a connection opens, `principal` is set by Hello.
+    """One client's stay: made when a connection opens; `principal` is set by Hello.
 
-    `sent` is the number of the last numbered message; `parked` is when its connection broke, 0 while it has one.
-    `token` is what an agent's or bot's calls are made with; a visitor's isn't kept.
+    `sent` is the number of the last numbered message. `parked` is when its connection broke, 0 while it has one.
+    `token` is what an agent's or bot's calls are made with; a visitor's isn't kept. `held` are the conversations in
+    which a Send was refused for now; None while there is none.
     """
 
     __slots__ = (
@@ -145,11 +112,11 @@ class Session:
         self.faults = 0
         self.budget = -1.0
         self.budget_at = now
-        self.held: dict[str, str] | None = None
+        self.held: HeldLines[str] | None = None
         self.closed = False
 
     def actor(self) -> actor_pb2.Actor:
-        """Who is connected, for chat and the directory."""
+        """Return who is connected, for chat and the directory. Only for sessions that said Hello."""
         assert self.principal is not None  # noqa: S101 - callers have said Hello
         return actor_pb2.Actor(
             role=actor_pb2.Role.Value(f"ROLE_{self.principal.role.name}"),
@@ -157,9 +124,22 @@ class Session:
             display_name=self.principal.name,
         )
 
+    def hold(self, conversation_id: str, client_msg_id: str) -> None:
+        """Hold the line of a conversation until a Send comes again that was refused for now."""
+        if self.held is None:
+            self.held = HeldLines()
+        self.held.hold(conversation_id, client_msg_id)
+
+    def release(self, conversation_id: str) -> None:
+        """Let the line of a conversation go on."""
+        if self.held is not None:
+            self.held.release(conversation_id)
+            # Not an empty one: to see that nothing is held must cost no call on the path of every Send.
+            self.held = self.held or None
+
 
 def same_user(one: Principal | None, other: Principal) -> bool:
-    """Whether two tokens are of the same user."""
+    """Return whether two tokens are of the same user."""
     return one is not None and (one.tenant, one.role, one.subject) == (
         other.tenant,
         other.role,

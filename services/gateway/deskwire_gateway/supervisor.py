@@ -91,8 +91,8 @@ def supervise(settings: Settings) -> int | None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    workers = [_Worker(each, address) for each, address in enumerate(_free(settings.workers))]
-    metrics = serve_workers_metrics(settings.metrics_listen, [each.metrics for each in workers])
+    workers = [_Worker(number, address) for number, address in enumerate(_free(settings.workers))]
+    metrics = serve_workers_metrics(settings.metrics_listen, [worker.metrics for worker in workers])
     try:
         for worker in workers:
             worker.start()
@@ -134,11 +134,11 @@ def _check_free(host: str, port: int) -> None:
 def _free(count: int) -> list[str]:
     """Addresses for the workers' own metrics."""
     sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
     return addresses
 
 

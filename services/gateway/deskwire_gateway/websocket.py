@@ -1,4 +1,4 @@
-"""The WebSocket side: picows behind the Transport of sessions.
+"""The WebSocket side: picows as the transport of sessions.
 
 Sizes are chosen for many idle connections: a read buffer of 2 KiB and no TLS here keep one below 10 KB.
 """
@@ -19,10 +19,10 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
+from deskwire_gateway.admission import Bucket
 from deskwire_gateway.frames import slow_reader, too_large
-from deskwire_gateway.limits import Bucket
+from deskwire_gateway.protocol import Protocol
 from deskwire_gateway.session import Session
-from deskwire_gateway.sessions import Sessions
 from deskwire_wire.codes import Close
 from deskwire_wire.limits import SUBPROTOCOL
 
@@ -37,13 +37,13 @@ _LAST_WORDS: Final = 10.0
 class _Connection(picows.WSListener):
     """One WebSocket; also the Transport of its session."""
 
-    __slots__ = ("_max_buffered", "_parts", "_sessions", "_ws", "session")
+    __slots__ = ("_max_buffered", "_parts", "_protocol", "_ws", "session")
 
     name = "websocket"
 
-    def __init__(self, sessions: Sessions, max_buffered: int) -> None:
+    def __init__(self, protocol: Protocol, max_buffered: int) -> None:
         super().__init__()
-        self._sessions = sessions
+        self._protocol = protocol
         self._max_buffered = max_buffered
         self._ws: Any = None
         self.session: Session | None = None
@@ -53,11 +53,11 @@ class _Connection(picows.WSListener):
 
     def on_ws_connected(self, transport: Any) -> None:
         self._ws = transport
-        self._sessions.open(self)
+        self._protocol.registry.open(self)
 
     def on_ws_disconnected(self, _transport: Any) -> None:
         self._ws = None
-        self._sessions.disconnected(self)
+        self._protocol.registry.disconnected(self)
 
     def on_ws_frame(self, transport: Any, frame: Any) -> None:
         session = self.session
@@ -73,14 +73,14 @@ class _Connection(picows.WSListener):
     def _frame(self, session: Session, transport: Any, frame: Any) -> None:
         kind = frame.msg_type
         if kind == picows.WSMsgType.BINARY and frame.fin:
-            self._sessions.receive(session, frame.get_payload_as_bytes())
+            self._protocol.receive(session, frame.get_payload_as_bytes())
         elif kind == picows.WSMsgType.CLOSE:
             transport.send_close(frame.get_close_code() or picows.WSCloseCode.OK)
             transport.disconnect()
         elif kind in {picows.WSMsgType.BINARY, picows.WSMsgType.CONTINUATION}:
             self._fragment(session, kind, frame)
         elif kind == picows.WSMsgType.TEXT:
-            self._sessions.fault(
+            self._protocol.fault(
                 session,
                 InvalidArgument(
                     "text frames are not spoken here: send an encoded Batch as a binary frame",
@@ -94,15 +94,15 @@ class _Connection(picows.WSListener):
         if self._parts is None:
             return
         self._parts.append(frame.get_payload_as_bytes())
-        limit = self._sessions.limits.max_message_bytes
+        limit = self._protocol.registry.limits.max_message_bytes
         if sum(map(len, self._parts)) > limit:
             self._parts = None
-            self._sessions.fault(session, too_large(limit))
+            self._protocol.fault(session, too_large(limit))
         elif frame.fin:
             data, self._parts = b"".join(self._parts), None
-            self._sessions.receive(session, data)
+            self._protocol.receive(session, data)
 
-    # sessions call these
+    # as the transport of a session
 
     def send(self, data: bytes) -> None:
         """Send one encoded Batch; a reader that is too slow is closed instead."""
@@ -132,7 +132,7 @@ class _Connection(picows.WSListener):
 
 
 async def listen(
-    sessions: Sessions,
+    protocol: Protocol,
     host: str,
     port: int,
     *,
@@ -143,10 +143,10 @@ async def listen(
 ) -> asyncio.Server:
     """Serve WebSockets at /ws, and GET /health. Raises OSError when the port is taken.
 
-    `accept_rate`: so many new ones a second are taken, others are told when to come back; 0: no limit.
+    `accept_rate`: new connections a second; others are refused with the time to come back. 0: no limit.
     `reuse_port`: other processes listen on it too, and the kernel spreads connections over them.
     """
-    limit = sessions.limits.max_message_bytes
+    limit = protocol.registry.limits.max_message_bytes
     rate = Bucket(accept_rate, time.monotonic()) if accept_rate else None
     # It logs as errors what clients do wrong; what we do wrong we log ourselves.
     logging.getLogger("picows").setLevel(logging.CRITICAL)
@@ -155,7 +155,7 @@ async def listen(
         path = request.path.decode("ascii", "replace").partition("?")[0]
         if path == "/health":
             return _answer(
-                HTTPStatus.OK, {"status": "SERVING", "connections": sessions.connections}
+                HTTPStatus.OK, {"status": "SERVING", "connections": protocol.registry.connections}
             )
         if path != PATH:
             return None  # 404
@@ -166,7 +166,7 @@ async def listen(
             return _answer(
                 HTTPStatus.BAD_REQUEST, {"error": f"offer the WebSocket subprotocol {SUBPROTOCOL}"}
             )
-        if sessions.connections >= max_connections:
+        if protocol.registry.connections >= max_connections:
             return _answer(
                 HTTPStatus.SERVICE_UNAVAILABLE, {"error": "no room for more connections"}
             )
@@ -181,7 +181,7 @@ async def listen(
         response = picows.WSUpgradeResponse.create_101_response(
             extra_headers={"Sec-WebSocket-Protocol": SUBPROTOCOL}
         )
-        return picows.WSUpgradeResponseWithListener(response, _Connection(sessions, max_buffered))
+        return picows.WSUpgradeResponseWithListener(response, _Connection(protocol, max_buffered))
 
     return await picows.ws_create_server(
         accept,

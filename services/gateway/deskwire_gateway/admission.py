@@ -1,0 +1,138 @@
+"""Admission: what a connection, a tenant and the port may bring, and which lines are held until a Send comes again."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_common.errors import ResourceExhausted
+from deskwire_gateway.limits import Limits
+from deskwire_gateway.session import Session
+
+SEND_COST: Final = 1.0
+"""Tokens of a connection's bucket that a Send takes."""
+OTHER_COST: Final = 0.25
+"""Tokens that another frame takes."""
+CALL_COST: Final = 4.0
+"""Tokens that an Rpc takes: a unary call is some ten times a Send's work."""
+_BURST_SECONDS: Final = 2.0
+_KEPT: Final = 1_000
+_SLACK: Final = 0.01
+
+
+class Bucket:
+    """Tokens that come at a rate, up to those of two seconds, and at least one."""
+
+    __slots__ = ("_at", "_left", "burst", "rate")
+
+    def __init__(self, rate: float, now: float) -> None:
+        """`rate` per second; `now` in seconds of any clock that only goes forward."""
+        self.rate = rate
+        self.burst = max(1.0, rate * _BURST_SECONDS)
+        self._left = self.burst
+        self._at = now
+
+    def take(self, now: float) -> float:
+        """Take one; return the seconds to wait when there is none, else 0."""
+        if now > self._at:
+            self._left = min(self.burst, self._left + (now - self._at) * self.rate)
+            self._at = now
+        if self._left >= 1.0:
+            self._left -= 1.0
+            return 0.0
+        return (1.0 - self._left) / self.rate + _SLACK
+
+    def is_full(self, now: float) -> bool:
+        """Return whether it is as if it were new."""
+        return self._left + (now - self._at) * self.rate >= self.burst
+
+
+class TenantRates:
+    """A bucket per tenant, of this worker. Rate 0: no limit."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._buckets: dict[str, Bucket] = {}
+
+    def take(self, tenant: str, now: float) -> float:
+        """Take one of a tenant's tokens; return the seconds to wait when there is none, else 0."""
+        if not self.rate:
+            return 0.0
+        bucket = self._buckets.get(tenant)
+        if bucket is None:
+            if len(self._buckets) >= _KEPT:
+                self._forget(now)
+            bucket = self._buckets[tenant] = Bucket(self.rate, now)
+        return bucket.take(now)
+
+    def _forget(self, now: float) -> None:
+        """Forget full buckets, which are as new ones."""
+        for tenant in [name for name, bucket in self._buckets.items() if bucket.is_full(now)]:
+            del self._buckets[tenant]
+
+
+class Admission:
+    """Says what may go on to chat."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._tenants = TenantRates(limits.tenant_send_rate)
+
+    def admit(self, session: Session, send: frame_pb2.Send, waiting: int) -> None:
+        """Raise ResourceExhausted unless a Send may go on; `waiting`: Sends of this worker that wait for their answers.
+
+        Whatever is refused here holds the line of its conversation.
+        """
+        limits = self._limits
+        if session.held is not None:
+            session.held.check(send.conversation_id, send.client_msg_id)
+        if session.unacked >= limits.max_unacked_sends:
+            raise ResourceExhausted(
+                f"{limits.max_unacked_sends} Sends are without their SendAck; wait for those",
+                retry_after=0.5,
+            )
+        if waiting >= limits.max_pending_sends:
+            raise ResourceExhausted(
+                "too many messages wait to be stored",
+                retry_after=1 + random.random(),  # noqa: S311 - a spread, no secret
+            )
+        pause = self.take(session, SEND_COST)
+        if pause:
+            raise self.too_fast(pause)
+        if limits.tenant_send_rate and session.principal is not None:
+            pause = self._tenants.take(session.principal.tenant, session.seen)
+            if pause:
+                raise ResourceExhausted(
+                    f"more than {limits.tenant_send_rate:g} messages a second of your tenant",
+                    reason=reasons.ERROR_REASON_RATE_LIMITED,
+                    retry_after=pause,
+                )
+        if session.held is not None:
+            session.release(send.conversation_id)
+
+    def take(self, session: Session, cost: float) -> float:
+        """Take tokens from a session's bucket; return the seconds to wait when there aren't enough, else 0."""
+        limits = self._limits
+        budget = session.budget if session.budget >= 0 else float(limits.send_burst)
+        budget = min(
+            float(limits.send_burst),
+            budget + (session.seen - session.budget_at) * limits.send_rate,
+        )
+        session.budget_at = session.seen
+        enough = budget >= cost
+        session.budget = budget - cost if enough else budget
+        return 0.0 if enough else (cost - budget) / limits.send_rate + 0.05
+
+    def call_cost(self) -> float:
+        """Return what an Rpc takes: no more than a bucket ever holds."""
+        return min(CALL_COST, self._limits.send_burst)
+
+    def too_fast(self, pause: float) -> ResourceExhausted:
+        """Return the error for what comes too soon by some seconds."""
+        return ResourceExhausted(
+            f"more than {self._limits.send_rate:g} messages a second",
+            reason=reasons.ERROR_REASON_RATE_LIMITED,
+            retry_after=pause,
+        )

@@ -1,0 +1,247 @@
+"""The client protocol: what each frame of a client does, whatever carries it (WebSocket or gRPC).
+
+The gateway reads what frames are, never what messages say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Final
+
+from google.protobuf.message import DecodeError
+from opentelemetry.trace import SpanKind
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_common import telemetry
+from deskwire_common.clock import Clock
+from deskwire_common.errors import (
+    DeskwireError,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+)
+from deskwire_common.metrics import METRICS
+from deskwire_common.validation import Validator
+from deskwire_gateway.admission import OTHER_COST, Admission
+from deskwire_gateway.frames import too_large
+from deskwire_gateway.handshake import Handshake
+from deskwire_gateway.registry import Registry
+from deskwire_gateway.sends import Sends
+from deskwire_gateway.session import Calls, Session
+from deskwire_gateway.signals import Signals
+from deskwire_gateway.syncs import Syncs
+from deskwire_wire.batches import encoded, pong
+from deskwire_wire.codes import Close
+from deskwire_wire.errors import error_batch, error_frame
+
+MAX_FRAMES: Final = 256
+"""Frames per message of a client (frame.proto)."""
+MAX_FAULTS: Final = 20
+"""Messages that can't be read before the connection is closed."""
+
+
+class Protocol:
+    """Handles what clients send."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        handshake: Handshake,
+        admission: Admission,
+        sends: Sends,
+        syncs: Syncs,
+        signals: Signals,
+        calls: Calls,
+        validator: Validator,
+        clock: Clock,
+        *,
+        trace: bool = False,
+    ) -> None:
+        """`trace`: begin a trace for Sends that bring none."""
+        self.registry = registry
+        self._handshake = handshake
+        self._admission = admission
+        self._sends = sends
+        self._syncs = syncs
+        self._signals = signals
+        self._calls = calls
+        self._validator = validator
+        self._clock = clock
+        self._trace = trace
+        self._max_bytes = registry.limits.max_message_bytes
+        self._bytes_in = METRICS.gateway_bytes.labels("in")
+        self._frames_in = METRICS.gateway_frames.labels("in")
+
+    def receive(self, session: Session, data: bytes) -> None:
+        """Handle one message of a client."""
+        if session.closed:
+            return
+        session.seen = self._clock.monotonic()
+        self._bytes_in.inc(len(data))
+        try:
+            batch = self._parse(data)
+        except DeskwireError as error:
+            self.fault(session, error)
+            return
+        if batch.ack and session.ring is not None:
+            session.ring.acked(min(batch.ack, session.sent))
+        for frame in batch.frames:
+            try:
+                self._frame(session, frame)
+            except DeskwireError as error:
+                self._refuse(session, error)
+            if session.closed:
+                # Resumed by its Hello: the rest is the earlier session's.
+                resumed = session.transport.session
+                if resumed is None or resumed.closed:
+                    return
+                session = resumed
+
+    def fault(self, session: Session, error: DeskwireError) -> None:
+        """Refuse what can't be read; too often, and the connection ends."""
+        METRICS.gateway_refused.labels(error.reason_name).inc()
+        session.faults += 1
+        session.transport.send(error_batch(error))
+        if session.principal is None or session.faults >= MAX_FAULTS:
+            code = Close.HELLO_REQUIRED if session.principal is None else Close.TOO_MANY_FAULTS
+            self.registry.goodbye(session, code, error.reason, error.message)
+
+    def _refuse(self, session: Session, error: DeskwireError) -> None:
+        """Refuse one frame; the others of its message are handled."""
+        if session.principal is None or error.reason == reasons.ERROR_REASON_UNKNOWN_FRAME:
+            self.fault(session, error)
+            return
+        METRICS.gateway_refused.labels(error.reason_name).inc()
+        session.transport.send(error_batch(error))
+
+    def _parse(self, data: bytes) -> frame_pb2.Batch:
+        if len(data) > self._max_bytes:
+            raise too_large(self._max_bytes)
+        try:
+            batch = frame_pb2.Batch.FromString(data)
+        except DecodeError:
+            raise InvalidArgument(
+                "the message is not an encoded deskwire.gateway.v1.Batch",
+                reason=reasons.ERROR_REASON_MALFORMED_FRAME,
+            ) from None
+        if len(batch.frames) > MAX_FRAMES:
+            raise ResourceExhausted(
+                f"more than {MAX_FRAMES} frames in a batch", reason=reasons.ERROR_REASON_TOO_LARGE
+            )
+        return batch
+
+    def _frame(self, session: Session, frame: frame_pb2.Frame) -> None:
+        kind = frame.WhichOneof("kind")
+        self._frames_in.inc()
+        if session.principal is None:
+            if kind != "hello":
+                raise FailedPrecondition(
+                    "say Hello first, with a token", reason=reasons.ERROR_REASON_HELLO_REQUIRED
+                )
+            self._handshake.hello(session, frame.hello)
+            return
+        handler = self.HANDLERS.get(kind or "")
+        if handler is None:
+            raise InvalidArgument(
+                f"a client may not send {kind}"
+                if kind
+                else "a frame of a kind that is not known here",
+                reason=reasons.ERROR_REASON_UNKNOWN_FRAME,
+            )
+        handler(self, session, frame)
+
+    # ------------------------------------------------------------------------------- kinds of frames
+
+    def _send(self, session: Session, frame: frame_pb2.Frame) -> None:
+        send = frame.send
+        try:
+            self._admission.admit(session, send, self._sends.count)
+        except DeskwireError as error:
+            METRICS.gateway_refused.labels(error.reason_name).inc()
+            session.hold(send.conversation_id, send.client_msg_id)
+            session.transport.send(
+                error_batch(
+                    error, client_msg_id=send.client_msg_id, conversation_id=send.conversation_id
+                )
+            )
+            return
+        traceparent = send.traceparent
+        if (traceparent and telemetry.sampled(traceparent)) or (self._trace and not traceparent):
+            with telemetry.span(
+                "gateway.send", traceparent=traceparent or None, kind=SpanKind.SERVER
+            ):
+                send.traceparent = telemetry.current_traceparent()
+        session.unacked += 1
+        self._sends.send(session, send)
+
+    def _sync(self, session: Session, frame: frame_pb2.Frame) -> None:
+        if self._may_go_on(session, frame.sync.conversation_id):
+            self._syncs.sync(session, frame.sync)
+
+    def _ping(self, session: Session, frame: frame_pb2.Frame) -> None:
+        session.transport.send(pong(frame.ping.id))
+
+    def _delivered(self, session: Session, frame: frame_pb2.Frame) -> None:
+        self._validator.check(frame.delivered)
+        if self._may_go_on(session, frame.delivered.conversation_id):
+            self._signals.receipt(
+                session, frame.delivered.conversation_id, delivered=frame.delivered.seq, read=0
+            )
+
+    def _read(self, session: Session, frame: frame_pb2.Frame) -> None:
+        self._validator.check(frame.read)
+        if self._may_go_on(session, frame.read.conversation_id):
+            seq = frame.read.seq
+            self._signals.receipt(session, frame.read.conversation_id, delivered=seq, read=seq)
+
+    def _typing(self, session: Session, frame: frame_pb2.Frame) -> None:
+        self._validator.check(frame.typing)
+        # Over the rate it is dropped: it is worth nothing later.
+        if not self._admission.take(session, OTHER_COST):
+            self._signals.typing(session, frame.typing)
+
+    def _rpc(self, session: Session, frame: frame_pb2.Frame) -> None:
+        rpc = frame.rpc
+        try:
+            pause = self._admission.take(session, self._admission.call_cost())
+            if pause:
+                raise self._admission.too_fast(pause)
+            self._calls.call(session, rpc)
+        except DeskwireError as error:
+            METRICS.gateway_refused.labels(error.reason_name).inc()
+            result = frame_pb2.RpcResult(id=rpc.id, error=error_frame(error))
+            session.transport.send(encoded(rpc_result=result))
+
+    def _refresh(self, session: Session, frame: frame_pb2.Frame) -> None:
+        self._handshake.refresh(session, frame.refresh)
+
+    def _pong(self, _session: Session, _frame: frame_pb2.Frame) -> None:
+        """Any message is a sign of life."""
+
+    def _goodbye(self, session: Session, _frame: frame_pb2.Frame) -> None:
+        session.transport.close(1000, "goodbye")
+        self.registry.end(session)
+
+    def _may_go_on(self, session: Session, conversation_id: str) -> bool:
+        """Return whether the rate allows a frame that isn't a Send; otherwise it is refused for now."""
+        pause = self._admission.take(session, OTHER_COST)
+        if pause:
+            error = self._admission.too_fast(pause)
+            METRICS.gateway_refused.labels(error.reason_name).inc()
+            session.transport.send(error_batch(error, conversation_id=conversation_id))
+        return not pause
+
+    HANDLERS: ClassVar[dict[str, Callable[[Protocol, Session, frame_pb2.Frame], None]]] = {
+        "send": _send,
+        "sync": _sync,
+        "ping": _ping,
+        "pong": _pong,
+        "delivered": _delivered,
+        "read": _read,
+        "typing": _typing,
+        "refresh": _refresh,
+        "rpc": _rpc,
+        "goodbye": _goodbye,
+    }
+    """What a client may send after its Hello."""

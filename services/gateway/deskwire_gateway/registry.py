@@ -1,0 +1,218 @@
+"""The registry: all sessions of this worker, from the opening of a connection to the end of its session.
+
+A session outlives its connection for a while: what is sent to it is numbered and kept in a ring, so that a client
+that comes back soon misses nothing. There is no task, queue or timer per connection: callbacks, and one timing wheel
+for heartbeats, time-outs and token ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire.gateway.v1 import frame_pb2
+from deskwire_common.auth import Principal, Role
+from deskwire_common.clock import Clock
+from deskwire_common.ids import Ids
+from deskwire_common.metrics import METRICS
+from deskwire_gateway.limits import Limits
+from deskwire_gateway.ring import Budget, Ring
+from deskwire_gateway.session import PARKED, Calls, Presence, Session, Transport, same_user
+from deskwire_gateway.wheel import Wheel
+from deskwire_wire.batches import encoded
+from deskwire_wire.codes import Close
+from deskwire_wire.protobytes import varint
+
+_SILENT_AFTER: Final = 3
+"""Ping intervals without a sign of life after which a connection is closed."""
+
+
+class Registry:
+    """All sessions of this worker, and their life."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        ids: Ids,
+        clock: Clock,
+        *,
+        changed: Callable[[Session], None] = lambda _session: None,
+    ) -> None:
+        """`changed` is called when a session has said Hello, and when it is over (directory.Directory)."""
+        self.limits = limits
+        self.by_number: dict[int, Session] = {}
+        """Sessions that said Hello."""
+        self.connections = 0
+        self.presence: Presence
+        self._calls: Calls
+        self._ids = ids
+        self._clock = clock
+        self._changed = changed
+        self._last_number = 0
+        self._wheel = Wheel(min(limits.ping_interval, limits.visitor_ping_interval))
+        self._greeting: deque[tuple[float, Session]] = deque()
+        self._parked: deque[tuple[float, Session]] = deque()
+        self._budget = Budget(per_ring=limits.ring_bytes, limit=limits.ring_total_bytes)
+
+    def bind(self, presence: Presence, calls: Calls) -> None:
+        """Give it the ways to chat, which work with its sessions; before the first connection opens."""
+        self.presence = presence
+        self._calls = calls
+
+    # ---------------------------------------------------------------------------------------- life
+
+    def open(self, transport: Transport) -> Session:
+        """Return the session of a connection that opened; its first frame must be Hello."""
+        self._last_number += 1
+        number = self._last_number
+        now = self._clock.monotonic()
+        # The number is in the id, so that a Resume finds its session without another index over all of them.
+        session_id = f"{self._ids.uuid7()[:24]}{number:012x}"
+        session = Session(number, session_id, transport, now)
+        transport.session = session
+        self._greeting.append((now + self.limits.hello_timeout, session))
+        self.connections += 1
+        METRICS.gateway_accepted.labels(transport.name).inc()
+        METRICS.gateway_connections.labels(transport.name).inc()
+        return session
+
+    def enter(self, session: Session) -> None:
+        """Take a session in that has said Hello."""
+        session.connected_at = self._clock.now().timestamp()
+        self.by_number[session.number] = session
+        self._wheel.add(session)
+
+    def announce(self, session: Session) -> None:
+        """Tell chat and the directory of a session that was taken in."""
+        self.presence.attach(session)
+        self._changed(session)
+
+    def disconnected(self, transport: Transport) -> None:
+        """Note that a connection is gone, whoever ended it. Its session waits for a Resume, unless it said Goodbye."""
+        self.connections -= 1
+        METRICS.gateway_connections.labels(transport.name).dec()
+        # Without it they would be a cycle, and work for the collector.
+        session, transport.session = transport.session, None
+        if session is None or session.transport is not transport or session.closed:
+            return
+        if session.principal is None or not self.limits.resume_window:
+            self.end(session)
+            return
+        session.transport = PARKED
+        session.parked = self._clock.monotonic()
+        self._parked.append((session.parked, session))
+        self.presence.park(session)
+
+    def end(self, session: Session) -> None:
+        """End a session for good."""
+        if session.closed:
+            return
+        session.closed = True
+        if session.ring is not None:
+            session.ring.clear()
+        self._wheel.discard(session)
+        if self.by_number.pop(session.number, None) is not None:
+            self.presence.detach(session)
+            self._calls.end(session)
+            self._changed(session)
+
+    def goodbye(
+        self, session: Session, code: Close, reason: int, text: str, *, spread: float = 0.0
+    ) -> None:
+        """Say Goodbye, close the connection and end the session. `spread`: seconds over which clients come back."""
+        if session.closed:
+            return
+        frame = frame_pb2.Goodbye(
+            code=code,
+            reason=reasons.ErrorReason.ValueType(reason),
+            message=text,
+            reconnect=code.reconnect,
+        )
+        if spread:
+            frame.after.FromMilliseconds(100)
+            frame.spread.FromMilliseconds(int(spread * 1000))
+        METRICS.gateway_closed.labels(code.name.lower()).inc()
+        session.transport.send(encoded(goodbye=frame))
+        session.transport.close(code, text)
+        self.end(session)
+
+    def drain(self, spread: float = 5.0) -> None:
+        """Send everybody away, to come back elsewhere."""
+        for session in list(self.by_number.values()):
+            self.goodbye(
+                session,
+                Close.GOING_AWAY,
+                reasons.ERROR_REASON_SHUTTING_DOWN,
+                "this server stops; connect again",
+                spread=spread,
+            )
+
+    # --------------------------------------------------------------------------------------- pushes
+
+    def push(self, session: Session, data: bytes) -> None:
+        """Send encoded batches to a client, as one numbered message that a Resume repeats."""
+        number = session.sent = session.sent + 1
+        data += b"\x10" + varint(number)  # Batch.number = 2
+        if self.limits.resume_window:
+            ring = session.ring
+            if ring is None:
+                ring = session.ring = Ring(self._budget, number - 1)
+            ring.add(number, data)
+        session.transport.send(data)
+
+    def resumable(self, resume: frame_pb2.Resume, principal: Principal) -> Session | None:
+        """Return the session that a client may resume: its own, and not older than what it has of it."""
+        try:
+            session = self.by_number.get(int(resume.session_id[24:], 16))
+        except ValueError:
+            return None
+        if session is None or session.session_id != resume.session_id:
+            return None
+        is_theirs = same_user(session.principal, principal)
+        return session if is_theirs and resume.last_number <= session.sent else None
+
+    # ----------------------------------------------------------------------------------------- time
+
+    def ping_interval(self, session: Session) -> float:
+        """Return seconds. Visitors are many, and whether they are there matters less than with those who serve."""
+        who = session.principal
+        is_visitor = who is not None and who.role is Role.VISITOR
+        return self.limits.visitor_ping_interval if is_visitor else self.limits.ping_interval
+
+    def tick(self) -> None:
+        """Once a second: end what was silent for too long, at each session once a turn of the wheel."""
+        now = self._clock.monotonic()
+        while self._greeting and self._greeting[0][0] <= now:
+            _, session = self._greeting.popleft()
+            if session.principal is None:
+                self.goodbye(
+                    session,
+                    Close.HELLO_REQUIRED,
+                    reasons.ERROR_REASON_HELLO_REQUIRED,
+                    "no Hello came in time",
+                )
+        while self._parked and self._parked[0][0] + self.limits.resume_window <= now:
+            parked, session = self._parked.popleft()
+            if session.parked == parked:
+                self.end(session)
+        wall = self._clock.now().timestamp()
+        for session in self._wheel.turn():
+            if session.expires <= wall:
+                self.goodbye(
+                    session,
+                    Close.TOKEN_EXPIRED,
+                    reasons.ERROR_REASON_TOKEN_EXPIRED,
+                    "the token has expired; come back with a new one",
+                )
+            elif (
+                session.seen < now - _SILENT_AFTER * self.ping_interval(session)
+                and not session.parked
+            ):
+                self.goodbye(
+                    session,
+                    Close.SILENT,
+                    reasons.ERROR_REASON_UNSPECIFIED,
+                    "nothing was heard of you",
+                )

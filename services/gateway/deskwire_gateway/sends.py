@@ -1,0 +1,259 @@
+"""Sends on their way to chat: each is kept until its answer.
+
+When a conversation has another owner, or a link is new, all un-answered Sends are sent again in their order, before
+anything newer; chat stores each once, and takes nothing that was sent under an earlier term. So no change of owners
+loses, doubles or reorders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+from zlib import crc32
+
+from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire.gateway.v1 import frame_pb2
+from deskwire.shard.v1 import shard_service_pb2 as pb
+from deskwire_common.errors import DeskwireError, Unavailable
+from deskwire_common.lines import line_held
+from deskwire_common.metrics import METRICS
+from deskwire_gateway.items import attach, detach
+from deskwire_gateway.link import Link
+from deskwire_gateway.owner_map import OwnerMap
+from deskwire_gateway.registry import Registry
+from deskwire_gateway.session import Session
+from deskwire_gateway.syncs import Syncs
+from deskwire_wire.errors import error_batch
+from deskwire_wire.protobytes import nested, varint
+
+MAX_REPEATS: Final = 2
+"""How often a Send is sent again that was on a link when that broke: it may be what breaks them."""
+_PATIENCE: Final = 10.0
+"""Seconds until a Send that nobody takes is given back to its client."""
+_RESTARTS: Final = 60.0
+"""Seconds for which a Send is sent again however many links broke, as long as gRPC blames no item."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A Send without an answer.
+
+    `head` is its encoded LinkSend without the term. `not_taken`: the shard that it was sent to isn't its owner.
+    `behind` is the client_msg_id of an earlier one of its line that was refused for now: it mustn't be stored before
+    that one comes again. `breaks` counts the links that broke while it was on them.
+    """
+
+    session: Session
+    conversation_id: str
+    client_msg_id: str
+    hash: int
+    head: bytes
+    since: float
+    not_taken: bool = False
+    behind: str = ""
+    breaks: int = 0
+
+    def item(self, term: int) -> bytes:
+        """Return it as it goes to an owner of this term."""
+        # Fields items, send and term of LinkRequest, LinkUpItem and LinkSend.
+        return nested(b"\x0a", nested(b"\x32", self.head + b"\x20" + varint(term)))
+
+
+class Sends:
+    """All Sends of this worker that have no answer yet."""
+
+    def __init__(
+        self, owners: OwnerMap, registry: Registry, syncs: Syncs, numbers: Iterator[int]
+    ) -> None:
+        """`numbers` are those that name Sends and Syncs on the links."""
+        self._owners = owners
+        self._registry = registry
+        self._syncs = syncs
+        self._numbers = numbers
+        self._pending: dict[int, _Pending] = {}
+        self._lines: dict[str, list[int]] = {}
+
+    @property
+    def count(self) -> int:
+        """How many have no answer yet."""
+        return len(self._pending)
+
+    def send(self, session: Session, send: frame_pb2.Send) -> None:
+        """Pass a message on; it is kept until its answer."""
+        number = next(self._numbers)
+        conversation_id = send.conversation_id
+        pending = _Pending(
+            session,
+            conversation_id,
+            send.client_msg_id,
+            crc32(conversation_id.encode()),
+            # Fields 1 to 3 of LinkSend, by hand: this is the hot path.
+            b"\x08"
+            + varint(session.number)
+            + b"\x10"
+            + varint(number)
+            + nested(b"\x1a", send.SerializeToString()),
+            asyncio.get_running_loop().time(),
+        )
+        self._pending[number] = pending
+        line = self._lines.get(conversation_id)
+        if line is None:
+            self._lines[conversation_id] = [number]
+        else:
+            line.append(number)
+        owner = self._owners.owner_of(pending.hash)
+        if owner is not None:
+            owner[0].put(pending.item(owner[1]))
+
+    def answered(self, item: pb.LinkDownItem) -> None:
+        """Take the answer to a Send, or to a Sync."""
+        number = item.send_id
+        if item.not_owner:
+            if (pending := self._pending.get(number)) is not None:
+                pending.not_taken = True
+                if pending.behind:
+                    self._give_back(number, line_held(pending.behind))
+            return
+        forgotten = self._forget(number)
+        if forgotten is None:
+            self._syncs.answered(number)
+        elif item.held:
+            self._hold(number, forgotten)
+
+    def _forget(self, number: int) -> _Pending | None:
+        pending = self._pending.pop(number, None)
+        if pending is None:
+            return None
+        line = self._lines[pending.conversation_id]
+        if len(line) == 1:
+            del self._lines[pending.conversation_id]
+        else:
+            line.remove(number)
+        # A resumed session counts from 0 again.
+        pending.session.unacked = max(0, pending.session.unacked - 1)
+        return pending
+
+    # ---------------------------------------------------------------------------------- held lines
+
+    def _hold(self, number: int, refused: _Pending) -> list[int]:
+        """Hold the line of a Send that was refused for now; return the later ones of it, which mustn't be stored."""
+        session, conversation_id = refused.session, refused.conversation_id
+        session.hold(conversation_id, refused.client_msg_id)
+        behind = [
+            later
+            for later in self._lines.get(conversation_id, ())
+            if later > number and self._pending[later].session is session
+        ]
+        for later in behind:
+            self._pending[later].behind = refused.client_msg_id
+        return behind
+
+    def _give_back(self, number: int, error: DeskwireError) -> None:
+        pending = self._forget(number)
+        if pending is None:
+            return
+        METRICS.gateway_refused.labels(error.reason_name).inc()
+        if not pending.session.closed:
+            batch = error_batch(
+                error,
+                client_msg_id=pending.client_msg_id,
+                conversation_id=pending.conversation_id,
+            )
+            self._registry.push(pending.session, batch)
+
+    def _give_back_line(self, number: int) -> None:
+        """Give a Send back that can't be stored now, and what is behind it in its line."""
+        pending = self._pending.get(number)
+        if pending is None:
+            return
+        if pending.behind:
+            self._give_back(number, line_held(pending.behind))
+            return
+        self._give_back(
+            number,
+            Unavailable(
+                "nobody can store the message now; send it again",
+                reason=reasons.ERROR_REASON_NOT_OWNER,
+                retry_after=1.0,
+            ),
+        )
+        for later in self._hold(number, pending):
+            self._give_back(later, line_held(pending.client_msg_id))
+
+    def give_up_late(self) -> None:
+        """Give Sends back that have waited too long for somebody to take them."""
+        before = asyncio.get_running_loop().time() - _PATIENCE
+        late: list[int] = []
+        for number, pending in self._pending.items():
+            if pending.since > before:
+                break
+            if pending.not_taken or self._owners.owner_of(pending.hash) is None:
+                late.append(number)
+        for number in late:
+            self._give_back_line(number)
+
+    # --------------------------------------------------------------------------------- sent again
+
+    def of_shard(self, address: str) -> list[bytes]:
+        """Return the un-answered items of a shard whose link is new, in their order."""
+        return self._again(
+            (number, term, pending)
+            for number, pending in list(self._pending.items())
+            if (term := self._owners.term_at(pending.hash, address))
+        )
+
+    def moved(self, partitions: set[int]) -> None:
+        """Send what is un-answered of some partitions to their new owners, in its order."""
+        per_link: dict[Link, list[tuple[int, int, _Pending]]] = {}
+        for number, pending in self._pending.items():
+            if self._owners.is_in(pending.hash, partitions):
+                owner = self._owners.owner_of(pending.hash)
+                if owner is not None:
+                    per_link.setdefault(owner[0], []).append((number, owner[1], pending))
+        for link, entries in per_link.items():
+            for item in self._again(entries):
+                link.put(item)
+
+    def link_broke(self, address: str, *, on_item: bool) -> None:
+        """Give up what was on a link that broke too often: sent again, it might break the next one for everybody.
+
+        `on_item`: gRPC says that an item was to blame. Otherwise the shard may just have been killed, which breaks a
+        link as well: then a Send is given up only when that doesn't end.
+        """
+        before = asyncio.get_running_loop().time() - _RESTARTS
+        for number, pending in list(self._pending.items()):
+            if pending.not_taken or not self._owners.term_at(pending.hash, address):
+                continue
+            pending.breaks += 1
+            if pending.breaks > MAX_REPEATS and (on_item or pending.since < before):
+                self._give_back_line(number)
+
+    def _again(self, entries: Iterable[tuple[int, int, _Pending]]) -> list[bytes]:
+        """Return Sends as they go to their owner of now; an entry is a number, a term and the Send.
+
+        A connection that is gone is attached for its un-answered Sends, which then are stored as they should be.
+        """
+        items: list[bytes] = []
+        gone: dict[int, None] = {}
+        for number, term, pending in entries:
+            if pending.behind:
+                self._give_back(number, line_held(pending.behind))
+                continue
+            connection = pending.session.number
+            if connection not in self._registry.by_number and connection not in gone:
+                gone[connection] = None
+                items.append(attach(pending.session))
+            pending.not_taken = False
+            items.append(pending.item(term))
+        items += [detach(connection) for connection in gone]
+        return items
+
+    async def drain(self, seconds: float = 5.0) -> None:
+        """Wait for the answers to what was sent, for a while."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._pending:
+                    await asyncio.sleep(0.01)

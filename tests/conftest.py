@@ -6,12 +6,10 @@ import asyncio
 import gc
 import inspect
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
@@ -19,6 +17,7 @@ from deskwire_cli.launch import Launch, make_plan
 from deskwire_cli.machine.home import Home
 from deskwire_common.auth import KeySet, TokenSigner
 from support import s3, servers
+from support.folders import data_folder
 from support.parallel import (  # noqa: F401 - hooks of pytest
     pytest_collection_modifyitems,
     pytest_xdist_auto_num_workers,
@@ -29,9 +28,6 @@ from support.ports import free_base
 # Otherwise each of the many processes that tests start compiles all that it imports: 1.7 s of a core.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-
-_ROOM: Final = 4 * 1024**3
-"""Bytes that must be free in the memory for the servers' data; a whole run takes less than one GiB a process."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -69,25 +65,11 @@ def _stack(task: asyncio.Task[Any]) -> str:
     return "\n".join(lines)
 
 
-def _memory() -> Path | None:
-    """A folder of the memory, where a commit waits for no disk; None where there is none or it is small.
-
-    A fifth of the tests' time was such waiting, most of it MariaDB's for tables. Tests kill processes and never the
-    machine, so the page cache would keep as much.
-    """
-    folder = Path("/dev/shm")
-    if not os.access(folder, os.W_OK) or shutil.disk_usage(folder).free < _ROOM:
-        return None
-    return folder
-
-
 @pytest.fixture(scope="session")
 def servers_folder() -> Iterator[Path]:
-    """Where the servers' data is; others than the owner may pass, since databases run as users of their own."""
-    folder = Path(tempfile.mkdtemp(prefix="deskwire-tests-", dir=_memory()))
-    folder.chmod(0o711)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    """Where the servers' data is."""
+    with data_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

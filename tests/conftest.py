@@ -142,8 +142,14 @@ def signer(keys_file: Path) -> TokenSigner:
 
 
 @pytest.fixture
-async def launch(tmp_path: Path, kafka: str, valkey: str) -> AsyncIterator[Launch]:
-    """All five services as processes, on SQLite, with the tests' Kafka and Valkey."""
+async def launch(
+    tmp_path: Path, kafka: str, valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Launch]:
+    """All five services as processes, on SQLite, with the tests' Kafka and Valkey.
+
+    SQLite files in `tmp_path` may be captured.
+    """
+    monkeypatch.setenv("DESKWIRE_SQLITE_ROOT", str(tmp_path))
     home = Home(tmp_path / "home")
     home.prepare()
     plan = make_plan(

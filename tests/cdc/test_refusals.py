@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -15,11 +17,16 @@ import pytest
 from deskwire.cdc.v1 import source_pb2, source_service_pb2, source_service_pb2_grpc
 from deskwire_cdc.app import build
 from deskwire_cdc.config import Settings
+from deskwire_cdc.domain import Kind, Source, SourceUnreachable
+from deskwire_cdc.sources import ReaderOptions, files, open_reader
+from deskwire_cdc.sources.mariadb import NOT_THERE
 from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.clock import SystemClock
 from deskwire_common.errors import DeskwireError, from_rpc_error
 from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
 from deskwire_common.rpc import make_channel
+from deskwire_common.targets import Targets, parse_rules
 from support.servers import DatabaseServer
 from support.suite import new_id
 
@@ -27,10 +34,21 @@ Refusal = Callable[..., Any]
 
 
 @pytest.fixture
+def crm(tmp_path: Path) -> Path:
+    """The folder whose files may be captured."""
+    folder = tmp_path / "crm"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
 async def refusal(
     kafka: str, keys_file: Path, signer: TokenSigner, tmp_path: Path
 ) -> AsyncIterator[Refusal]:
-    """`await refusal(source)`: the error that CreateSource ends with; it leaves nothing behind."""
+    """`await refusal(source)`: the error that CreateSource ends with; it leaves nothing behind.
+
+    SQLite files may be captured in the folder `crm`.
+    """
     database = f"sqlite:///{tmp_path / 'cdc.db'}"
     await migrate(database, "deskwire_cdc")
     settings = Settings(
@@ -39,7 +57,8 @@ async def refusal(
         database_url=database,
         kafka=kafka,
         chat_target="127.0.0.1:1",
-        sqlite_root=tmp_path,
+        sqlite_root=str(tmp_path / "crm"),
+        source_targets="127.0.0.0/8:*",
     )
     async with running("cdc", settings, build) as runtime:
 
@@ -71,7 +90,7 @@ def mariadb_source(url: str, *tables: str, **fields: Any) -> source_pb2.Source:
     )
 
 
-def sqlite_source(path: Path, *tables: str, **fields: Any) -> source_pb2.Source:
+def sqlite_source(path: Path | str, *tables: str, **fields: Any) -> source_pb2.Source:
     return source_pb2.Source(
         source_id="s-1",
         kind=source_pb2.SOURCE_KIND_SQLITE,
@@ -174,13 +193,8 @@ async def test_a_server_that_does_not_let_us_in(refusal: Refusal, mariadb: Datab
     assert "s3cret" not in error.message
 
 
-async def test_a_sqlite_file_that_cannot_be_captured(refusal: Refusal, tmp_path: Path) -> None:
-    path = tmp_path / "shop.db"
-    assert is_unusable(await refusal(sqlite_source(path)), "url")  # it isn't there
-    assert not path.exists()
-    path.write_text("this is no database, however long the text is that stands in it" * 20)
-    assert is_unusable(await refusal(sqlite_source(path)), "url")
-    path.unlink()
+async def test_a_sqlite_file_that_cannot_be_captured(refusal: Refusal, crm: Path) -> None:
+    path = crm / "shop.db"
     with sqlite3.connect(path) as shop:
         shop.execute("CREATE TABLE keyless (state TEXT)")
         shop.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
@@ -197,11 +211,201 @@ async def test_a_sqlite_file_that_cannot_be_captured(refusal: Refusal, tmp_path:
     assert kinds == {"table", "view"}
 
 
-async def test_a_file_outside_of_the_allowed_folder(refusal: Refusal, tmp_path: Path) -> None:
-    error = await refusal(sqlite_source(tmp_path / ".." / "elsewhere.db"))
-    assert "DESKWIRE_SQLITE_ROOT" in error.message
+async def test_one_text_for_every_file_that_may_not_be_captured(
+    refusal: Refusal, crm: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "cdc.db"  # change capture's own database, beside the folder
+    outside = tmp_path / "shop.db"
+    with sqlite3.connect(outside) as shop:
+        shop.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
+    (crm / "text.db").write_text(
+        "this is no database, however long the text is that stands in it" * 20
+    )
+    (crm / "unreadable.db").write_bytes(b"SQLite format 3\x00")
+    (crm / "unreadable.db").chmod(0)
+    (crm / "link.db").symlink_to(own)
+    (crm / "hard.db").hardlink_to(own)
+    (crm / "out.db").symlink_to(outside)
+    (crm / "circle.db").symlink_to(crm / "circle.db")
+    (crm / "folder.db").mkdir()
+    os.mkfifo(crm / "pipe.db")
+    before = tables_of(own), tables_of(outside)
+    for name in (
+        "missing.db", "text.db", "unreadable.db", "link.db", "hard.db", "out.db", "circle.db", "folder.db",
+        "pipe.db", "../shop.db", "../cdc.db", "../missing.db", "../../../../etc/shadow", "/etc/shadow",
+        "/etc/missing", "a\0b",
+    ):  # fmt: skip
+        error = await refusal(sqlite_source(f"{crm}/{name}".replace("//", "/"), "sources"))
+        assert is_unusable(error, "url"), name
+        assert error.message == files.NOT_THERE, name
+    assert (tables_of(own), tables_of(outside)) == before
+    assert not (crm / "missing.db").exists()
 
 
-async def test_another_systems_source(refusal: Refusal, tmp_path: Path) -> None:
-    error = await refusal(sqlite_source(tmp_path / "x.db"), role=Role.INTEGRATION, system="erp:x")
+async def test_without_a_folder_there_are_no_sqlite_sources(tmp_path: Path) -> None:
+    path = tmp_path / "shop.db"
+    with sqlite3.connect(path) as shop:
+        shop.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
+    for roots in ((), (tmp_path / "elsewhere",)):
+        with pytest.raises(SourceUnreachable) as caught:
+            files.Files(roots).allowed(path)
+        assert caught.value.message == files.NOT_THERE
+    assert files.Files((tmp_path,)).allowed(path) == path
+    # A folder of the suite's is never captured, unless the operator names a folder deeper in it.
+    for own, allowed in ((tmp_path, False), (tmp_path.parent, True), (tmp_path / "home", True)):
+        try:
+            files.Files((tmp_path,), (own,)).allowed(path)
+        except SourceUnreachable:
+            assert not allowed
+        else:
+            assert allowed
+
+
+def tables_of(path: Path) -> list[Any]:
+    """All that a database's schema has."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT * FROM sqlite_master ORDER BY name").fetchall()
+
+
+async def test_another_systems_source(refusal: Refusal, mariadb: DatabaseServer) -> None:
+    url = mariadb.fresh()
+    error = await refusal(mariadb_source(url), role=Role.INTEGRATION, system="erp:x")
     assert error.code is grpc.StatusCode.PERMISSION_DENIED
+    mariadb.drop(url)
+
+
+async def test_files_are_an_operators_matter(refusal: Refusal, crm: Path) -> None:
+    path = crm / "shop.db"
+    with sqlite3.connect(path) as shop:
+        shop.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
+    before = tables_of(path)
+    for name in ("shop.db", "missing.db", "../cdc.db"):
+        error = await refusal(sqlite_source(crm / name), role=Role.INTEGRATION, system="crm:main")
+        assert error.code is grpc.StatusCode.PERMISSION_DENIED
+    assert tables_of(path) == before
+
+
+async def test_a_file_that_is_captured_already(refusal: Refusal, crm: Path) -> None:
+    path = crm / "shop.db"
+    for owner, named in (("t/s-2", True), ("other/secret-name", False)):
+        with closing(sqlite3.connect(path)) as shop:
+            shop.executescript(
+                "CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY); DROP TABLE IF EXISTS _deskwire_state;"
+                "CREATE TABLE _deskwire_state (name TEXT PRIMARY KEY, value TEXT NOT NULL);"
+                f"INSERT INTO _deskwire_state VALUES ('owner', '{owner}')"
+            )
+        error = await refusal(sqlite_source(path))
+        assert is_unusable(error, "_deskwire_state")
+        assert (owner.partition("/")[2] in error.message) is named
+        assert "other" not in error.message.replace("another", "")
+
+
+async def test_one_text_for_every_address_where_no_mariadb_answers(refusal: Refusal) -> None:
+    async with (
+        nonsense(b"HTTP/1.1 400 Bad Request\r\n\r\n") as http,
+        nonsense(b"\x01\x00\x00\x00\x0a") as odd,
+    ):
+        for address in (
+            "127.0.0.1:1", http, odd,
+            # Refused by the rule, before anything is resolved or dialled.
+            "10.0.0.1:3306", "169.254.169.254:80", "[::1]:3306", "[::ffff:10.0.0.1]:3306", "0.0.0.0:3306",
+            "crm_db!:3306",
+        ):  # fmt: skip
+            error = await refusal(mariadb_source(f"mysql://u:s3cret@{address}/crm"))
+            assert is_unusable(error, "url"), address
+            assert error.message == NOT_THERE, address
+
+
+@asynccontextmanager
+async def nonsense(words: bytes) -> AsyncIterator[str]:
+    """The address of something on this machine that says these words and hangs up."""
+    serving: list[Any] = []
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
+        with suppress(ConnectionError):
+            writer.write(words)
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await asyncio.gather(*serving)
+
+
+async def test_a_name_that_turns_inward_is_not_followed(mariadb: DatabaseServer) -> None:
+    """Each connection resolves its name anew, and goes to the address that was checked."""
+    url = mariadb.fresh()
+    mariadb.execute("CREATE TABLE orders (id INT PRIMARY KEY)", urlsplit(url).path.strip("/"))
+    answers = iter([["127.0.0.1"], ["127.0.0.1"], ["10.0.0.1"]])
+    asked: list[str] = []
+
+    def resolve(host: str) -> list[str]:
+        asked.append(host)
+        return next(answers)
+
+    parts = urlsplit(url)
+    named = parts._replace(
+        scheme="mariadb", netloc=parts.netloc.replace(mariadb.host, "crm.example.org")
+    )
+    source = Source(
+        tenant_id="t", source_id="s-1", incarnation=new_id(), kind=Kind.MARIADB, url=urlunsplit(named),
+        system_id="crm:main", tables=("orders",), customer_rule=None, snapshot=False, created_at=0, version=1,
+    )  # fmt: skip
+    options = ReaderOptions(
+        clock=SystemClock(),
+        targets=Targets(parse_rules("127.0.0.0/8:*"), resolve),
+        files=files.Files(()),
+    )
+    reader = open_reader(source, options)
+    try:
+        await reader.check()
+        await reader.check()
+        with pytest.raises(SourceUnreachable) as caught:
+            await reader.check()
+    finally:
+        await reader.close()
+    assert asked == ["crm.example.org"] * 3
+    assert caught.value.message == NOT_THERE
+    assert "10.0.0.1" in caught.value.detail
+    mariadb.drop(url)
+
+
+async def test_a_tenant_has_so_many_sources_and_tables(
+    kafka: str, keys_file: Path, signer: TokenSigner, tmp_path: Path
+) -> None:
+    crm = tmp_path / "crm"
+    crm.mkdir()
+    for number in range(3):
+        with closing(sqlite3.connect(crm / f"{number}.db")) as shop:
+            for table in ("a", "b", "c"):
+                shop.execute(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY)")
+    database = f"sqlite:///{tmp_path / 'cdc.db'}"
+    await migrate(database, "deskwire_cdc")
+    settings = Settings(
+        grpc_listen="127.0.0.1:0", keys_file=keys_file, database_url=database, kafka=kafka,
+        chat_target="127.0.0.1:1", sqlite_root=str(crm), max_sources=2, max_tables=4,
+    )  # fmt: skip
+    async with running("cdc", settings, build) as runtime:
+        token = signer.mint(tenant="t", role=Role.OPERATOR, subject="me")
+        async with make_channel(f"127.0.0.1:{runtime.port}", token=lambda: token) as channel:
+            stub = source_service_pb2_grpc.SourceServiceStub(channel)
+
+            async def create(number: int, *tables: str) -> str:
+                source = sqlite_source(crm / f"{number}.db", *tables)
+                source.source_id = f"s-{number}"
+                request = source_service_pb2.CreateSourceRequest(request_id=new_id(), source=source)
+                try:
+                    await stub.CreateSource(request)
+                except grpc.aio.AioRpcError as error:
+                    return error.details() or ""
+                return ""
+
+            assert await create(0, "a") == ""
+            assert await create(1, "a", "b", "c", "d") == "a tenant may have 4 captured tables"
+            assert await create(1, "a", "b", "c") == ""
+            assert await create(2, "a") == "a tenant may have 2 sources"

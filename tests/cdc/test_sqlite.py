@@ -6,13 +6,16 @@ import asyncio
 import sqlite3
 import uuid
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from deskwire.cdc.v1 import source_pb2, source_service_pb2, source_service_pb2_grpc
 from deskwire.chat.v1 import customer_service_pb2, customer_service_pb2_grpc
+from deskwire_cdc.sources.files import NOT_THERE
 from deskwire_cli.launch import Launch
 from deskwire_common.auth import KeySet, Role, TokenSigner
 from deskwire_common.rpc import make_channel
@@ -104,10 +107,8 @@ async def test_rows_of_a_file_reach_kafka_and_the_desk(launch: Launch, tmp_path:
 
         def captured() -> set[str]:
             with sqlite3.connect(path) as shop:
-                made = "name LIKE '%deskwire%' AND name <> '_deskwire_mark'"  # the adapters' own
-                return {
-                    row[0] for row in shop.execute(f"SELECT name FROM sqlite_master WHERE {made}")
-                }
+                made = "SELECT name FROM sqlite_master WHERE name LIKE '%deskwire%'"
+                return {row[0] for row in shop.execute(made)}
 
         assert captured()
         await sources.DeleteSource(
@@ -136,3 +137,50 @@ def _told(event: dict[str, Any]) -> tuple[str, Any, Any]:
     operation = data["operation"]
     before, after = data.get("before") or {}, data.get("after") or {}
     return operation, before.get("phone"), after.get("phone")
+
+
+async def test_the_suites_own_databases_are_nobodys_source(launch: Launch) -> None:
+    home = launch.plan.home
+    signer = TokenSigner(KeySet.load(home.keys_file))
+
+    def schema() -> dict[str, list[Any]]:
+        found = {}
+        for path in sorted(home.databases.glob("*.db")):
+            with closing(sqlite3.connect(path)) as database:
+                found[path.name] = database.execute("SELECT * FROM sqlite_master").fetchall()
+        return found
+
+    before = schema()
+    assert set(before) >= {"chat.db", "cdc.db", "events.db"}
+    linked = home.root.parent / "linked.db"
+    linked.hardlink_to(home.databases / "chat.db")
+    told = {}
+    for role, system in ((Role.INTEGRATION, "crm:main"), (Role.OPERATOR, "")):
+        token = signer.mint(tenant="t2", role=role, subject="mallory", system=system)
+        async with make_channel(
+            launch.plan.ports.address("cdc"), token=lambda token=token: token
+        ) as channel:
+            stub = source_service_pb2_grpc.SourceServiceStub(channel)
+            for path in (home.databases / "chat.db", home.databases / "cdc.db", linked):
+                source = source_pb2.Source(
+                    source_id="s-1",
+                    kind=source_pb2.SOURCE_KIND_SQLITE,
+                    url=f"sqlite:///{path}",
+                    system_id="crm:main",
+                    tables=["customers", "messages"],
+                    snapshot=True,
+                )
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await stub.CreateSource(
+                        source_service_pb2.CreateSourceRequest(
+                            request_id=str(uuid.uuid4()), source=source
+                        )
+                    )
+                told[role, path] = (caught.value.code().name, caught.value.details())
+    assert {code for (role, _), (code, _) in told.items() if role is Role.INTEGRATION} == {
+        "PERMISSION_DENIED"
+    }
+    assert {told[key] for key in told if key[0] is Role.OPERATOR} == {
+        ("FAILED_PRECONDITION", NOT_THERE)
+    }
+    assert schema() == before

@@ -146,7 +146,7 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
         "events.v1.AdapterRegistryService/GetAdapter": (operator, {"adapter_id": "a-1"}),
         "events.v1.AdapterRegistryService/ListAdapters": (operator, {}),
         "events.v1.AdapterRegistryService/ListDeliveries": (operator, {"adapter_id": "a-1"}),
-        "cdc.v1.SourceService/CreateSource": (crm, {"source": source}),
+        "cdc.v1.SourceService/CreateSource": (operator, {"source": source}),
         "cdc.v1.SourceService/GetSource": (operator, {"source_id": "s-1"}),
         "cdc.v1.SourceService/ListSources": (operator, {}),
         "cdc.v1.SourceService/DeleteSource": (operator, {"source_id": "s-1"}),

@@ -182,6 +182,7 @@ def start(kafka: str, keys_file: Path, signer: TokenSigner) -> Start:
             "keys_file": keys_file,
             "database_url": database_url,
             "kafka": kafka,
+            "adapter_targets": "127.0.0.0/8:*",
         }
         async with running("events", Settings(**{**values, **more}), build) as runtime:
             client = Client(f"127.0.0.1:{runtime.port}", signer)

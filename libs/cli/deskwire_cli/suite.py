@@ -66,8 +66,8 @@ async def open_channel(target: str) -> AsyncIterator[grpc.aio.Channel]:
 
 
 def crm_database(home: Home) -> Path:
-    """The demo CRM's database file."""
-    return home.databases / "crm.db"
+    """The demo CRM's database file, in a folder of its own: change capture may read what is in it."""
+    return home.crm / "crm.db"
 
 
 def load_suite(home: Home | Path | str | None = None) -> Suite:

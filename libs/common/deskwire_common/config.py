@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from deskwire_common import auth
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.logging import redact_text
+from deskwire_common.targets import parse_rules
 
 PREFIX: Final = "DESKWIRE_"
 _LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -63,6 +64,11 @@ def _optional_address(text: str) -> str:
     return _address(text) if text else ""
 
 
+def _targets(text: str) -> str:
+    parse_rules(text)
+    return text
+
+
 def _database(text: str) -> str:
     from deskwire_common.db import normalize_url  # noqa: PLC0415 (an optional part of this library)
 
@@ -76,6 +82,8 @@ def _database(text: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 Addresses = Annotated[str, AfterValidator(_addresses)]
 OptionalAddress = Annotated[str, AfterValidator(_optional_address)]
+TargetRules = Annotated[str, AfterValidator(_targets)]
+"""Rules of `targets`: which addresses of others may be called."""
 DatabaseUrl = Annotated[str, AfterValidator(_database)]
 
 

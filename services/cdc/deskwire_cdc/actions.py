@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final, TypeVar
 
 from google.protobuf.message import Message
@@ -17,16 +16,18 @@ from deskwire.cdc.v1 import source_pb2
 from deskwire.cdc.v1 import source_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2
 from deskwire_cdc import domain, events, store
-from deskwire_cdc.domain import CustomerRule, Kind, Source, State
+from deskwire_cdc.domain import CustomerRule, Kind, Source, SourceUnusable, State
 from deskwire_cdc.sources import ReaderOptions, open_reader
 from deskwire_common.auth import Principal, Role, current_principal
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
-from deskwire_common.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
+from deskwire_common.errors import AlreadyExists, NotFound, PermissionDenied
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
+from deskwire_common.logging import get_logger
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import page
+from deskwire_common.quota import Quota, too_many
 
 SERVICE: Final = "deskwire.cdc.v1.SourceService"
 CREATE: Final = f"{SERVICE}/CreateSource"
@@ -44,9 +45,8 @@ class _NotSeen(Exception):
 class SourceActions:
     """What can be done with sources, for the current principal and in its tenant.
 
-    `wake` is set when the workers have something new to look at; `sqlite_root` is where SQLite
-    sources
-    must lie.
+    `wake` is set when the workers have something new to look at. The rest says how many sources and captured tables
+    a tenant may have, and how many it may create at the same time.
     """
 
     db: Database
@@ -56,23 +56,26 @@ class SourceActions:
     ids: Ids
     options: ReaderOptions
     wake: asyncio.Event
-    sqlite_root: Path
+    max_sources: int
+    max_tables: int
+    under_way: Quota
 
     async def create_source(self, request: pb.CreateSourceRequest) -> pb.CreateSourceResponse:
         """Check the external database, remember the source, and put in place what captures it.
 
-        When it returns, everything that is written to the tables from now on will be carried
-        over. Raises
-        AlreadyExists, SourceUnusable, PermissionDenied, InvalidArgument, RequestIdReused.
+        When it returns, everything that is written to the tables from now on will be carried over. Raises
+        AlreadyExists, SourceUnusable, PermissionDenied, InvalidArgument, RequestIdReused, ResourceExhausted.
         """
         principal = current_principal()
         _check_system(principal, request.source.system_id)
         source = self._new(request.source, principal)
+        _check_kind(principal, source.kind)
         response = await self._seen(CREATE, request, pb.CreateSourceResponse)
         if response is None:
             await self._check_free(source)
-            # Before the transaction: the external database may be slow.
-            source = await self._checked(source)
+            with self.under_way.taken(source.tenant_id, "sources being created"):
+                # Before the transaction: the external database may be slow.
+                source = await self._checked(source)
             response = await self._once(CREATE, request, lambda uow: self._create(uow, source))
             self.wake.set()
         async with self.db.read() as connection:
@@ -115,6 +118,7 @@ class SourceActions:
             return response
         source = await self._find(principal, request.source_id)
         _check_system(principal, source.system_id)
+        _check_kind(principal, source.kind)
         response = await self._once(DELETE, request, lambda uow: self._delete(uow, source))
         self.wake.set()
         return response
@@ -184,9 +188,7 @@ class SourceActions:
             )
         tables = tuple(asked.tables)
         domain.check_rule(rule, tables)
-        url = domain.parse_url(kind, asked.url)
-        if kind is Kind.SQLITE:
-            self._check_path(Path(url.path))
+        domain.parse_url(kind, asked.url)
         return Source(
             tenant_id=principal.tenant,
             source_id=asked.source_id,
@@ -202,20 +204,18 @@ class SourceActions:
             state=State.SNAPSHOT if asked.snapshot else State.STREAMING,
         )
 
-    def _check_path(self, path: Path) -> None:
-        # A link must not lead out of the root.
-        if not path.resolve().is_relative_to(self.sqlite_root.resolve()):
-            raise InvalidArgument(
-                "SQLite sources are not allowed there; see DESKWIRE_SQLITE_ROOT.",
-                field="source.url",
-            )
-
     async def _checked(self, source: Source) -> Source:
         """With the position that capture starts from. Raises SourceUnusable."""
         reader = open_reader(source, self.options)
         try:
             await reader.check()
             position = await reader.start_position()
+        except SourceUnusable as error:
+            if error.detail:
+                get_logger().warning(
+                    "source_refused", source=source.aggregate_id, error=error.detail
+                )
+            raise
         finally:
             await reader.close()
         cursor = reader.first_cursor() if source.snapshot else ""
@@ -232,6 +232,11 @@ class SourceActions:
         async with self.db.read() as connection:
             if await store.find_source(connection, source.tenant_id, source.source_id):
                 raise _taken(source)
+            tables = await store.captured_tables(connection, source.tenant_id)
+        if len(tables) >= self.max_sources:
+            raise too_many("sources", self.max_sources, retry_after=60.0)
+        if sum(tables) + len(source.tables) > self.max_tables:
+            raise too_many("captured tables", self.max_tables, retry_after=60.0)
 
     async def _find(self, principal: Principal, source_id: str) -> Source:
         async with self.db.read() as connection:
@@ -246,6 +251,12 @@ def _check_system(principal: Principal, system_id: str) -> None:
         raise PermissionDenied(
             f"an integration may only do this for its own system, {principal.system}"
         )
+
+
+def _check_kind(principal: Principal, kind: Kind) -> None:
+    # Its url is a path of this machine, which no system outside has any business with.
+    if kind is Kind.SQLITE and principal.role is not Role.OPERATOR:
+        raise PermissionDenied("only operators may have SQLite sources captured, or end it")
 
 
 def _taken(source: Source) -> AlreadyExists:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import grpc
 
@@ -12,7 +13,7 @@ from deskwire_cdc.actions import SERVICE, SourceActions
 from deskwire_cdc.api import AUTHORIZATION, SourceApi
 from deskwire_cdc.clients import CustomerClient
 from deskwire_cdc.config import Settings
-from deskwire_cdc.sources import ReaderOptions
+from deskwire_cdc.sources import Files, ReaderOptions
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, topics
 from deskwire_common.idempotency import IdempotencyStore
@@ -20,6 +21,8 @@ from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.outbox import Outbox, OutboxRelay
 from deskwire_common.ownership import Owner, join
+from deskwire_common.quota import Quota
+from deskwire_common.targets import Targets, parse_rules
 
 
 async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
@@ -29,7 +32,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     # Tables of their own: a second service in the same process must not meet the first one's.
     outbox = Outbox(dbs.metadata(), runtime.clock)
     idempotency = IdempotencyStore(dbs.metadata(), runtime.clock)
-    options = ReaderOptions(clock=runtime.clock)
+    options = ReaderOptions(
+        clock=runtime.clock,
+        targets=Targets(parse_rules(settings.source_targets)),
+        files=Files(settings.sqlite_roots, own_folders(settings)),
+    )
     owner = Owner(db, runtime.clock, runtime.ids.uuid7(), lease_seconds=settings.lease_seconds)
     actions = SourceActions(
         db=db,
@@ -39,7 +46,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         ids=runtime.ids,
         options=options,
         wake=owner.wake,
-        sqlite_root=settings.sqlite_root,
+        max_sources=settings.max_sources,
+        max_tables=settings.max_tables,
+        under_way=Quota(settings.max_registrations),
     )
     customers = CustomerClient(
         runtime.channel(settings.chat_target), runtime.keys, runtime.signer, runtime.clock
@@ -65,3 +74,12 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
     await runtime.serve([register], [SERVICE], AUTHORIZATION)
     await join(runtime, owner)
+
+
+def own_folders(settings: Settings) -> list[Path]:
+    """Where the suite's own files are, as far as this service knows: no source may be there."""
+    folders = [settings.keys_file.absolute().parent]
+    url = dbs.normalize_url(settings.database_url)
+    if url.get_backend_name() == "sqlite":
+        folders.append(dbs.file_of(url).absolute().parent)
+    return folders

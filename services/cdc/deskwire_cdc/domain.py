@@ -60,16 +60,17 @@ class Operation(StrEnum):
 class SourceUnusable(FailedPrecondition):
     """The external database can't be captured without losing changes silently.
 
-    `setting` says what to change.
+    `setting` says what to change; `detail` is for the operator's log, never for the tenant.
     """
 
-    def __init__(self, setting: str, message: str) -> None:
+    def __init__(self, setting: str, message: str, *, detail: str = "") -> None:
         super().__init__(
             message,
             reason=error_reason_pb2.ERROR_REASON_SOURCE_UNUSABLE,
             metadata={"setting": setting},
         )
         self.setting = setting
+        self.detail = detail
 
 
 class SourceUnreachable(SourceUnusable):

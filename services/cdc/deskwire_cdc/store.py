@@ -148,6 +148,13 @@ async def list_sources(
     return [_source(row) for row in (await connection.execute(query)).mappings()]
 
 
+async def captured_tables(connection: AsyncConnection, tenant: str) -> list[int]:
+    """How many tables each live source of a tenant has."""
+    c = sources.c
+    query = sa.select(c.tables).where(c.tenant_id == tenant, c.active == 1)
+    return [len(json.loads(text)) for text in (await connection.execute(query)).scalars()]
+
+
 async def all_sources(connection: AsyncConnection) -> tuple[list[Source], list[Source]]:
     """The live ones and the deleted ones of all tenants: for the workers, never for a caller."""
     live: list[Source] = []

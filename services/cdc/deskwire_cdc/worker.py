@@ -109,9 +109,10 @@ class Worker:
                 except Aborted:
                     return
                 except SourceUnreachable as error:
-                    await self._wait(State.RETRYING, error.message)
+                    await self._wait(State.RETRYING, error.message, error.detail)
                 except SourceUnusable as error:
-                    await self._wait(State.REFUSED, f"{error.setting}: {error.message}")
+                    message = f"{error.setting}: {error.message}"
+                    await self._wait(State.REFUSED, message, error.detail)
                 except (DeskwireError, ConnectionLostError, OSError) as error:
                     await self._wait(State.RETRYING, str(error))
                 except (sqlite3.Error, pymysql.MySQLError) as error:
@@ -275,9 +276,12 @@ class Worker:
                 calls.labels(self._source.source_id, "done").inc()
                 return dict(fields)
 
-    async def _wait(self, state: State, message: str) -> None:
+    async def _wait(self, state: State, message: str, detail: str = "") -> None:
         get_logger().warning(
-            "source_failed", source=self._source.aggregate_id, state=state.value, error=message
+            "source_failed",
+            source=self._source.aggregate_id,
+            state=state.value,
+            error=detail or message,
         )
         await self._note(state, message)
         if state is State.REFUSED:

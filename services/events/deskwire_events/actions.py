@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -30,7 +31,9 @@ from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import page
+from deskwire_common.quota import Quota, too_many
 from deskwire_common.rpc import Tls
+from deskwire_common.targets import Targets
 from deskwire_events import domain, events, spine, store
 from deskwire_events.clients import AdapterClient, introduce
 from deskwire_events.domain import Adapter
@@ -132,7 +135,8 @@ def catalogue() -> hub_pb.ListEventTypesResponse:
 class AdapterActions:
     """The register of adapters, for the current principal and in its tenant.
 
-    `changed` is called after a commit that changed which adapters there are.
+    `targets` says which addresses they may have, `max_adapters` and `under_way` how many a tenant may have and
+    register at the same time. `changed` is called after a commit that changed which adapters there are.
     """
 
     db: Database
@@ -141,17 +145,20 @@ class AdapterActions:
     clock: Clock
     ids: Ids
     kafka: str
+    targets: Targets
     tls: Tls | None
+    max_adapters: int
+    under_way: Quota
     changed: Callable[[], None]
-    _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _places: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     async def register(
         self, request: registry_pb.RegisterAdapterRequest
     ) -> registry_pb.RegisterAdapterResponse:
         """Register an adapter that answers; the workers then push to it.
 
-        Raises AlreadyExists, FailedPrecondition (ADAPTER_UNUSABLE), PermissionDenied,
-        RequestIdReused.
+        Raises AlreadyExists, FailedPrecondition (ADAPTER_UNUSABLE), PermissionDenied, RequestIdReused,
+        ResourceExhausted (RATE_LIMITED).
         """
         principal = caller()
         wanted = request.adapter
@@ -173,46 +180,60 @@ class AdapterActions:
                 now=self.clock.now(),
             )
 
-        # One at a time: the places of the group are committed before the adapter is.
-        async with self._registering:
-            found = await self.idempotency.answered(
-                self.db,
-                method=REGISTER,
-                request=request,
-                response_class=registry_pb.RegisterAdapterResponse,
-            )
-            if found is not None:
-                return found
-            async with self.db.read() as connection:
-                adapter(await store.read_adapter(connection, principal.tenant, wanted.adapter_id))
+        found = await self.idempotency.answered(
+            self.db,
+            method=REGISTER,
+            request=request,
+            response_class=registry_pb.RegisterAdapterResponse,
+        )
+        if found is not None:
+            return found
+        await self._check_room(principal.tenant, adapter)
+        # The adapter may be slow, or silent: it is asked under no lock and in no transaction.
+        with self.under_way.taken(principal.tenant, "registrations under way"):
             accepts = await self._introduce(adapter(None))
-            fresh = adapter(None, accepts)
+        fresh = adapter(None, accepts)
+
+        async def work(uow: UnitOfWork) -> registry_pb.RegisterAdapterResponse:
+            async def change() -> registry_pb.RegisterAdapterResponse:
+                before = await store.lock_adapter(uow, principal.tenant, wanted.adapter_id)
+                after = adapter(before, accepts)
+                if before is not None:
+                    await store.save_adapter(uow, after)
+                elif not await store.add_adapter(uow, after):
+                    raise domain.registered_already(after.adapter_id)
+                event = events.registered_event(after, ids=self.ids, clock=self.clock)
+                await self.outbox.add(uow, [event])
+                return registry_pb.RegisterAdapterResponse(adapter=events.adapter_message(after))
+
+            uow.after_commit(self.changed)
+            return await self.idempotency.execute(
+                uow, method=REGISTER, request=request, work=change
+            )
+
+        # One at a time for each adapter: its group's places are committed before it is.
+        lock = self._places.setdefault(fresh.group, asyncio.Lock())
+        async with lock:
+            await self._check_room(principal.tenant, adapter)
             names = await spine.resolve(self.kafka, domain.topics_of(fresh.wanted))
             await spine.begin_at_end(self.kafka, fresh.group, names)
-
-            async def work(uow: UnitOfWork) -> registry_pb.RegisterAdapterResponse:
-                async def change() -> registry_pb.RegisterAdapterResponse:
-                    before = await store.lock_adapter(uow, principal.tenant, wanted.adapter_id)
-                    after = adapter(before, accepts)
-                    await store.save_adapter(uow, after)
-                    event = events.registered_event(after, ids=self.ids, clock=self.clock)
-                    await self.outbox.add(uow, [event])
-                    return registry_pb.RegisterAdapterResponse(
-                        adapter=events.adapter_message(after)
-                    )
-
-                uow.after_commit(self.changed)
-                return await self.idempotency.execute(
-                    uow, method=REGISTER, request=request, work=change
-                )
-
             return await self.db.run(work)
+
+    async def _check_room(self, tenant: str, adapter: Callable[[Adapter | None], Adapter]) -> None:
+        """Raises AlreadyExists when the adapter is there, ResourceExhausted when the tenant has enough others."""
+        adapter_id = adapter(None).adapter_id
+        async with self.db.read() as connection:
+            adapter(await store.read_adapter(connection, tenant, adapter_id))
+            count = await store.count_adapters(connection, tenant)
+        if count >= self.max_adapters:
+            raise too_many("adapters", self.max_adapters, retry_after=60.0)
 
     async def _introduce(self, adapter: Adapter) -> tuple[str, ...]:
         client = AdapterClient(
             adapter.target,
             adapter.tenant,
             dict(adapter.credentials),
+            targets=self.targets,
             tls=self.tls,
             clock=self.clock,
         )

@@ -55,7 +55,7 @@ class EventHubApi(event_hub_service_pb2_grpc.EventHubServiceServicer):
         self, request_iterator: AsyncIterator[hub_pb.SubscribeRequest], _context: Context
     ) -> AsyncIterator[hub_pb.SubscribeResponse]:
         """See the contract."""
-        async for response in self._subscriptions.stream(caller().tenant, request_iterator):
+        async for response in self._subscriptions.stream(caller(), request_iterator):
             yield response
 
     async def ListEventTypes(  # noqa: N802

@@ -14,6 +14,8 @@ from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.outbox import Outbox, OutboxRelay
 from deskwire_common.ownership import Owner, join
+from deskwire_common.quota import Quota
+from deskwire_common.targets import Targets, parse_rules
 from deskwire_events import worker
 from deskwire_events.actions import HUB, REGISTRY, AdapterActions, EventActions
 from deskwire_events.api import AUTHORIZATION, AdapterRegistryApi, EventHubApi
@@ -36,8 +38,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     idempotency = IdempotencyStore(dbs.metadata(), clock)
     owner = Owner(db, clock, ids.uuid7(), lease_seconds=settings.lease_seconds)
     ledger = Ledger(db, outbox, clock, ids, settings.dead_letter_limit)
+    targets = Targets(parse_rules(settings.adapter_targets))
     deliveries = Deliveries(
-        settings.kafka, ledger, runtime.tls, clock, settings.kafka_group_protocol
+        settings.kafka, ledger, targets, runtime.tls, clock, settings.kafka_group_protocol
     )
     events = EventActions(db, outbox, idempotency, clock, ids)
     adapters = AdapterActions(
@@ -47,10 +50,13 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         clock=clock,
         ids=ids,
         kafka=settings.kafka,
+        targets=targets,
         tls=runtime.tls,
+        max_adapters=settings.max_adapters,
+        under_way=Quota(settings.max_registrations),
         changed=owner.wake.set,
     )
-    subscriptions = Subscriptions(settings.kafka, clock)
+    subscriptions = Subscriptions(settings.kafka, clock, Quota(settings.max_subscriptions))
     relay = OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds)
     owner.employ(relay.KIND, relay.work)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, clock))

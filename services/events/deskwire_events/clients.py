@@ -1,7 +1,12 @@
-"""Outgoing calls: adapters, which are programs of others. They get no token of deskwire's."""
+"""Outgoing calls: adapters, which are programs of others. They get no token of deskwire's.
+
+Their addresses come from tenants: each connection is made to addresses that the operator's rules allow, and a tenant
+is told the same words whether a rule forbids it, nothing answers, or what answers is no adapter.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -14,7 +19,9 @@ from deskwire.adapters.v1 import system_adapter_service_pb2_grpc
 from deskwire.common.v1 import error_reason_pb2
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.errors import FailedPrecondition, Unavailable, from_rpc_error
+from deskwire_common.logging import get_logger
 from deskwire_common.rpc import Tls, make_channel
+from deskwire_common.targets import TargetRefused, Targets, grpc_target
 from deskwire_events.domain import Outcome, outcome_of
 
 #: Seconds that Schema and Auth may take, and a Push.
@@ -28,6 +35,7 @@ _IS_SIZE: Final = re.compile(
     r"^(RESOURCE_EXHAUSTED|OUT_OF_RANGE): .*(larger than max|exceeds (the )?max|too large)",
     re.IGNORECASE,
 )
+NOT_THERE: Final = "no adapter answers there that this hub may call"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,14 @@ class TooLarge(Unavailable):
     """A Push was refused for its size, here or there: the same one always will be."""
 
 
+class AdapterAway(Unavailable):
+    """Nothing at the target proved to be an adapter. `detail` is the operator's, never the tenant's."""
+
+    def __init__(self, detail: str, *, retry_after: float | None = None) -> None:
+        super().__init__(NOT_THERE, retry_after=retry_after)
+        self.detail = detail
+
+
 class AdapterClient:
     """One adapter's SystemAdapterService. A call that fails as a whole raises Unavailable."""
 
@@ -61,12 +77,14 @@ class AdapterClient:
         tenant: str,
         credentials: dict[str, str],
         *,
+        targets: Targets,
         tls: Tls | None,
         clock: Clock,
     ) -> None:
-        # bare: retries, deadlines and traces of pushes are the hub's own.
-        self._channel = make_channel(target, tls=tls, bare=True)
-        self._stub = system_adapter_service_pb2_grpc.SystemAdapterServiceStub(self._channel)
+        self._target = target
+        self._targets = targets
+        self._tls = tls
+        self._channel: grpc.aio.Channel | None = None
         self._tenant = tenant
         self._credentials = credentials
         self._clock = clock
@@ -75,16 +93,45 @@ class AdapterClient:
         self._schema: Schema | None = None
 
     async def schema(self) -> Schema:
-        """Ask what it can."""
-        answer = await _call(
-            self._stub.Schema(pb.SchemaRequest(tenant_id=self._tenant), timeout=ASK_SECONDS)
-        )
+        """Connect, and ask what it can. Raises AdapterAway unless an adapter answers."""
+        try:
+            async with asyncio.timeout(2 * ASK_SECONDS):
+                stub = await self._connect()
+                request = pb.SchemaRequest(tenant_id=self._tenant)
+                answer = await stub.Schema(request, timeout=ASK_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise AdapterAway(
+                _told(error), retry_after=from_rpc_error(error).retry_after
+            ) from error
+        except (TargetRefused, TimeoutError) as error:
+            raise AdapterAway(str(error) or "its name isn't resolved in time") from error
         self._schema = Schema(
             program=clean(answer.adapter),
             event_types=tuple(answer.event_types),
             max_batch=min(answer.max_batch or MAX_BATCH, MAX_BATCH),
         )
         return self._schema
+
+    async def _connect(self) -> Any:
+        """A channel to the addresses that the name stands for now; gRPC resolves nothing itself."""
+        await self.close()
+        host, _, port = self._target.rpartition(":")
+        found = await asyncio.to_thread(self._targets.addresses, host, int(port))
+        # bare: retries, deadlines and traces of pushes are the hub's own.
+        self._channel = make_channel(
+            grpc_target(found, int(port)),
+            tls=self._tls,
+            bare=True,
+            server_name=host.removeprefix("[").removesuffix("]"),
+            authority=self._target,
+        )
+        return system_adapter_service_pb2_grpc.SystemAdapterServiceStub(self._channel)
+
+    @property
+    def _stub(self) -> Any:
+        if self._channel is None:
+            raise AdapterAway("not connected")
+        return system_adapter_service_pb2_grpc.SystemAdapterServiceStub(self._channel)
 
     async def authenticate(self) -> None:
         """Open a session."""
@@ -108,7 +155,7 @@ class AdapterClient:
         self._session = None
 
     def forget(self) -> None:
-        """The connection is lost: begin with Schema again."""
+        """The connection is lost: resolve its name and begin with Schema again."""
         self._schema = None
         self._session = None
 
@@ -140,18 +187,22 @@ class AdapterClient:
 
     async def close(self) -> None:
         """End the connection."""
-        await self._channel.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
 
 
 async def introduce(client: AdapterClient) -> Schema:
     """Schema and Auth of an adapter that is being registered.
 
-    Raises FailedPrecondition (ADAPTER_UNUSABLE) that says what it answered or failed to answer.
+    Raises FailedPrecondition (ADAPTER_UNUSABLE): what it answered once it has proved to be an adapter, else one text.
     """
     try:
         schema = await client.schema()
         await client.authenticate()
     except Unavailable as error:
+        if isinstance(error, AdapterAway):
+            get_logger().warning("adapter_away", error=error.detail)
         raise FailedPrecondition(
             f"the adapter can't be used: {error.message}",
             reason=error_reason_pb2.ERROR_REASON_ADAPTER_UNUSABLE,
@@ -165,12 +216,17 @@ def clean(text: str) -> str:
 
 
 async def _call(call: Awaitable[Any]) -> Any:
+    """A call of an adapter that answered Schema. Raises Unavailable: with its own words, unless it is gone."""
     try:
         return await call
     except grpc.aio.AioRpcError as error:
-        failure = from_rpc_error(error)
+        retry_after = from_rpc_error(error).retry_after
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            raise AdapterAway(_told(error), retry_after=retry_after) from error
         raise Unavailable(
-            f"{error.code().name}: {clean(error.details() or '')}",
-            retry_after=failure.retry_after,
-            metadata={"code": error.code().name},
+            _told(error), retry_after=retry_after, metadata={"code": error.code().name}
         ) from error
+
+
+def _told(error: grpc.aio.AioRpcError) -> str:
+    return f"{error.code().name}: {clean(error.details() or '')}"

@@ -27,8 +27,9 @@ from deskwire_common.metrics import METRICS
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import ANSWER_BYTES
 from deskwire_common.rpc import Tls
+from deskwire_common.targets import Targets
 from deskwire_events import domain, events, store
-from deskwire_events.clients import AdapterClient, Result, TooLarge
+from deskwire_events.clients import AdapterAway, AdapterClient, Result, TooLarge
 from deskwire_events.domain import Adapter, Delivery, Outcome
 from deskwire_events.subscribe import json_of, log_unreadable
 
@@ -108,12 +109,19 @@ class Ledger:
 class Delivering:
     """Pushes records to one adapter. `handled` counts records whose way has ended."""
 
-    def __init__(self, adapter: Adapter, ledger: Ledger, *, tls: Tls | None, clock: Clock) -> None:
+    def __init__(
+        self, adapter: Adapter, ledger: Ledger, *, targets: Targets, tls: Tls | None, clock: Clock
+    ) -> None:
         self._adapter = adapter
         self._ledger = ledger
         self._clock = clock
         self._client = AdapterClient(
-            adapter.target, adapter.tenant, dict(adapter.credentials), tls=tls, clock=clock
+            adapter.target,
+            adapter.tenant,
+            dict(adapter.credentials),
+            targets=targets,
+            tls=tls,
+            clock=clock,
         )
         self._wanted = adapter.wanted
         self._trouble = ""
@@ -169,6 +177,7 @@ class Delivering:
         fresh_session = False
         while batch is None or batch:
             asked: float | None = None
+            detail = ""
             try:
                 schema = await self._client.ready()
                 if batch is None:
@@ -177,6 +186,7 @@ class Delivering:
             except Unavailable as error:
                 self._after_failure(error)
                 failure, asked = error.message, error.retry_after
+                detail = error.detail if isinstance(error, AdapterAway) else ""
             else:
                 ends = list(zip(batch, results, strict=True))
                 batch = [item for item, result in ends if not result.outcome.final]
@@ -196,7 +206,7 @@ class Delivering:
                 if len(ends) > len(batch):
                     pauses.reset()
             fresh_session = False
-            await self._tell_trouble(failure)
+            await self._tell_trouble(failure, detail)
             own = pauses.next()
             await asyncio.sleep(min(asked, LONGEST_ASKED) if asked else own)
         return rest
@@ -296,11 +306,15 @@ class Delivering:
         # Written as ACTIVE: the next trouble is news again.
         self._trouble = ""
 
-    async def _tell_trouble(self, failure: str) -> None:
+    async def _tell_trouble(self, failure: str, detail: str) -> None:
         if failure == self._trouble:
             return
         get_logger().warning(
-            "adapter_in_trouble", adapter_id=self._adapter.adapter_id, error=failure
+            "adapter_in_trouble",
+            tenant=self._adapter.tenant,
+            adapter_id=self._adapter.adapter_id,
+            target=self._adapter.target,
+            error=detail or failure,
         )
         await self._ledger.trouble(self._adapter, failure)
         self._trouble = failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Final, TypeAlias
 
 from deskwire.common.v1 import error_reason_pb2
 from deskwire_common import topics
+from deskwire_common.auth import Role
 from deskwire_common.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
 
 Place: TypeAlias = tuple[str, int]
@@ -34,7 +36,7 @@ class Cursor:
 
 
 def encode_cursor(cursor: Cursor) -> str:
-    """The cursor as text; a few hundred characters."""
+    """The cursor as text: a few hundred characters, and some twenty more for each captured table."""
     by_topic: dict[str, dict[str, int]] = {}
     for (topic, partition), offset in sorted(cursor.places.items()):
         by_topic.setdefault(topic, {})[str(partition)] = offset
@@ -65,6 +67,37 @@ def decode_cursor(text: str) -> Cursor:
     if not good or not text.startswith(_VERSION):
         raise _no_cursor()
     return Cursor(cluster, places)
+
+
+def concealed(cursor: Cursor, tenant: str) -> Cursor:
+    """The cursor as a tenant gets it: the topics of captured tables, which are other tenants' too, without names."""
+    return Cursor(
+        cursor.cluster,
+        {
+            (_alias(cursor.cluster, tenant, topic), partition): offset
+            for (topic, partition), offset in cursor.places.items()
+        },
+    )
+
+
+def revealed(cursor: Cursor, tenant: str, names: Collection[str]) -> Cursor:
+    """The cursor that was concealed; places in none of these topics are left out."""
+    known = {_alias(cursor.cluster, tenant, topic): topic for topic in names}
+    return Cursor(
+        cursor.cluster,
+        {
+            (known[alias], partition): offset
+            for (alias, partition), offset in cursor.places.items()
+            if alias in known
+        },
+    )
+
+
+def _alias(cluster: str, tenant: str, topic: str) -> str:
+    if topic in topics.TOPICS:
+        return topic
+    digest = hashlib.sha256(f"{cluster}/{tenant}/{topic}".encode()).digest()
+    return "#" + base64.urlsafe_b64encode(digest[:9]).decode()
 
 
 def _no_cursor() -> InvalidArgument:
@@ -102,14 +135,52 @@ class Selection:
 
 def topics_of(event_types: Collection[str]) -> Selection:
     """Where events of these types are; none: all. Types that aren't deskwire's are external."""
-    names = set()
-    for event_type in event_types:
-        try:
-            names.add(topics.topic_for(event_type).name)
-        except InvalidArgument:
-            names.add(topics.EXTERNAL.name)
-    names = names or set(topics.TOPICS)
+    names = {_topic_name(event_type) for event_type in event_types} or set(topics.TOPICS)
     return Selection(tuple(sorted(names - {topics.CHANGES.name})), topics.CHANGES.name in names)
+
+
+_DESK: Final = frozenset({Role.OPERATOR, Role.INTEGRATION, Role.SERVICE, Role.AGENT, Role.BOT})
+_LISTERS: Final = _DESK - {Role.BOT}
+_OWNERS: Final = _LISTERS - {Role.AGENT}
+
+#: Who may see what by Subscribe: the same roles that may list it by an RPC.
+READERS: Final[Mapping[str, frozenset[Role]]] = {
+    topics.ACCESS.name: frozenset({Role.OPERATOR}),
+    topics.AGENTS.name: _LISTERS,
+    topics.CHANGES.name: _OWNERS,
+    topics.CONVERSATIONS.name: _DESK,
+    topics.CUSTOMERS.name: _LISTERS,
+    topics.DELIVERIES.name: _OWNERS,
+    topics.EXTERNAL.name: _DESK,
+    topics.MESSAGES.name: _DESK,
+    topics.SOURCES.name: _OWNERS,
+    topics.TICKETS.name: _DESK,
+}
+
+
+def readable(role: Role, event_type: str) -> bool:
+    """Whether a role may see events of a type. Types that aren't deskwire's are external."""
+    return role in READERS[_topic_name(event_type)]
+
+
+def readable_topics(role: Role, event_types: Collection[str]) -> Selection:
+    """Where the events of these types are that a role may see; no types: all that it may see.
+
+    Raises PermissionDenied for a type by name that it may not.
+    """
+    for event_type in event_types:
+        if not readable(role, event_type):
+            raise PermissionDenied(f"{role.value}s don't get events of type {event_type}")
+    asked = topics_of(event_types)
+    names = tuple(name for name in asked.names if role in READERS[name])
+    return Selection(names, asked.changes and role in READERS[topics.CHANGES.name])
+
+
+def _topic_name(event_type: str) -> str:
+    try:
+        return topics.topic_for(event_type).name
+    except InvalidArgument:
+        return topics.EXTERNAL.name
 
 
 def is_own_type(event_type: str) -> bool:
@@ -227,7 +298,7 @@ def register(
     Raises AlreadyExists when that one was not removed.
     """
     if before is not None and not before.removed:
-        raise AlreadyExists(f"adapter {adapter_id} is registered; remove it first")
+        raise registered_already(adapter_id)
     return Adapter(
         tenant=tenant,
         adapter_id=adapter_id,
@@ -291,6 +362,11 @@ def delivered(adapter: Adapter, deliveries: Iterable[Delivery], *, limit: int) -
         last_error=error,
         state=AdapterState.STOPPED if stopped else AdapterState.ACTIVE,
     )
+
+
+def registered_already(adapter_id: str) -> AlreadyExists:
+    """The error for an adapter_id that is taken."""
+    return AlreadyExists(f"adapter {adapter_id} is registered; remove it first")
 
 
 def not_found(adapter_id: str) -> NotFound:

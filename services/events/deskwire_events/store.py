@@ -120,6 +120,19 @@ async def read_adapter(connection: AsyncConnection, tenant: str, adapter_id: str
     return None if row is None else _adapter(row)
 
 
+async def add_adapter(uow: UnitOfWork, adapter: Adapter) -> bool:
+    """Write an adapter whose id was free; False when somebody else took it meanwhile."""
+    return await db.insert_if_absent(uow, adapters, _row(adapter))
+
+
+async def count_adapters(connection: AsyncConnection, tenant: str) -> int:
+    """How many registered adapters a tenant has."""
+    query = sa.select(sa.func.count()).where(
+        adapters.c.tenant_id == tenant, adapters.c.removed == 0
+    )
+    return int((await connection.execute(query)).scalar_one())
+
+
 async def save_adapter(uow: UnitOfWork, adapter: Adapter) -> None:
     """Write an adapter that is new or locked."""
     await db.upsert(uow, adapters, _row(adapter), ["tenant_id", "adapter_id"])

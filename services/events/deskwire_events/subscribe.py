@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
@@ -14,21 +15,26 @@ from deskwire.events.v1 import event_hub_service_pb2 as pb
 from deskwire.events.v1.event_pb2 import Event
 from deskwire_common import events as codec
 from deskwire_common import topics
+from deskwire_common.auth import Principal
 from deskwire_common.clock import Clock, from_micros
 from deskwire_common.errors import InvalidArgument, OutOfRange, Unavailable
 from deskwire_common.kafka import Reader, Record, cluster_id
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.pagination import ANSWER_BYTES
+from deskwire_common.quota import Quota
 from deskwire_events import spine
 from deskwire_events.domain import (
     Cursor,
     Place,
     Selection,
+    concealed,
     decode_cursor,
     encode_cursor,
     is_kept,
-    topics_of,
+    readable,
+    readable_topics,
+    revealed,
 )
 
 #: Seconds of silence after which a stream gets a checkpoint.
@@ -41,6 +47,7 @@ MAX_EVENTS: Final = 200
 MAX_EVENT: Final = 3 << 20
 _READ: Final = 500
 _OPENINGS: Final = 5
+_MAX_STATUS_CURSOR: Final = 4096
 # How late a stop or a broken stream is seen.
 _TICK: Final = 0.5
 
@@ -51,20 +58,33 @@ class Subscriptions:
 
     kafka: str
     clock: Clock
+    open: Quota
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def stream(
-        self, tenant: str, requests: AsyncIterator[pb.SubscribeRequest]
+        self, principal: Principal, requests: AsyncIterator[pb.SubscribeRequest]
     ) -> AsyncIterator[pb.SubscribeResponse]:
-        """One stream. Raises InvalidArgument, OutOfRange (CURSOR_EXPIRED), Unavailable."""
+        """One stream of what the principal's role may see in its tenant.
+
+        Raises InvalidArgument, OutOfRange (CURSOR_EXPIRED), PermissionDenied, ResourceExhausted, Unavailable.
+        """
+        with self.open.taken(principal.tenant, "open streams"):
+            async with aclosing(self._stream(principal, requests)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def _stream(
+        self, principal: Principal, requests: AsyncIterator[pb.SubscribeRequest]
+    ) -> AsyncGenerator[pb.SubscribeResponse, None]:
         first = await anext(requests, None)
         if first is None or first.WhichOneof("kind") != "start":
             raise InvalidArgument("the first request of the stream must be start", field="kind")
         start = first.start
+        selection = readable_topics(principal.role, start.event_types)
         credit = _Credit(start.credit)
         listener = asyncio.create_task(credit.listen(requests), name="subscribe-credit")
         METRICS.hub_subscriptions.inc()
-        subscription = _Subscription(self, tenant, start, credit, listener)
+        subscription = _Subscription(self, principal, start, selection, credit, listener)
         try:
             await subscription.open()
             async for response in subscription.answers():
@@ -108,16 +128,18 @@ class _Subscription:
     def __init__(
         self,
         hub: Subscriptions,
-        tenant: str,
+        principal: Principal,
         start: pb.SubscribeStart,
+        selection: Selection,
         credit: _Credit,
         listener: asyncio.Task[None],
     ) -> None:
         self._hub = hub
-        self._tenant = tenant
+        self._tenant = principal.tenant
+        self._role = principal.role
         self._start = start
         self._types = frozenset(start.event_types)
-        self._selection: Selection = topics_of(self._types)
+        self._selection = selection
         self._credit = credit
         self._listener = listener
         self._cluster = ""
@@ -131,14 +153,17 @@ class _Subscription:
         cursor = decode_cursor(self._start.cursor) if self._start.HasField("cursor") else None
         self._cluster = await cluster_id(self._hub.kafka)
         self._names = await spine.resolve(self._hub.kafka, self._selection)
+        if cursor is not None:
+            cursor = revealed(cursor, self._tenant, self._names)
         reader = await self._read_from(_begin(self._start, cursor, self._cluster))
         if cursor is None:
             return
         if not is_kept(cursor, self._cluster, reader.oldest, await reader.end_offsets()):
-            oldest = encode_cursor(Cursor(self._cluster, reader.oldest))
+            oldest = self._cursor(reader.oldest)
             raise OutOfRange(
                 "the cursor is older than what is kept, or of another cluster",
-                metadata={"oldest_cursor": oldest},
+                # A status is a header, whose size is limited: `earliest` says the same.
+                metadata={"oldest_cursor": oldest} if len(oldest) <= _MAX_STATUS_CURSOR else {},
             )
 
     async def close(self) -> None:
@@ -249,6 +274,7 @@ class _Subscription:
             return None
         wanted = (
             event.tenant_id == self._tenant
+            and readable(self._role, event.event_type)
             and (not self._types or event.event_type in self._types)
             and self._start.subject in {"", event.subject}
         )
@@ -270,8 +296,10 @@ class _Subscription:
         return delivered
 
     def _answer(self, events: list[pb.DeliveredEvent]) -> pb.SubscribeResponse:
-        cursor = encode_cursor(Cursor(self._cluster, self._places))
-        return pb.SubscribeResponse(cursor=cursor, events=events)
+        return pb.SubscribeResponse(cursor=self._cursor(self._places), events=events)
+
+    def _cursor(self, places: Mapping[Place, int]) -> str:
+        return encode_cursor(concealed(Cursor(self._cluster, places), self._tenant))
 
 
 def json_of(record: Record, event: Event) -> str:

@@ -15,6 +15,7 @@ from deskwire_common.loops import Backoff, every
 from deskwire_common.metrics import METRICS
 from deskwire_common.ownership import Held
 from deskwire_common.rpc import Tls
+from deskwire_common.targets import Targets
 from deskwire_events import spine, store
 from deskwire_events.clients import MAX_BATCH
 from deskwire_events.delivery import Delivering, Ledger
@@ -45,6 +46,7 @@ class Deliveries:
 
     kafka: str
     ledger: Ledger
+    targets: Targets
     tls: Tls | None
     clock: Clock
     protocol: Literal["consumer", "classic"] = "consumer"
@@ -62,7 +64,9 @@ class Deliveries:
         """One adapter's worker. Whatever goes wrong in it stays in it, and it begins again."""
         log = get_logger().bind(tenant=adapter.tenant, adapter_id=adapter.adapter_id)
         log.info("delivering", target=adapter.target)
-        delivering = Delivering(adapter, self.ledger, tls=self.tls, clock=self.clock)
+        delivering = Delivering(
+            adapter, self.ledger, targets=self.targets, tls=self.tls, clock=self.clock
+        )
         pauses = Backoff(_FIRST_PAUSE, _MAX_PAUSE)
         try:
             while True:

@@ -35,6 +35,19 @@ def service_settings(plan: Plan, name: str, *, kafka: str, redis: str) -> dict[s
         if not os.environ.get("DESKWIRE_ATTACHMENTS_URL"):
             settings["DESKWIRE_ATTACHMENTS_URL"] = plan.home.attachments.as_uri()
         settings["DESKWIRE_ATTACHMENTS_LISTEN"] = plan.ports.address(f"{name}-files")
+    if service == "events":
+        settings["DESKWIRE_ADAPTER_TARGETS"] = _allowed("DESKWIRE_ADAPTER_TARGETS")
+    if service == "cdc":
+        settings["DESKWIRE_SOURCE_TARGETS"] = _allowed("DESKWIRE_SOURCE_TARGETS")
+        # The demo CRM's folder, beside what the caller's environment allows, and nothing else.
+        folders = [os.environ.get("DESKWIRE_SQLITE_ROOT", "")]
+        folders += [str(plan.home.crm)] if plan.demo else []
+        settings["DESKWIRE_SQLITE_ROOT"] = os.pathsep.join(filter(None, folders))
     if service in STORES:
         settings["DESKWIRE_DATABASE_URL"] = plan.database(service)
     return settings
+
+
+def _allowed(variable: str) -> str:
+    """The rules for addresses of others: the caller's, else the internet and this machine, for one who develops."""
+    return os.environ.get(variable) or "public:*, 127.0.0.0/8:*, [::1]:*"

@@ -30,7 +30,7 @@ def project_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """`$DESKWIRE_HOME`: databases/, attachments/, kafka/, valkey/, logs/, run/ (pids, state), keys.json."""
+    """`$DESKWIRE_HOME`: databases/, attachments/, crm/, kafka/, valkey/, logs/, run/ (pids, state), keys.json."""
 
     root: Path
 
@@ -47,6 +47,10 @@ class Home:
     @property
     def attachments(self) -> Path:
         return self.root / "attachments"
+
+    @property
+    def crm(self) -> Path:
+        return self.root / "crm"
 
     @property
     def kafka(self) -> Path:
@@ -86,6 +90,7 @@ class Home:
             for folder in (
                 self.databases,
                 self.attachments,
+                self.crm,
                 self.kafka,
                 self.valkey,
                 self.logs,

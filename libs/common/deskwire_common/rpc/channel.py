@@ -59,12 +59,14 @@ def make_channel(
     token: Callable[[], str] | None = None,
     bare: bool = False,
     server_name: str = "",
+    authority: str = "",
 ) -> grpc.aio.Channel:
     """A channel to `target` (host:port or dns:///name:port).
 
     Unary calls get a deadline of ten seconds, the bearer token, the trace, and retries when the server is away.
     `bare`: none of it, for long streams; give those `stream_metadata(token)` yourself. `server_name`: what the server's
-    certificate must name, where it isn't the target's host.
+    certificate must name, where it isn't the target's host. `authority`: the host:port that a target of checked
+    addresses stands for (`targets.grpc_target`); such a channel goes nowhere else, not through a proxy either.
     """
     options: list[tuple[str, Any]] = [*KEEPALIVE, *SIZES]
     if bare:
@@ -76,6 +78,8 @@ def make_channel(
         ]
     options.append(("grpc.initial_reconnect_backoff_ms", 100))
     options.append(("grpc.max_reconnect_backoff_ms", 3_000))
+    if authority:
+        options += [("grpc.default_authority", authority), ("grpc.enable_http_proxy", 0)]
     if tls is not None and server_name:
         options.append(("grpc.ssl_target_name_override", server_name))
     interceptors = None if bare else [_Outgoing(token)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from deskwire_cdc.domain import Kind, Source
 from deskwire_cdc.sources.base import Reader, ReaderOptions
+from deskwire_cdc.sources.files import Files
 from deskwire_cdc.sources.mariadb import MariadbReader
 from deskwire_cdc.sources.sqlite import SqliteReader
 
-__all__ = ["Reader", "ReaderOptions", "open_reader"]
+__all__ = ["Files", "Reader", "ReaderOptions", "open_reader"]
 
 
 def open_reader(source: Source, options: ReaderOptions) -> Reader:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from deskwire_cdc.domain import Batch, Change, Source
+from deskwire_cdc.sources.files import Files
 from deskwire_common.clock import Clock
+from deskwire_common.targets import Targets
 
 T = TypeVar("T")
 
@@ -25,6 +27,10 @@ class ReaderOptions:
     """What readers need besides the source."""
 
     clock: Clock
+    targets: Targets
+    """Which addresses may be called."""
+    files: Files
+    """SQLite: which files may be opened."""
     max_batch: int = 500
     """Most row changes per batch."""
     mark_domain_id: int = 7410

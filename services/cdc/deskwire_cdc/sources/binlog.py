@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pymysql
 from pymysqlreplication import BinLogStreamReader
 from pymysqlreplication.constants import FIELD_TYPE, NONE_SOURCE
 from pymysqlreplication.event import (
@@ -108,9 +107,16 @@ def server_id(source: Source) -> int:
 
 
 def open_stream(
-    settings: Mapping[str, Any], source: Source, options: ReaderOptions, position: Position
+    dial: Callable[..., Any],
+    settings: Mapping[str, Any],
+    source: Source,
+    options: ReaderOptions,
+    position: Position,
 ) -> BinLogStreamReader:
-    """A stream that ends with ConnectionLostError instead of reconnecting by itself."""
+    """A stream that ends with ConnectionLostError instead of reconnecting by itself.
+
+    `dial` makes its connections.
+    """
     connections = 0
 
     def connect(**arguments: Any) -> Any:
@@ -119,7 +125,7 @@ def open_stream(
         # The stream itself and its control connection; a third one would be a silent reconnect.
         if connections > 2:
             raise ConnectionLostError("The connection to the database was lost.")
-        return pymysql.connect(**arguments)
+        return dial(**arguments)
 
     return BinLogStreamReader(
         dict(settings),
@@ -163,12 +169,14 @@ class BinlogLoop:
         self._notice = ""
         self._emitted = ""
 
-    def run(self, position: Position, settings: Mapping[str, Any]) -> None:
+    def run(
+        self, position: Position, settings: Mapping[str, Any], dial: Callable[..., Any]
+    ) -> None:
         """Until stopped; raises what ends the stream."""
         self._resume = (position.partial_gtid, position.partial_rows)
         self._position = Position(dict(position.done), *self._resume)
         self._emitted = "nothing yet"  # the first heartbeat says that the source is there
-        stream = open_stream(settings, self._source, self._options, position)
+        stream = open_stream(dial, settings, self._source, self._options, position)
         try:
             while not self._stopped.is_set():
                 event = stream.fetchone()

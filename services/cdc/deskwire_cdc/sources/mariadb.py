@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, cast
 
 import pymysql
-from pymysql.constants import ER
+from pymysql.constants import CR, ER
 
 from deskwire_cdc.domain import (
     Batch,
@@ -56,6 +56,8 @@ ACCESS_ERRORS = frozenset(
         ER.BAD_DB_ERROR,
     }
 )
+#: All that a tenant is told, whether a rule forbids the address, nothing answers, or what answers is no MariaDB.
+NOT_THERE = "No MariaDB answers at this url that change capture may call."
 PURGED_ERROR = 1236  # ER_MASTER_FATAL_ERROR_READING_BINLOG: the position isn't in the binlog
 
 
@@ -101,7 +103,7 @@ class MariadbReader(Reader):
         def read(emit: Callable[[Batch], None], stopped: threading.Event) -> None:
             with self._errors():
                 BinlogLoop(self.source, self.options, self._url.database, emit, stopped).run(
-                    Position.parse(position), self._settings()
+                    Position.parse(position), self._settings(), self._dial
                 )
 
         return self._pump.batches(read)
@@ -127,6 +129,24 @@ class MariadbReader(Reader):
             "charset": "utf8mb4",
         }
 
+    def _dial(self, **settings: Any) -> pymysql.Connection[Any]:
+        """Connect to an address that the rules allow; the name is resolved here, and nowhere else.
+
+        A server's own refusal is raised as it is; whatever else goes wrong is one SourceUnreachable.
+        """
+        try:
+            addresses = self.options.targets.addresses(self._url.host, self._url.port)
+            return _first_that_answers(settings, [str(each) for each in addresses])
+        except Exception as error:
+            if isinstance(error, pymysql.MySQLError) and _is_of_the_server(error):
+                raise
+            # Also what the driver makes of the words of some other kind of server.
+            raise SourceUnreachable("url", NOT_THERE, detail=self._words(error)) from None
+
+    def _words(self, error: Exception) -> str:
+        text = f"{self._url.host}:{self._url.port}: {type(error).__name__}: {error}"
+        return without_secret(text, self.source.url)
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """Driver errors → ours, without the password."""
@@ -149,15 +169,17 @@ class MariadbReader(Reader):
             return SourceUnusable("privileges", f"{text}. GRANT it to the source's user.")
         if code in ACCESS_ERRORS:
             return SourceUnusable("url", f"The database refuses the source's user: {text}.")
+        if not _is_of_the_server(error):
+            return SourceUnreachable("url", NOT_THERE, detail=self._words(error))
         if isinstance(error, pymysql.OperationalError):
-            return SourceUnreachable("url", f"The database doesn't answer: {text}.")
+            return SourceUnreachable("url", f"The database can't be used now: {text}.")
         return error
 
     @contextmanager
     def _cursor(self) -> Iterator[pymysql.cursors.Cursor]:
         with (
             self._errors(),
-            closing(pymysql.connect(**self._settings(), database=self._url.database)) as connection,
+            closing(self._dial(**self._settings(), database=self._url.database)) as connection,
             connection.cursor() as cursor,
         ):
             cursor.execute("SET time_zone = '+00:00'")
@@ -245,7 +267,9 @@ class MariadbReader(Reader):
             raise SourceUnusable("log_bin", "The server doesn't say where its binlog is.")
         position = str(found[0])
         # Reading one event proves the privilege and that the position is there.
-        stream = open_stream(self._settings(), self.source, self.options, Position.parse(position))
+        stream = open_stream(
+            self._dial, self._settings(), self.source, self.options, Position.parse(position)
+        )
         try:
             with self._errors():
                 stream.fetchone()
@@ -312,6 +336,33 @@ class MariadbReader(Reader):
         if following == len(self.source.tables):
             return ""
         return json.dumps({"table": self.source.tables[following], "after": None})
+
+
+def _first_that_answers(
+    settings: Mapping[str, Any], addresses: Sequence[str]
+) -> pymysql.Connection[Any]:
+    """A connection to the first of the addresses that takes one. Raises what the last one ended with."""
+    failure: Exception = OSError("no address")
+    for address in addresses:
+        # A server that says nothing is given up as soon as one that doesn't answer.
+        arguments = {**settings, "host": address, "read_timeout": settings["connect_timeout"]}
+        try:
+            connection = pymysql.connect(**arguments)
+        except pymysql.OperationalError as error:
+            if error.args[0] != CR.CR_CONN_HOST_ERROR:
+                raise
+            failure = error
+        else:
+            # There is no other way once it is connected.
+            connection._read_timeout = settings["read_timeout"]  # type: ignore[attr-defined]  # noqa: SLF001
+            return connection
+    raise failure
+
+
+def _is_of_the_server(error: pymysql.MySQLError) -> bool:
+    """Whether a server that speaks MySQL said it; the driver's own numbers are from 2000 to 2999."""
+    code = error.args[0] if error.args else 0
+    return isinstance(code, int) and code >= 1000 and not 2000 <= code < 3000
 
 
 def _argument(value: object) -> object:

@@ -48,16 +48,18 @@ from deskwire_cdc.domain import (
     Operation,
     Row,
     Source,
-    SourceUnreachable,
     SourceUnusable,
     parse_url,
 )
 from deskwire_cdc.sources.base import Pump, Reader, ReaderOptions, SnapshotChunk
+from deskwire_cdc.sources.files import not_there, refuse_own
 from deskwire_cdc.sources.rows import row_changes
 from deskwire_cdc.sources.values import render, render_float
 from deskwire_common.clock import to_micros
 
 CHANGES, MARK, STATE = "_deskwire_changes", "_deskwire_mark", "_deskwire_state"
+# In the state: the mark wasn't there before, and goes with the rest.
+MADE_MARK = "made:mark"
 BUSY_SECONDS = 5.0
 # Half of SQLite's limit on the depth of an expression, at three levels a column.
 MAX_COLUMNS = 150
@@ -154,7 +156,7 @@ class SqliteReader(Reader):
         await self._pump.call(self._install)
 
     async def remove(self) -> None:
-        """Triggers and tables, but for the mark: adapters write to it."""
+        """Triggers and tables. The mark stays where it was before: then it is an adapter's."""
         await self._pump.call(self._remove)
 
     def first_cursor(self) -> str:
@@ -191,34 +193,34 @@ class SqliteReader(Reader):
     # ----- in the thread
 
     @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
+    def _connect(self, mode: str = "rw") -> Iterator[sqlite3.Connection]:
+        file = self.options.files.allowed(self._path)
         try:
             # mode=rw: a wrong path must not become an empty database.
             with closing(
                 sqlite3.connect(
-                    f"{self._path.as_uri()}?mode=rw",
+                    f"{file.as_uri()}?mode={mode}",
                     uri=True,
                     timeout=BUSY_SECONDS,
                     isolation_level=None,
                 )
             ) as connection:
                 connection.text_factory = lambda data: data.decode("utf-8", "replace")
+                refuse_own(connection, file)
                 yield connection
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             text = str(error)
-            if "unable to open" in text:
-                raise SourceUnreachable("url", f"The file {self._path} can't be opened.") from None
+            if any(each in text for each in ("unable to open", "not a database", "malformed")):
+                raise not_there(f"{file}: {text}") from None
             if "readonly" in text:
                 raise SourceUnusable(
-                    "url", f"The file {self._path} can't be written: triggers need that."
+                    "url", "The file can't be written: triggers need that."
                 ) from None
-            raise
-        except sqlite3.DatabaseError as error:
-            if "not a database" in str(error):
-                raise SourceUnusable("url", f"{self._path} is not a SQLite database.") from None
             raise
 
     def _check(self) -> None:
+        with self._connect("ro"):
+            pass  # nothing is written to a file that may not be captured
         with self._connect() as connection:
             tables = {name: read_table(connection, name) for name in self.source.tables}
             self._check_owner(_state(connection))
@@ -234,13 +236,16 @@ class SqliteReader(Reader):
 
     def _check_owner(self, state: dict[str, str]) -> None:
         owner = state.get("owner", self.source.aggregate_id)
-        if owner != self.source.aggregate_id:
-            raise SourceUnusable(
-                STATE,
-                f"Another source, {owner}, captures this file: delete that one, or drop the "
-                f"table {STATE} "
-                "if it is gone for good.",
-            )
+        if owner == self.source.aggregate_id:
+            return
+        tenant, _, name = owner.partition("/")
+        # Another tenant's is named to nobody.
+        other = f"source {name}" if tenant == self.source.tenant_id else "another source"
+        raise SourceUnusable(
+            STATE,
+            f"The file is captured by {other}: delete that one, or drop the table {STATE} if it is gone for good.",
+            detail=f"{self._path} is captured by {owner}",
+        )
 
     def _install(self) -> None:
         with self._connect() as connection:
@@ -259,7 +264,10 @@ class SqliteReader(Reader):
                 # any more.
                 _drop(connection)
             if not state or state.get("incarnation") != self.source.incarnation:
+                made = not _has_table(connection, MARK)
                 _script(connection, TABLES)
+                if made:
+                    _set_state(connection, MADE_MARK, "1")
                 _set_state(connection, "owner", self.source.aggregate_id)
                 _set_state(connection, "incarnation", self.source.incarnation)
                 state = {}
@@ -282,7 +290,7 @@ class SqliteReader(Reader):
                 if state.get("incarnation") in {None, self.source.incarnation}:
                     _drop(connection)
         except SourceUnusable:
-            return  # the file is gone, or is no database any more: nothing is left to take out
+            return  # the file is gone, is no database any more or may not be touched: nothing can be taken out
 
 
 class _Loop:
@@ -507,11 +515,13 @@ def immediate(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("COMMIT")
 
 
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return connection.execute(query, (name,)).fetchone() is not None
+
+
 def _state(connection: sqlite3.Connection) -> dict[str, str]:
-    exists = connection.execute(
-        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (STATE,)
-    ).fetchone()
-    if not exists:
+    if not _has_table(connection, STATE):
         return {}
     return dict(connection.execute(f"SELECT name, value FROM {STATE}"))  # noqa: S608 - our own name
 
@@ -553,6 +563,8 @@ def _replace_triggers(connection: sqlite3.Connection, table: Table) -> bool:
 
 
 def _drop(connection: sqlite3.Connection) -> None:
+    if MADE_MARK in _state(connection):
+        connection.execute(f"DROP TABLE IF EXISTS {MARK}")
     for name in _trigger_sql(connection, "_deskwire_"):
         connection.execute(f"DROP TRIGGER IF EXISTS {quoted(name)}")
     for table in (CHANGES, STATE):

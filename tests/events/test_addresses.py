@@ -1,0 +1,239 @@
+"""Adapters' addresses are the operator's to allow; nothing here dials anything but this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2_grpc
+
+from deskwire_common.clock import SystemClock
+from deskwire_common.targets import Targets, parse_rules
+from deskwire_events.clients import NOT_THERE, AdapterAway, AdapterClient
+from support import eventually
+
+REFUSAL = f"the adapter can't be used: {NOT_THERE}"
+
+
+async def refusal(call: Any) -> tuple[str, str]:
+    """Code and text of a call that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code().name, caught.value.details() or ""
+
+
+@asynccontextmanager
+async def listening(answer: bytes | None, callers: list[Any] | None = None) -> AsyncIterator[str]:
+    """Something on this machine that isn't gRPC: it says `answer` and hangs up, or is silent (None)."""
+    serving: list[Any] = [] if callers is None else callers
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
+        with suppress(ConnectionError):
+            if answer is None:
+                await reader.read()
+            else:
+                writer.write(answer)
+                await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await asyncio.gather(*serving)
+
+
+async def test_one_text_for_all_that_is_no_adapter(client: Any, tenant: str) -> None:
+    olga = client(tenant)
+    other = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), other)
+    other_port = other.add_insecure_port("127.0.0.1:0")
+    await other.start()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        closed = f"127.0.0.1:{unused.getsockname()[1]}"
+        async with (
+            listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as http,
+            listening(b"\x00\x01") as nonsense,
+            listening(None) as silent,
+        ):
+            told = {
+                target: await refusal(olga.register("a-1", target))
+                for target in (
+                    closed, http, nonsense, silent, f"127.0.0.1:{other_port}",
+                    # Refused by the rule, before anything is resolved or dialled.
+                    "10.0.0.1:443", "169.254.169.254:80", "[::1]:80", "0.0.0.0:80", "[::ffff:10.0.0.1]:443",
+                    "127.0.0.1:99999", "unix:1", "unix-abstract:x:1", "dns:127.0.0.1:80", "ipv4:127.0.0.1:80",
+                    "xds:x:1", "a,b:1", "127.0.0.1:80,127.0.0.1:81",
+                )
+            }  # fmt: skip
+    await other.stop(0)
+    assert set(told.values()) == {("FAILED_PRECONDITION", REFUSAL)}, told
+
+
+async def test_what_proved_to_be_an_adapter_is_quoted(client: Any, crm: Any, tenant: str) -> None:
+    crm.password = "secret"
+    code, text = await refusal(client(tenant).register("a-1", crm.target))
+    assert code == "FAILED_PRECONDITION"
+    assert text.endswith("UNAUTHENTICATED: wrong password")
+
+
+class Names:
+    """A resolver whose answers change: one for each time that it is asked, the last one from then on."""
+
+    def __init__(self, *answers: Sequence[str]) -> None:
+        self._answers: Iterator[Sequence[str]] = iter(answers)
+        self._last: Sequence[str] = ()
+        self.asked: list[str] = []
+
+    def __call__(self, host: str) -> Sequence[str]:
+        self.asked.append(host)
+        self._last = next(self._answers, self._last)
+        return self._last
+
+
+def calling(target: str, names: Names, rules: str = "127.0.0.0/8:*") -> AdapterClient:
+    targets = Targets(parse_rules(rules), names)
+    return AdapterClient(target, "t", {}, targets=targets, tls=None, clock=SystemClock())
+
+
+async def test_a_name_that_turns_inward_is_not_followed(crm: Any) -> None:
+    port = crm.target.rpartition(":")[2]
+    names = Names(["127.0.0.1"], ["10.0.0.1"])
+    client = calling(f"crm.example.org:{port}", names)
+    try:
+        await client.ready()
+        # While the connection stands, nothing is resolved; nothing else is dialled either.
+        assert names.asked == ["crm.example.org"]
+        await client.push([], "")
+        client.forget()
+        with pytest.raises(AdapterAway) as caught:
+            await client.ready()
+        assert "10.0.0.1" in caught.value.detail
+        assert caught.value.message == NOT_THERE
+        assert names.asked == ["crm.example.org"] * 2
+    finally:
+        await client.close()
+    assert crm.calls == ["Schema", "Auth", "Push"]
+
+
+async def test_an_address_is_dialled_as_it_was_checked(crm: Any) -> None:
+    """The second answer, were it asked for, would lead to nobody."""
+    port = crm.target.rpartition(":")[2]
+    names = Names(["127.0.0.1"], ["127.0.0.2"])
+    client = calling(f"crm.example.org:{port}", names)
+    try:
+        await client.ready()
+    finally:
+        await client.close()
+    assert names.asked == ["crm.example.org"]
+    assert crm.calls == ["Schema", "Auth"]
+
+
+async def test_a_new_address_is_found_when_the_old_one_is_gone(crm: Any) -> None:
+    port = crm.target.rpartition(":")[2]
+    client = calling(f"crm.example.org:{port}", Names(["127.0.0.2"], ["127.0.0.1"]))
+    try:
+        with pytest.raises(AdapterAway):
+            await client.ready()
+        client.forget()
+        assert (await client.ready()).program == "test/1"
+    finally:
+        await client.close()
+
+
+async def test_an_address_that_is_no_longer_allowed_is_left(
+    start: Any, hub_url: str, crm: Any, tenant: str
+) -> None:
+    async with start(hub_url) as client:
+        await client(tenant).register("crm-main", crm.target)
+    crm.calls.clear()
+    async with start(hub_url, adapter_targets="public:*") as client:
+        olga = client(tenant)
+        await olga.publish(("invoice_paid", "a", {}))
+
+        async def told() -> bool:
+            return bool((await olga.adapter("crm-main")).last_error == NOT_THERE)
+
+        await eventually(told, timeout=30)
+    assert crm.calls == []
+
+
+async def test_a_silent_target_holds_nobody_up(
+    start: Any, hub_url: str, crm: Any, tenant: str
+) -> None:
+    callers: list[Any] = []
+    async with (
+        start(hub_url, max_registrations=2) as client,
+        listening(None, callers) as silent,
+        listening(None, callers) as silent_too,
+    ):
+        slow = client(f"{tenant}-slow")
+        waiting = [
+            asyncio.create_task(refusal(slow.register(f"a-{number}", target)))
+            for number, target in enumerate((silent, silent_too))
+        ]
+
+        async def are_there() -> bool:
+            return len(callers) == 2
+
+        await eventually(are_there)
+        code, text = await refusal(slow.register("a-9", silent))
+        assert (code, text) == ("RESOURCE_EXHAUSTED", "a tenant may have 2 registrations under way")
+        await client(tenant).register("crm-main", crm.target)
+        assert not any(task.done() for task in waiting)
+        assert set(await asyncio.gather(*waiting)) == {("FAILED_PRECONDITION", REFUSAL)}
+
+
+async def test_two_at_once_with_one_id(
+    start: Any, database_url: str, crm: Any, tenant: str
+) -> None:
+    async with start(database_url) as client:
+        olga = client(tenant)
+        ends = await asyncio.gather(
+            *(olga.register("crm-main", crm.target) for _ in range(4)), return_exceptions=True
+        )
+        codes = [each.code().name for each in ends if isinstance(each, grpc.aio.AioRpcError)]
+        assert codes == ["ALREADY_EXISTS"] * 3
+        assert (await olga.adapter("crm-main")).version == 1
+
+
+async def test_a_tenant_has_so_many_adapters(
+    start: Any, hub_url: str, crm: Any, tenant: str
+) -> None:
+    async with start(hub_url, max_adapters=2) as client:
+        olga = client(tenant)
+        for name in ("a", "b"):
+            await olga.register(name, crm.target)
+        code, text = await refusal(olga.register("c", crm.target))
+        assert (code, text) == ("RESOURCE_EXHAUSTED", "a tenant may have 2 adapters")
+        await client(f"{tenant}-other").register("c", crm.target)
+        await olga.remove("a")
+        await olga.register("c", crm.target)
+
+
+async def test_a_tenant_has_so_many_streams(start: Any, hub_url: str, tenant: str) -> None:
+    async with start(hub_url, max_subscriptions=2) as client:
+        olga = client(tenant)
+        async with olga.subscribe(), olga.subscribe():
+            code, _ = await refusal(olga.subscribe().__aenter__())
+            assert code == "RESOURCE_EXHAUSTED"
+            async with client(f"{tenant}-other").subscribe():
+                pass
+
+        async def is_free() -> bool:
+            try:
+                async with olga.subscribe():
+                    return True
+            except grpc.aio.AioRpcError:
+                return False
+
+        await eventually(is_free)

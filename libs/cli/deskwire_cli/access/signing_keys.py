@@ -111,7 +111,7 @@ def change_key(
 
 
 def remove_key(kid: KidArgument, keys_file: KeysFileOption = None) -> None:
-    """Take a key out of the keys file: every token that it signed ends within a second."""
+    """Take a key out of the keys file: within a second no token that it signed is taken any more."""
 
     def removed(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         _require(entries, kid)

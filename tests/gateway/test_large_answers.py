@@ -28,6 +28,7 @@ from deskwire_common.migrations import migrate
 from deskwire_common.pagination import ANSWER_BYTES
 from deskwire_common.rpc import make_channel, stream_metadata
 from deskwire_gateway import sends
+from support import eventually
 from support.ports import free_port
 from support.relay import relay
 from support.suite import Desk, Start, chat_settings, gateway_settings, new_id
@@ -112,6 +113,20 @@ async def test_many_syncs_at_once_are_all_answered(start: Start) -> None:
                 await w.say(sync=frame_pb2.Sync(conversation_id=talk, limit=500))
             for _ in range(100):
                 assert (await w.hear("synced")).messages[0].seq == 1
+
+
+async def test_the_reference_client_asks_on_until_it_has_everything(start: Start) -> None:
+    talk = new_id()
+    seqs: list[int] = []
+
+    def pushed(push: frame_pb2.Push) -> None:
+        if push.HasField("message"):
+            seqs.append(push.message.seq)
+
+    async with start() as d:
+        await fill(d, talk, 100)
+        await d.client(Role.VISITOR, "v1", on_push=pushed)
+        await eventually(lambda: seqs == list(range(1, 101)))
 
 
 async def test_heads_of_very_many_conversations_go_down_in_parts(start: Start) -> None:

@@ -1,4 +1,4 @@
-"""The pages lead somewhere: every link has its page and its heading, every path that is named has its file."""
+"""The pages lead somewhere: links have their headings, and files, settings and metrics that are named are there."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ RUNTIME = (
     *("attachments/", "incoming/", "objects/"),
     *("databases/", "kafka/", "valkey/", "logs/", "run/"),
 )
+#: The tables of settings and metrics, which are made from the code (make docs).
+GENERATED = ("settings.md", "watch.md")
+OF_THE_COMMAND = {"DESKWIRE_HOME", "DESKWIRE_CACHE"}
 
 
 def files() -> set[str]:
@@ -69,3 +72,13 @@ def test_named_files_are_there(page: Path) -> None:
         and not name.startswith(RUNTIME)
     }
     assert missing == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_settings_and_metrics_are_there(page: Path) -> None:
+    tables = "".join((ROOT / "docs/operations" / name).read_text() for name in GENERATED)
+    known = set(re.findall(r"^\| `(\w+)` \|", tables, re.MULTILINE)) | OF_THE_COMMAND
+    text = page.read_text()
+    settings = set(re.findall(r"DESKWIRE_[A-Z_]+[A-Z]\b", text))
+    metrics = set(re.findall(r"\bdeskwire_[a-z_]+_(?:total|seconds|owned|behind|depth)\b", text))
+    assert settings | metrics <= known

@@ -122,6 +122,21 @@ async def run_until(consumer: Consumer, handler: Handler, done: Callable[[], boo
         await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_what_was_purged_by_a_caller_who_left_is_not_told_delivered() -> None:
+    producer = Producer(NOBODY, "test")
+    await producer.start()
+    try:
+        sent = producer.send_batch([("nowhere", b"k", b"v", [])])
+        left = asyncio.create_task(producer.purge_and_rebuild())
+        await asyncio.sleep(0)
+        left.cancel()
+        await producer.purge_and_rebuild()
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(sent, 10)
+    finally:
+        await asyncio.wait_for(producer.close(), 20)
+
+
 async def test_a_group_goes_on_after_the_work_that_was_done(
     kafka: str, topic: str, producer: Producer
 ) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -48,49 +48,12 @@ class Producer:
             "log_level": 0,
         }
         self._bootstrap = bootstrap
-        self._rd: RdProducer | None = None
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._life: _Life | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin; the broker need not be there yet."""
-        self._begin()
-
-    def _begin(self) -> None:
-        self._rd = RdProducer(self._config)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._work, args=(self._rd, self._stop), name="kafka-producer", daemon=True
-        )
-        self._thread.start()
-
-    def _work(self, rd: RdProducer, stop: threading.Event) -> None:
-        while not stop.is_set():
-            batch = self._batches.get()
-            while not stop.is_set() and rd.flush(0.1):
-                pass
-            if batch is not None:
-                # At the end it is for _end to say how it went.
-                self._batches.put(batch) if stop.is_set() else batch.delivered()
-
-    def _produce(
-        self,
-        records: Iterable[Outgoing],
-        failed: Callable[[KafkaError | None, RdMessage], None],
-    ) -> None:
-        rd: Any = self._rd
-        if rd is None:
-            raise Unavailable("the Kafka producer is not running")
-        try:
-            for topic, key, value, headers in records:
-                rd.produce(topic, value=value, key=key, headers=headers, on_delivery=failed)
-        except BufferError:
-            raise ResourceExhausted(
-                "the Kafka producer's queue is full; try again", retry_after=0.5
-            ) from None
-        except KafkaException as error:
-            raise Unavailable(f"Kafka: {error}") from error
+        self._life = _Life(self._config)
 
     def send_batch(self, records: Sequence[Outgoing]) -> asyncio.Future[None]:
         """Queue records in their order; the future is done when all are on the broker, or one failed.
@@ -100,42 +63,82 @@ class Producer:
         """
         batch = _Batch()
         try:
-            self._produce(records, batch.failed)
+            if self._life is None:
+                raise Unavailable("the Kafka producer is not running")
+            self._life.take(records, batch)
         except (Unavailable, ResourceExhausted) as error:
             batch.future.set_exception(error)
-        else:
-            self._batches.put(batch)
         return batch.future
 
     async def purge_and_rebuild(self) -> None:
         """Forget what is queued or in flight, and begin with a new producer."""
         METRICS.kafka_producer_restarts.inc()
         await self._end(flush=0.0)
-        self._begin()
+        if self._life is None:
+            self._life = _Life(self._config)
 
     async def close(self) -> None:
         """Wait up to five seconds for what is queued, then stop."""
         await self._end(flush=5.0)
 
     async def _end(self, *, flush: float) -> None:
-        rd, thread = self._rd, self._thread
-        self._rd = None
-        if rd is None or thread is None:
-            return
+        """End the present life. Who comes after a caller that was cancelled waits for the same end."""
+        life, self._life = self._life, None
+        if life is not None:
+            self._ending = asyncio.create_task(asyncio.to_thread(life.end, flush))
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
 
-        def end() -> None:
-            delivered = bool(flush) and rd.flush(flush) == 0
-            self._stop.set()
-            self._batches.put(None)
-            thread.join()
-            rd.purge(in_queue=True, in_flight=True, blocking=True)
-            rd.poll(0)
-            while not self._batches.empty():
-                batch = self._batches.get()
-                if batch is not None:
-                    batch.delivered() if delivered else batch.forgotten()
 
-        await asyncio.to_thread(end)
+class _Life:
+    """One librdkafka producer, the thread that watches its queue, and the batches that wait for that to be empty.
+
+    They end together: a batch of one life told by the thread of the next one would be told delivered.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._rd: Any = RdProducer(config)
+        self._stop = threading.Event()
+        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="kafka-producer", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            batch = self._batches.get()
+            while not self._stop.is_set() and self._rd.flush(0.1):
+                pass
+            if batch is not None:
+                # At the end it is for `end` to say how it went.
+                self._batches.put(batch) if self._stop.is_set() else batch.delivered()
+
+    def take(self, records: Iterable[Outgoing], batch: _Batch) -> None:
+        """Queue the records of a batch. Raises Unavailable, and ResourceExhausted when the queue is full."""
+        try:
+            for topic, key, value, headers in records:
+                self._rd.produce(
+                    topic, value=value, key=key, headers=headers, on_delivery=batch.failed
+                )
+        except BufferError:
+            raise ResourceExhausted(
+                "the Kafka producer's queue is full; try again", retry_after=0.5
+            ) from None
+        except KafkaException as error:
+            raise Unavailable(f"Kafka: {error}") from error
+        self._batches.put(batch)
+
+    def end(self, flush: float) -> None:
+        """Wait `flush` seconds for what is queued, and forget the rest. Blocks."""
+        delivered = bool(flush) and self._rd.flush(flush) == 0
+        self._stop.set()
+        self._batches.put(None)
+        self._thread.join()
+        self._rd.purge(in_queue=True, in_flight=True, blocking=True)
+        self._rd.poll(0)
+        while not self._batches.empty():
+            batch = self._batches.get()
+            if batch is not None:
+                batch.delivered() if delivered else batch.forgotten()
 
 
 class _Batch:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, ParamSpec, TypeVar
 
@@ -161,36 +161,6 @@ class Runtime(Generic[SettingsT]):
 
     async def serve(
         self,
-        registrars: Sequence[Callable[[grpc.aio.Server], None]],
-        services: Sequence[str],
-        authorization: rpc.Authorization,
-        inline_auth: Collection[str] = frozenset(),
-        access: rpc.Access | None = None,
-        *,
-        reuse_port: bool = False,
-    ) -> int:
-        """Start the gRPC server; returns its port. Health says SERVING when `build` has returned.
-
-        `reuse_port`: other processes of the same service listen on the port too.
-        """
-        self._server = await rpc.start_server(
-            listen=self.settings.grpc_listen,
-            registrars=registrars,
-            services=services,
-            authorization=authorization,
-            verifier=self.verifier,
-            validator=self.validator,
-            tls=self.tls,
-            inline_auth=inline_auth,
-            access=access,
-            reuse_port=reuse_port,
-        )
-        self.stack.push_async_callback(self._server.stop)
-        self.port = self._server.port
-        return self.port
-
-    async def serve_table(
-        self,
         table: Table,
         *owners: object,
         forward: Forward | None = None,
@@ -203,14 +173,21 @@ class Runtime(Generic[SettingsT]):
         looks at each verified caller and raises for one that isn't let in. `reuse_port`: other processes of the same
         service listen on the port too.
         """
-        return await self.serve(
-            [lambda server: table.register(server, owners, forward)],
-            [service.name for service in table.services],
-            table.authorization,
-            table.inline,
-            rpc.Access(public=table.public, suite=table.suite, admit=admit),
+        self._server = await rpc.start_server(
+            listen=self.settings.grpc_listen,
+            registrars=[lambda server: table.register(server, owners, forward)],
+            services=[service.name for service in table.services],
+            authorization=table.authorization,
+            verifier=self.verifier,
+            validator=self.validator,
+            tls=self.tls,
+            inline_auth=table.inline,
+            access=rpc.Access(public=table.public, suite=table.suite, admit=admit),
             reuse_port=reuse_port,
         )
+        self.stack.push_async_callback(self._server.stop)
+        self.port = self._server.port
+        return self.port
 
     async def _set_serving(self, serving: bool) -> None:
         if self._server is not None:

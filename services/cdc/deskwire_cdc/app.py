@@ -5,12 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import grpc
-
-from deskwire.cdc.v1 import source_service_pb2_grpc
 from deskwire_cdc import worker
-from deskwire_cdc.actions import SERVICE, SourceActions
-from deskwire_cdc.api import AUTHORIZATION, SourceApi
+from deskwire_cdc.actions import SourceActions
+from deskwire_cdc.api import TABLE
 from deskwire_cdc.clients import CustomerClient
 from deskwire_cdc.config import Settings
 from deskwire_cdc.sources import Files, ReaderOptions
@@ -69,10 +66,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     runtime.spawn("outbox-gauges", measure)
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
 
-    def register(server: grpc.aio.Server) -> None:
-        source_service_pb2_grpc.add_SourceServiceServicer_to_server(SourceApi(actions), server)
-
-    await runtime.serve([register], [SERVICE], AUTHORIZATION)
+    await runtime.serve(TABLE, actions)
     await join(runtime, owner)
 
 

@@ -270,7 +270,7 @@ async def _serve(
     runtime.spawn("bot-keeper", bots.run)
     await routing.reader.load(log.writer.propose)
     _drain_in_order(runtime, routing, log, live)
-    port = await runtime.serve_table(
+    port = await runtime.serve(
         TABLE,
         conversations,
         live.streams,

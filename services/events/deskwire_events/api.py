@@ -1,16 +1,18 @@
-"""The hub's two services on gRPC: who may call what, and each call handed to its use case."""
+"""The hub's two services on gRPC: one row per RPC."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Final
 
-import grpc
-
-from deskwire.events.v1 import adapter_registry_service_pb2 as registry_pb
-from deskwire.events.v1 import adapter_registry_service_pb2_grpc, event_hub_service_pb2_grpc
-from deskwire.events.v1 import event_hub_service_pb2 as hub_pb
+from deskwire.events.v1 import event_hub_service_pb2 as pb
+from deskwire.events.v1.adapter_registry_service_pb2_grpc import (
+    AdapterRegistryServiceServicer as Registry,
+)
+from deskwire.events.v1.event_hub_service_pb2_grpc import EventHubServiceServicer as Hub
 from deskwire_common.auth import Role
+from deskwire_common.rpc.table import Context, Service, Table, stream, unary
 from deskwire_events.actions import (
     HUB,
     REGISTRY,
@@ -22,81 +24,46 @@ from deskwire_events.actions import (
 from deskwire_events.subscribe import Subscriptions
 
 _OWNERS: Final = frozenset({Role.INTEGRATION, Role.OPERATOR})
-
-#: Who may call each method.
-AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
-    f"/{HUB}/Publish": _OWNERS | {Role.BOT},
-    f"/{HUB}/Subscribe": _OWNERS | {Role.AGENT, Role.BOT, Role.SERVICE},
-    f"/{HUB}/ListEventTypes": frozenset(Role),
-    f"/{REGISTRY}/RegisterAdapter": _OWNERS,
-    f"/{REGISTRY}/GetAdapter": _OWNERS | {Role.SERVICE},
-    f"/{REGISTRY}/ListAdapters": _OWNERS | {Role.SERVICE},
-    f"/{REGISTRY}/RemoveAdapter": _OWNERS,
-    f"/{REGISTRY}/ListDeliveries": _OWNERS,
-}
-
-Context = grpc.aio.ServicerContext[Any, Any]
+_READERS: Final = _OWNERS | {Role.SERVICE}
 
 
-class EventHubApi(event_hub_service_pb2_grpc.EventHubServiceServicer):
-    """EventHubService. Errors are the actions'; the interceptor puts them on the wire."""
+class Reading:
+    """What readers of the hub call: the events as they come, and which there are."""
 
-    def __init__(self, actions: EventActions, subscriptions: Subscriptions) -> None:
-        self._actions = actions
+    def __init__(self, subscriptions: Subscriptions) -> None:
         self._subscriptions = subscriptions
 
-    async def Publish(  # noqa: N802
-        self, request: hub_pb.PublishRequest, _context: Context
-    ) -> hub_pb.PublishResponse:
-        """See the contract."""
-        return await self._actions.publish(request)
+    async def subscribe(
+        self, requests: AsyncIterator[pb.SubscribeRequest], _context: Context
+    ) -> AsyncGenerator[pb.SubscribeResponse]:
+        """Yield the events of a stream until it ends; raises what Subscriptions.stream does."""
+        async with aclosing(self._subscriptions.stream(caller(), requests)) as responses:
+            async for response in responses:
+                yield response
 
-    async def Subscribe(  # noqa: N802
-        self, request_iterator: AsyncIterator[hub_pb.SubscribeRequest], _context: Context
-    ) -> AsyncIterator[hub_pb.SubscribeResponse]:
-        """See the contract."""
-        async for response in self._subscriptions.stream(caller(), request_iterator):
-            yield response
-
-    async def ListEventTypes(  # noqa: N802
-        self, _request: hub_pb.ListEventTypesRequest, _context: Context
-    ) -> hub_pb.ListEventTypesResponse:
-        """See the contract."""
+    async def list_event_types(
+        self, _request: pb.ListEventTypesRequest
+    ) -> pb.ListEventTypesResponse:
+        """Return every type of event that deskwire knows."""
         return catalogue()
 
 
-class AdapterRegistryApi(adapter_registry_service_pb2_grpc.AdapterRegistryServiceServicer):
-    """AdapterRegistryService. Errors are the actions'; the interceptor puts them on the wire."""
+TABLE: Final = Table(
+    Service(
+        HUB,
+        unary(Hub.Publish).by(EventActions.publish, _OWNERS | {Role.BOT}),
+        stream(Hub.Subscribe).by(Reading.subscribe, _READERS | {Role.AGENT, Role.BOT}),
+        unary(Hub.ListEventTypes).by(Reading.list_event_types, frozenset(Role)),
+    ),
+    Service(
+        REGISTRY,
+        unary(Registry.RegisterAdapter).by(AdapterActions.register, _OWNERS),
+        unary(Registry.GetAdapter).by(AdapterActions.get, _READERS),
+        unary(Registry.ListAdapters).by(AdapterActions.list, _READERS),
+        unary(Registry.RemoveAdapter).by(AdapterActions.remove, _OWNERS),
+        unary(Registry.ListDeliveries).by(AdapterActions.list_deliveries, _OWNERS),
+    ),
+)
 
-    def __init__(self, actions: AdapterActions) -> None:
-        self._actions = actions
-
-    async def RegisterAdapter(  # noqa: N802
-        self, request: registry_pb.RegisterAdapterRequest, _context: Context
-    ) -> registry_pb.RegisterAdapterResponse:
-        """See the contract."""
-        return await self._actions.register(request)
-
-    async def GetAdapter(  # noqa: N802
-        self, request: registry_pb.GetAdapterRequest, _context: Context
-    ) -> registry_pb.GetAdapterResponse:
-        """See the contract."""
-        return await self._actions.get(request)
-
-    async def ListAdapters(  # noqa: N802
-        self, request: registry_pb.ListAdaptersRequest, _context: Context
-    ) -> registry_pb.ListAdaptersResponse:
-        """See the contract."""
-        return await self._actions.list(request)
-
-    async def RemoveAdapter(  # noqa: N802
-        self, request: registry_pb.RemoveAdapterRequest, _context: Context
-    ) -> registry_pb.RemoveAdapterResponse:
-        """See the contract."""
-        return await self._actions.remove(request)
-
-    async def ListDeliveries(  # noqa: N802
-        self, request: registry_pb.ListDeliveriesRequest, _context: Context
-    ) -> registry_pb.ListDeliveriesResponse:
-        """See the contract."""
-        return await self._actions.list_deliveries(request)
+AUTHORIZATION: Final = TABLE.authorization
+"""Who may call each method, as the contract says it."""

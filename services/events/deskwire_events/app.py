@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import grpc
-
-from deskwire.events.v1 import adapter_registry_service_pb2_grpc, event_hub_service_pb2_grpc
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping
 from deskwire_common.idempotency import IdempotencyStore
@@ -17,8 +14,8 @@ from deskwire_common.ownership import Owner, join
 from deskwire_common.quota import Quota
 from deskwire_common.targets import Targets, parse_rules
 from deskwire_events import worker
-from deskwire_events.actions import HUB, REGISTRY, AdapterActions, EventActions
-from deskwire_events.api import AUTHORIZATION, AdapterRegistryApi, EventHubApi
+from deskwire_events.actions import AdapterActions, EventActions
+from deskwire_events.api import TABLE, Reading
 from deskwire_events.config import Settings
 from deskwire_events.delivery import Ledger
 from deskwire_events.subscribe import Subscriptions
@@ -69,13 +66,5 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
     runtime.on_drain(end_streams)
 
-    def register(server: grpc.aio.Server) -> None:
-        event_hub_service_pb2_grpc.add_EventHubServiceServicer_to_server(
-            EventHubApi(events, subscriptions), server
-        )
-        adapter_registry_service_pb2_grpc.add_AdapterRegistryServiceServicer_to_server(
-            AdapterRegistryApi(adapters), server
-        )
-
-    await runtime.serve([register], [HUB, REGISTRY], AUTHORIZATION)
+    await runtime.serve(TABLE, events, Reading(subscriptions), adapters)
     await join(runtime, owner)

@@ -63,7 +63,7 @@ class Subscriptions:
 
     async def stream(
         self, principal: Principal, requests: AsyncIterator[pb.SubscribeRequest]
-    ) -> AsyncIterator[pb.SubscribeResponse]:
+    ) -> AsyncGenerator[pb.SubscribeResponse]:
         """One stream of what the principal's role may see in its tenant.
 
         Raises InvalidArgument, OutOfRange (CURSOR_EXPIRED), PermissionDenied, ResourceExhausted, Unavailable.

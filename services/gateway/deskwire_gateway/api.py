@@ -1,36 +1,28 @@
-"""GatewayService on gRPC: Connect carries the same frames as the WebSocket."""
+"""GatewayService on gRPC, one row per RPC: Connect carries the same frames as the WebSocket."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from collections.abc import AsyncIterator
+from typing import Final
 
 import grpc
 
-from deskwire.gateway.v1 import gateway_service_pb2 as pb
+from deskwire.gateway.v1.gateway_service_pb2_grpc import GatewayServiceServicer as Gateway
 from deskwire_common.auth import Role
 from deskwire_common.metrics import METRICS
 from deskwire_common.pagination import ANSWER_BYTES
+from deskwire_common.rpc.table import Context, Service, Table, stream, unary
 from deskwire_gateway.actions import GatewayActions
 from deskwire_gateway.frames import slow_reader
 from deskwire_gateway.protocol import Protocol
 from deskwire_gateway.session import Session
 
 SERVICE: Final = "deskwire.gateway.v1.GatewayService"
-CONNECT: Final = f"/{SERVICE}/Connect"
 _MAX_BUFFERED: Final = 1_048_576
 """Bytes that wait for one client to read; with more the connection is closed."""
-
-#: Who may call each method. Connect's token is in its Hello, checked by the handshake.
-AUTHORIZATION: Final[Mapping[str, frozenset[Role]]] = {
-    CONNECT: frozenset({Role.VISITOR, Role.AGENT, Role.BOT}),
-    f"/{SERVICE}/ListSessions": frozenset({Role.OPERATOR, Role.SERVICE}),
-}
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class _Stream:
@@ -82,51 +74,44 @@ class _Stream:
                 await self._wake.wait()
 
 
-class GatewayApi:
-    """The servicer. Connect's batches stay bytes: the protocol reads and writes them."""
+class Connections:
+    """Connect: each call is a connection. Its batches stay bytes, which the protocol reads and writes."""
 
-    def __init__(self, protocol: Protocol, actions: GatewayActions) -> None:
+    def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
-        self._actions = actions
-
-    def register(self, server: grpc.aio.Server) -> None:
-        """Add GatewayService to a server."""
-        connect: Any = grpc.stream_stream_rpc_method_handler(
-            self.connect, request_deserializer=bytes, response_serializer=bytes
-        )
-        list_sessions: Any = grpc.unary_unary_rpc_method_handler(
-            self.list_sessions,
-            request_deserializer=pb.ListSessionsRequest.FromString,
-            response_serializer=pb.ListSessionsResponse.SerializeToString,
-        )
-        handlers = {"Connect": connect, "ListSessions": list_sessions}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     async def connect(
         self, requests: AsyncIterator[bytes], _context: Context
     ) -> AsyncIterator[bytes]:
         """Serve one connection."""
-        stream = _Stream()
-        self._protocol.registry.open(stream)
+        transport = _Stream()
+        self._protocol.registry.open(transport)
 
         async def read() -> None:
             with contextlib.suppress(grpc.RpcError):
                 async for data in requests:
-                    if stream.session is not None:
-                        self._protocol.receive(stream.session, data)
-            stream.close(1000, "")
+                    if transport.session is not None:
+                        self._protocol.receive(transport.session, data)
+            transport.close(1000, "")
 
         reading = asyncio.create_task(read())
         try:
-            async for data in stream.batches():
+            async for data in transport.batches():
                 yield data
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-            self._protocol.registry.disconnected(stream)
+            self._protocol.registry.disconnected(transport)
 
-    async def list_sessions(
-        self, request: pb.ListSessionsRequest, _context: Context
-    ) -> pb.ListSessionsResponse:
-        """See the contract."""
-        return await self._actions.list_sessions(request)
+
+TABLE: Final = Table(
+    Service(
+        SERVICE,
+        # Its token is in its Hello, checked by the handshake.
+        stream(Gateway.Connect).by_bytes(Connections.connect, {Role.VISITOR, Role.AGENT, Role.BOT}),
+        unary(Gateway.ListSessions).by(GatewayActions.list_sessions, {Role.OPERATOR, Role.SERVICE}),
+    )
+)
+
+AUTHORIZATION: Final = TABLE.authorization
+"""Who may call each method, as the contract says it."""

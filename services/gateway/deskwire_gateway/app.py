@@ -19,7 +19,7 @@ from deskwire_common.logging import get_logger
 from deskwire_gateway import supervisor, websocket
 from deskwire_gateway.actions import GatewayActions
 from deskwire_gateway.admission import Admission
-from deskwire_gateway.api import AUTHORIZATION, CONNECT, SERVICE, GatewayApi
+from deskwire_gateway.api import TABLE, Connections
 from deskwire_gateway.calls import Calls
 from deskwire_gateway.config import Settings
 from deskwire_gateway.directory import Directory
@@ -147,14 +147,7 @@ async def _serve(
         server.close()
 
     runtime.on_drain(stop_listening)
-    api = GatewayApi(protocol, GatewayActions(directory))
-    await runtime.serve(
-        [api.register],
-        [SERVICE],
-        AUTHORIZATION,
-        inline_auth=frozenset({CONNECT}),
-        reuse_port=shared,
-    )
+    await runtime.serve(TABLE, Connections(protocol), GatewayActions(directory), reuse_port=shared)
 
 
 def room_for(wanted: int) -> int:

@@ -40,5 +40,5 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     owner.employ(relay.KIND, relay.work)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
-    await runtime.serve_table(TABLE, actions)
+    await runtime.serve(TABLE, actions)
     await join(runtime, owner)

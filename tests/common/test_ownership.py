@@ -199,7 +199,7 @@ async def test_who_stood_still_cannot_write_under_the_old_term(start: Start) -> 
     assert set(writers) == {"other"}
 
 
-async def test_a_fence_holds_a_claim_up_until_its_transaction_has_ended(start: Start) -> None:
+async def test_a_fence_knows_the_term_that_runs_and_no_other(start: Start) -> None:
     one = await start("one", lease=300.0)
     await eventually(lambda: one.has(["one"]))
     async with one.db.transaction() as uow:

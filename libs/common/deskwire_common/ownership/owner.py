@@ -33,6 +33,8 @@ LOOK_SECONDS: Final = 0.5
 PATIENCE: Final = 2.0
 _WAITING_SECONDS: Final = 0.1
 """Between two looks while a slot of ours is still another's."""
+_STUCK_LEASES: Final = 3
+"""Leases after which a look that has not ended counts as stuck; handing over takes seconds, never so long."""
 _FORGET_LEASES: Final = 20
 """Leases after whose end a dead process is forgotten."""
 
@@ -71,6 +73,7 @@ class Owner:
         self._lease_ends = 0.0
         self._crash: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._looking = asyncio.Lock()
+        self._looking_since: float | None = None
         self.wake = asyncio.Event()
         """Set: look now."""
         self._changed = asyncio.Event()
@@ -182,6 +185,10 @@ class Owner:
             await asyncio.sleep(pause)
             if self._closing:
                 return
+            if self._is_stuck():
+                # Others may have connections that answer: let them take over.
+                get_logger().error("lease_given_up", member=self._me.name)
+                continue
             try:
                 await self._renew_lease()
             except AWAY as error:
@@ -243,19 +250,31 @@ class Owner:
         async with self._looking:
             if self._closing:
                 return
-            if not self.lease_holds():
-                # It stood still, or the database was away: others may have taken it for dead.
-                await self._renew_lease()
-            everybody = await self._see_all()
-            # Somebody new is told of first, and gets slots at the next look.
-            names = [each for each in sorted(self.live) if first or each in self._planned]
-            self._planned = sorted(self.live)
-            for share in self._shares:
-                await share.settle([] if self._superseded else names)
-            long_ago = self._now() - int(self._lease * _FORGET_LEASES * 1_000_000)
-            dead = [each for each in everybody if each.lease_until < long_ago]
-            if dead:
-                await self.db.run(partial(self._forget, dead))
+            self._looking_since = self.clock.monotonic()
+            try:
+                await self._look(first=first)
+            finally:
+                self._looking_since = None
+
+    async def _look(self, *, first: bool) -> None:
+        if not self.lease_holds():
+            # It stood still, or the database was away: others may have taken it for dead.
+            await self._renew_lease()
+        everybody = await self._see_all()
+        # Somebody new is told of first, and gets slots at the next look.
+        names = [each for each in sorted(self.live) if first or each in self._planned]
+        self._planned = sorted(self.live)
+        for share in self._shares:
+            await share.settle([] if self._superseded else names)
+        long_ago = self._now() - int(self._lease * _FORGET_LEASES * 1_000_000)
+        dead = [each for each in everybody if each.lease_until < long_ago]
+        if dead:
+            await self.db.run(partial(self._forget, dead))
+
+    def _is_stuck(self) -> bool:
+        """Whether a look doesn't end: its connection may be one that nobody answers any more."""
+        since = self._looking_since
+        return since is not None and self.clock.monotonic() - since > _STUCK_LEASES * self._lease
 
     async def _see_all(self) -> list[Member]:
         async with self.db.read() as c:

@@ -138,8 +138,8 @@ class Workers:
     async def _run(self, held: Held) -> None:
         before = self._ending.get(held.id)
         if before is not None:
-            # It may be held up by a connection that doesn't answer.
-            await asyncio.wait({before})
+            # One that is held up by a connection that doesn't answer is waited for no longer: its term is over.
+            await asyncio.wait({before}, timeout=_CANCEL_SECONDS)
         pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE, sleep=held.wait)
         while not held.ended.is_set():
             began = self._employer.clock.monotonic()

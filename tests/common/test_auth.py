@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from typing import Any
 
 import jwt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deskwire_common.auth import (
     ALGORITHM,
@@ -61,8 +64,9 @@ def forged(keys: KeySet, *, headers: dict[str, Any] | None = None, **claims: Any
     """A token that the key has signed, whatever it says; LEFT_OUT takes a claim out."""
     kid, key = keys.signing()
     wanted = {name: value for name, value in (CLAIMS | claims).items() if value is not LEFT_OUT}
-    return jwt.encode(
-        wanted, key, algorithm=ALGORITHM, headers={"kid": kid} if headers is None else headers
+    # Not jwt.encode, which looks at some claims itself.
+    return jwt.PyJWS().encode(
+        json.dumps(wanted).encode(), key, ALGORITHM, {"kid": kid} if headers is None else headers
     )
 
 
@@ -138,6 +142,14 @@ def test_a_token_ends(keys: KeySet, clock: ManualClock) -> None:
         {"tid": "x" * 65},
         {"tid": 7},
         {"sub": "with blank"},
+        {"sub": 7},
+        {"sub": ["me"]},
+        {"role": 7},
+        {"name": {}},
+        {"sys": 7},
+        {"iss": 7},
+        {"aud": 7},
+        {"jti": 7},
         {"role": LEFT_OUT},
         {"role": "root"},
         {"role": "integration"},  # without a system
@@ -158,6 +170,13 @@ def test_a_signed_token_that_says_what_cannot_be(
     keys: KeySet, clock: ManualClock, claims: dict[str, Any]
 ) -> None:
     assert reason(TokenVerifier(keys, clock), forged(keys, **claims)) == "TOKEN_INVALID"
+
+
+@pytest.mark.parametrize("name", ["Li\0Na", "Li\nNa", "\ud800"])
+def test_a_name_that_cannot_be_kept_is_left_out(
+    keys: KeySet, clock: ManualClock, name: str
+) -> None:
+    assert TokenVerifier(keys, clock).verify(forged(keys, name=name)).name == ""
 
 
 def test_the_profile_of_others_is_nobodys_business(keys: KeySet, clock: ManualClock) -> None:
@@ -241,3 +260,19 @@ def test_who_can_only_verify_signs_nothing(keys: KeySet, clock: ManualClock) -> 
     assert TokenVerifier(public, clock).verify(token).subject == "a"
     with pytest.raises(KeysError, match="no private key"):
         TokenSigner(public, clock).mint(tenant="t", role=Role.AGENT, subject="a")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+NAMES = [*CLAIMS, "nbf", "jti", "sys", "name", "email", "phone_number", "ids", "kid", "crit"]
+SIGNING = KeySet.generate()
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), JSON, max_size=4))
+def test_whatever_a_key_signs_it_is_somebody_or_refused(claims: dict[str, Any]) -> None:
+    verifier = TokenVerifier(SIGNING, ManualClock(NOW))
+    with contextlib.suppress(Unauthenticated):
+        assert verifier.verify(forged(SIGNING, **claims)).tenant

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -186,10 +187,15 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
     profile = _profile(claims) if role is Role.VISITOR else None
     try:
         return checked_principal(
-            Principal(text["tid"], role, text["sub"], text["sys"], text["name"], profile)
+            Principal(text["tid"], role, text["sub"], text["sys"], _name(text["name"]), profile)
         )
     except ValueError as error:
         raise Unauthenticated(f"the token can't be used: {error}") from None
+
+
+def _name(text: str) -> str:
+    """Return a name that can be stored and sent, else none: it is for show, and shuts nobody out."""
+    return "" if any(unicodedata.category(each) in {"Cc", "Cs"} for each in text) else text
 
 
 def _profile(claims: Mapping[str, Any]) -> Profile | None:

@@ -263,6 +263,29 @@ async def test_what_is_cancelled_gives_its_connection_back(db: Database) -> None
     assert (await items(db))["b"] == 1
 
 
+async def test_what_is_cancelled_is_closed_with_the_database(database_url: str) -> None:
+    db = await Database.open(database_url)
+    made: list[object] = []
+    closed: list[object] = []
+    for engine in {db.engine.sync_engine, db._reader.sync_engine}:
+        sa.event.listen(engine, "connect", lambda driver, _record: made.append(driver))
+        sa.event.listen(engine, "close", lambda driver, _record: closed.append(driver))
+
+    async def read() -> None:
+        async with db.read():
+            raise AssertionError("it was cancelled before")
+
+    # More than the pool has open: they connect, and nobody waits for it any more.
+    readers = [asyncio.create_task(read()) for _ in range(3)]
+    await asyncio.sleep(0)
+    for each in readers:
+        each.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
+    await db.close()
+    assert made
+    assert {id(each) for each in made} <= {id(each) for each in closed}
+
+
 async def test_upsert_writes_new_rows_and_updates_old_ones(db: Database) -> None:
     async def work(uow: UnitOfWork) -> None:
         await dbs.upsert(uow, ITEMS, [], ["name"])

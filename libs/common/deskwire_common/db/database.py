@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
@@ -28,6 +28,8 @@ _AFTER_CONFLICT: Final = 0.03
 _AFTER_LOSS: Final = 0.3
 _LONGEST_PAUSE: Final = 4.0
 """Seconds between the tries of a transaction."""
+_LAST_CHECKOUTS: Final = 5.0
+"""Seconds that closing waits for checkouts which nobody waits for any more."""
 
 
 class Database:
@@ -42,6 +44,7 @@ class Database:
         self._writer_queue: asyncio.Lock | None = (
             asyncio.Lock() if self.dialect == "sqlite" else None
         )
+        self._abandoned: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(
@@ -80,7 +83,9 @@ class Database:
         return Statements(self._reader)
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, also those that a caller who was cancelled had asked for."""
+        if self._abandoned:
+            await asyncio.wait(self._abandoned, timeout=_LAST_CHECKOUTS)
         await self.engine.dispose()
         await self._reader.dispose()
 
@@ -101,7 +106,7 @@ class Database:
             if self._writer_queue is not None:
                 await stack.enter_async_context(self._writer_queue)
             with translate_errors():
-                async with _connected(self.engine) as connection:
+                async with self._connected(self.engine) as connection:
                     await connection.begin()
                     # Leaving the block rolls back whatever was not committed.
                     yield UnitOfWork(connection, self.dialect)
@@ -110,7 +115,7 @@ class Database:
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection for reading only. Statements on PostgreSQL run in autocommit: one round trip each."""
         with translate_errors():
-            async with _connected(self._reader) as connection:
+            async with self._connected(self._reader) as connection:
                 yield connection
 
     async def run(
@@ -145,29 +150,25 @@ class Database:
         """An engine without a pool, for connections that are held: locks and migrations. Dispose it yourself."""
         return make_engine(self.url, statement_timeout=0, lock_timeout=0, poolclass=NullPool)
 
+    @contextlib.asynccontextmanager
+    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        """A connection of the pool.
 
-_abandoned: Final[set[asyncio.Task[Any]]] = set()
-
-
-@contextlib.asynccontextmanager
-async def _connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection of the pool.
-
-    SQLAlchemy loses one whose checkout is cancelled: the pool would lack it until the garbage collector finds it. So
-    the checkout goes on by itself then, and what it got is given back.
-    """
-    connection = engine.connect()
-    starting = asyncio.create_task(connection.start())
-    try:
-        await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        giving_back = asyncio.create_task(_give_back(starting))
-        _abandoned.add(giving_back)
-        giving_back.add_done_callback(_abandoned.discard)
-        raise
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_exit(connection)
-        yield connection
+        SQLAlchemy loses one whose checkout is cancelled: the pool would lack it until the garbage collector finds it.
+        So the checkout goes on by itself then, and what it got is given back.
+        """
+        connection = engine.connect()
+        starting = asyncio.create_task(connection.start())
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            giving_back = asyncio.create_task(_give_back(starting))
+            self._abandoned.add(giving_back)
+            giving_back.add_done_callback(self._abandoned.discard)
+            raise
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_exit(connection)
+            yield connection
 
 
 async def _give_back(starting: asyncio.Task[AsyncConnection]) -> None:

@@ -26,6 +26,7 @@ from deskwire_common.logging import get_logger
 from deskwire_common.pagination import fit
 
 _BATCH_BYTES: Final = 65_536
+_CONVERSATIONS: Final = 100
 
 
 class Heads:
@@ -76,22 +77,27 @@ class Heads:
                     for each in found.get(connection.who.subject, [])
                     if self._is_told(each.partition, gained)
                 ]
-                self._put(connection, theirs, known)
+                await self._put(connection, theirs, known)
                 if gained is None:
                     self._welcome(connection, theirs)
 
-    def _put(
-        self, connection: Connection, theirs: Iterable[Conversation], known: dict[str, Customer]
+    async def _put(
+        self, connection: Connection, theirs: Sequence[Conversation], known: dict[str, Customer]
     ) -> None:
-        frames: list[frame_pb2.Frame] = []
-        for each in theirs:
-            frames += views.frames.heads(each, known.get(each.customer_id))
-        frames += self._presence.frames(connection, theirs)
-        while frames:
-            # A visitor may have opened any number of conversations.
-            some = fit(frames, _BATCH_BYTES)
-            del frames[: len(some)]
-            connection.put(frame_pb2.Batch(frames=some).SerializeToString())
+        """Send a connection its heads: a visitor may have any number of them, and others get their turn between."""
+        for start in range(0, len(theirs), _CONVERSATIONS):
+            if start:
+                await connection.stream.room()
+                await asyncio.sleep(0)
+            some = theirs[start : start + _CONVERSATIONS]
+            frames: list[frame_pb2.Frame] = []
+            for each in some:
+                frames += views.frames.heads(each, known.get(each.customer_id))
+            frames += self._presence.frames(connection, some)
+            while frames:
+                batch = fit(frames, _BATCH_BYTES)
+                del frames[: len(batch)]
+                connection.put(frame_pb2.Batch(frames=batch).SerializeToString())
 
     def _welcome(self, connection: Connection, theirs: Iterable[Conversation]) -> None:
         if not connection.parked:

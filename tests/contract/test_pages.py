@@ -284,7 +284,10 @@ async def pages(
     )
     request: Any = GetMessageClass(method.input_type)(page_size=listed.largest, **listed.request)
     while True:
-        answer: Any = await call(request, metadata=[("authorization", f"Bearer {token}")])
+        # Megabytes, beside other tests: what is proved is how many, not how fast.
+        answer: Any = await call(
+            request, metadata=[("authorization", f"Bearer {token}")], timeout=60
+        )
         assert answer.ByteSize() < ANSWER_BYTES + 4_096
         found = rows_of(answer)
         assert found, "a page has at least one row"

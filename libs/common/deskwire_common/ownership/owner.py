@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
 from typing import Any, Final
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_common import loops
-from deskwire_common.clock import Clock, to_micros
-from deskwire_common.db import AWAY, Database, UnitOfWork
+from deskwire_common.clock import Clock
+from deskwire_common.db import AWAY, Database
 from deskwire_common.db import metadata as new_metadata
 from deskwire_common.logging import get_logger
+from deskwire_common.ownership.lease import Lease
 from deskwire_common.ownership.members import Member, Members
 from deskwire_common.ownership.shares import Duties, IdsOf, Share
 from deskwire_common.ownership.slots import SlotT, slot_rows, slots_table
@@ -60,8 +59,7 @@ class Owner:
         metadata = new_metadata()
         self._members = Members(metadata)
         self._slots = slots_table(metadata)
-        self._me = Member("", instance, "", 0)
-        self._lease = lease_seconds
+        self._lease = Lease(db, self._members, clock, instance, lease_seconds)
         self._look_seconds = lease_seconds / 3 if alone else look_seconds
         self._alone = alone
         self._shares: list[Share[Any]] = []
@@ -70,7 +68,6 @@ class Owner:
         self._planned: list[str] = []
         self._superseded = False
         self._closing = False
-        self._lease_ends = 0.0
         self._crash: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._looking = asyncio.Lock()
         self._looking_since: float | None = None
@@ -81,12 +78,12 @@ class Owner:
     @property
     def name(self) -> str:
         """The name of this process; "" until it has started."""
-        return self._me.name
+        return self._lease.me.name
 
     @property
     def address(self) -> str:
         """Where others reach this process; "" until it has started."""
-        return self._me.address
+        return self._lease.me.address
 
     # ---------------------------------------------------------------------------------------- slots
 
@@ -124,7 +121,7 @@ class Owner:
 
     def lease_holds(self) -> bool:
         """Whether nobody can have taken this process for dead, by its own clock."""
-        return self.clock.monotonic() < self._lease_ends
+        return self._lease.left > 0
 
     def crashed(self, error: Exception) -> None:
         """Have `run` raise this: what happened is no outage."""
@@ -138,15 +135,7 @@ class Owner:
 
         `name` is the place of this process: its next life, with the same name, takes over at once.
         """
-        self._me = Member(name, self._me.instance, address, 0)
-        for last in (False, False, True):
-            try:
-                await self._prolong(lambda uow, me: self._members.register(uow.connection, me))
-                break
-            except SQLAlchemyError:
-                # Another process made the row meanwhile.
-                if last:
-                    raise
+        await self._lease.take(name, address)
         await self.look(first=True)
 
     async def run(self) -> None:
@@ -170,24 +159,25 @@ class Owner:
             try:
                 for share in reversed(self._shares):
                     await share.give_up(set(share.owned))
-                await self.db.run(partial(self._forget, [self._with_lease()]))
+                await self._lease.end()
             except AWAY as error:
                 # The lease ends by itself.
                 get_logger().warning("slots_not_given_up", error=str(error))
             self._drop(self._shares)
-        self.live.pop(self._me.name, None)
+        self.live.pop(self.name, None)
         self.changed()
 
     async def _keep_lease(self) -> None:
-        pauses = loops.Backoff(self._lease / 30, self._lease / 3)
-        pause = self._lease / 3
+        seconds = self._lease.seconds
+        pauses = loops.Backoff(seconds / 30, seconds / 3)
+        pause = seconds / 3
         while not self._closing:
             await asyncio.sleep(pause)
             if self._closing:
                 return
             if self._is_stuck():
                 # Others may have connections that answer: let them take over.
-                get_logger().error("lease_given_up", member=self._me.name)
+                get_logger().error("lease_given_up", member=self.name)
                 continue
             try:
                 await self._renew_lease()
@@ -196,15 +186,15 @@ class Owner:
                 get_logger().warning("lease_not_renewed", error=str(error))
                 continue
             pauses.reset()
-            pause = self._lease / 3
+            pause = seconds / 3
 
     async def _watch_lease(self) -> None:
         """Stop what must not outlive the lease, also when the database doesn't answer at all."""
         while not self._closing:
-            left = self._lease_ends - self.clock.monotonic()
+            left = self._lease.left
             if left <= 0:
                 self._lapse()
-            await asyncio.sleep(left if left > 0 else self._lease / 30)
+            await asyncio.sleep(left if left > 0 else self._lease.seconds / 30)
 
     async def _keep_shares(self) -> None:
         while not self._closing:
@@ -216,32 +206,9 @@ class Owner:
             except AWAY as error:
                 get_logger().warning("slots_not_shared", error=str(error))
 
-    async def _prolong(self, write: Callable[[UnitOfWork, Member], Any]) -> Any:
-        # By the clock of before: the answer may be long in coming.
-        ends = self.clock.monotonic() + self._lease
-        me = self._with_lease()
-        holds = await self.db.run(lambda uow: write(uow, me))
-        if holds is not False:
-            self._lease_ends = ends
-        return holds
-
     async def _renew_lease(self) -> None:
-        if not await self._prolong(self._renew):
+        if not await self._lease.renew():
             self._step_aside()
-
-    async def _renew(self, uow: UnitOfWork, me: Member) -> bool:
-        return await self._members.renew(uow.connection, me, now=self._now())
-
-    async def _forget(self, dead: Iterable[Member], uow: UnitOfWork) -> None:
-        for each in dead:
-            await self._members.forget(uow.connection, each)
-
-    def _with_lease(self) -> Member:
-        until = self._now() + int(self._lease * 1_000_000)
-        return Member(self._me.name, self._me.instance, self._me.address, until)
-
-    def _now(self) -> int:
-        return to_micros(self.clock.now())
 
     # ----------------------------------------------------------------------------------------- look
 
@@ -266,15 +233,18 @@ class Owner:
         self._planned = sorted(self.live)
         for share in self._shares:
             await share.settle([] if self._superseded else names)
-        long_ago = self._now() - int(self._lease * _FORGET_LEASES * 1_000_000)
+        long_ago = self._lease.now() - int(self._lease.seconds * _FORGET_LEASES * 1_000_000)
         dead = [each for each in everybody if each.lease_until < long_ago]
         if dead:
-            await self.db.run(partial(self._forget, dead))
+            await self._lease.forget(dead)
 
     def _is_stuck(self) -> bool:
         """Whether a look doesn't end: its connection may be one that nobody answers any more."""
         since = self._looking_since
-        return since is not None and self.clock.monotonic() - since > _STUCK_LEASES * self._lease
+        return (
+            since is not None
+            and self.clock.monotonic() - since > _STUCK_LEASES * self._lease.seconds
+        )
 
     async def _see_all(self) -> list[Member]:
         async with self.db.read() as c:
@@ -289,18 +259,18 @@ class Owner:
         return everybody
 
     def _living(self, everybody: Iterable[Member]) -> dict[str, Member]:
-        now = self._now()
+        now = self._lease.now()
         return {
             each.name: each
             for each in everybody
-            if each.lease_until > now or each.instance == self._me.instance
+            if each.lease_until > now or each.instance == self._lease.me.instance
         }
 
     def _see(self, live: dict[str, Member], found: Sequence[Sequence[Any]]) -> None:
         before = self._picture()
-        other_life = live.get(self._me.name)
-        self.live = {self._me.name: self._me} if self._alone else live
-        if other_life is not None and other_life.instance != self._me.instance:
+        other_life = live.get(self.name)
+        self.live = {self.name: self._lease.me} if self._alone else live
+        if other_life is not None and other_life.instance != self._lease.me.instance:
             self._step_aside()
         else:
             self._superseded = False
@@ -316,17 +286,17 @@ class Owner:
 
     async def may_claim(self, c: AsyncConnection) -> Callable[[str], bool] | None:
         """Return which owners' slots are to be had; None while this process itself isn't a living member."""
-        now = self._now()
+        now = self._lease.now()
         living = [each for each in await self._members.load(c) if each.lease_until > now]
-        if not any(each.instance == self._me.instance for each in living):
+        if not any(each.instance == self._lease.me.instance for each in living):
             return None
         live = {each.name for each in living}
-        return lambda owner: self._alone or owner in {"", self._me.name} or owner not in live
+        return lambda owner: self._alone or owner in {"", self.name} or owner not in live
 
     def _step_aside(self) -> None:
         """Another process has this one's name: a newer life."""
         if not self._superseded:
-            get_logger().error("superseded", member=self._me.name)
+            get_logger().error("superseded", member=self.name)
         self._superseded = True
         self._drop(self._shares)
 

@@ -18,6 +18,7 @@ from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_common import rpc
 from deskwire_common.auth import TokenSigner
 from deskwire_common.logging import get_logger
+from deskwire_common.loops import Backoff
 from deskwire_common.metrics import METRICS
 from deskwire_common.pacing import link_pace
 from deskwire_gateway.registry import Registry
@@ -29,8 +30,8 @@ METHOD: Final = "/deskwire.shard.v1.ShardService/Link"
 _BATCH_ITEMS: Final = 200
 _BATCH_BYTES: Final = 65_536
 _QUEUE_ITEMS: Final = 500_000
-_FIRST_BACKOFF: Final = 0.05
-_MAX_BACKOFF: Final = 2.0
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 2.0
 
 
 class Pool(Protocol):
@@ -96,9 +97,10 @@ class Link:
     async def run(self, pause: float) -> None:
         """Call, after a pause in seconds, until there is a stream; serve it to its end."""
         channel = self._connect(self.target)
+        pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         try:
+            await asyncio.sleep(pause)
             while True:
-                await asyncio.sleep(pause)
                 try:
                     if await self._stream(channel):
                         return
@@ -107,7 +109,7 @@ class Link:
                     if self.address:
                         self.ended_with = error.code()
                         return
-                pause = min(max(pause, _FIRST_BACKOFF) * 2, _MAX_BACKOFF)
+                await pauses.pause()
         finally:
             self.is_open = False
             self._up = None

@@ -18,11 +18,13 @@ from typing import Any, Final
 
 from deskwire_common.config import split_address
 from deskwire_common.logging import get_logger, setup_logging
+from deskwire_common.loops import Backoff
 from deskwire_common.metrics import serve_workers_metrics
 from deskwire_gateway.config import Settings
 
-_FIRST_BACKOFF: Final = 0.2
-_MAX_BACKOFF: Final = 10.0
+_FIRST_PAUSE: Final = 0.4
+_LONGEST_PAUSE: Final = 10.0
+"""Seconds before a worker that ended is started again; see Backoff."""
 _STEADY: Final = 30.0
 """Seconds after which a worker's next end is taken for a first one."""
 _KILL_AFTER: Final = 5.0
@@ -40,7 +42,7 @@ class _Worker:
             "DESKWIRE_WORKER": str(number),
             "DESKWIRE_METRICS_LISTEN": metrics,
         }
-        self._backoff = _FIRST_BACKOFF
+        self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         self.process: subprocess.Popen[bytes]
         self._started = 0.0
         self.due = 0.0
@@ -65,12 +67,12 @@ class _Worker:
         if code is None:
             return
         if now - self._started > _STEADY:
-            self._backoff = _FIRST_BACKOFF
+            self._pauses.reset()
+        pause = self._pauses.next()
         get_logger().error(
-            "worker_ended", worker=self.number, code=code, again_in_seconds=self._backoff
+            "worker_ended", worker=self.number, code=code, again_in_seconds=round(pause, 2)
         )
-        self.due = now + self._backoff
-        self._backoff = min(self._backoff * 2, _MAX_BACKOFF)
+        self.due = now + pause
 
 
 def supervise(settings: Settings) -> int | None:

@@ -15,7 +15,7 @@ from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.owners.errors import NotOwner, stopping
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_common import rpc, telemetry
-from deskwire_common.errors import from_rpc_error
+from deskwire_common.errors import DeskwireError, from_rpc_error
 from deskwire_common.metrics import METRICS
 from deskwire_common.ownership import Member
 
@@ -110,23 +110,19 @@ class Peers:
         It may be tried more than once while the owner changes: calls are idempotent.
         """
         number = partition_of(conversation_id.lower())
+        was_forwarded = is_forwarded(context)
         until = asyncio.get_running_loop().time() + _PATIENCE
         while True:
-            if self._ownership.term_of(number):
-                try:
+            try:
+                if self._ownership.term_of(number):
                     return await local(request)
-                except NotOwner:
-                    if is_forwarded(context):
-                        raise
-            elif is_forwarded(context):
-                raise NotOwner
-            elif (owner := self.elsewhere(conversation_id)) is not None:
-                try:
+                owner = self.elsewhere(conversation_id)
+                if owner is not None and not was_forwarded:
                     return await self._pass_on(owner, method, request, context, response)
-                except grpc.aio.AioRpcError as error:
-                    if not was_not_taken(error):
-                        raise from_rpc_error(error) from error
-            if asyncio.get_running_loop().time() >= until:
+            except NotOwner:
+                # The owner changes: another one may be there in a moment.
+                pass
+            if was_forwarded or asyncio.get_running_loop().time() >= until:
                 raise NotOwner
             await self._ownership.wait_for_change(_AGAIN)
 
@@ -161,9 +157,7 @@ class Peers:
                 raise stopping() from None
             raise
         except grpc.aio.AioRpcError as error:
-            if was_not_taken(error):
-                raise NotOwner from error
-            raise from_rpc_error(error) from error
+            raise _error_of(error) from error
         finally:
             self._streams.discard(call)
             call.cancel()
@@ -183,9 +177,14 @@ class Peers:
             response_deserializer=response.FromString,
         )
         seconds = context.time_remaining()
-        result: ResponseT = await call(
-            request,
-            metadata=forwarding(context),
-            timeout=rpc.DEADLINE if seconds is None else seconds,
-        )
+        timeout = rpc.DEADLINE if seconds is None else seconds
+        try:
+            result: ResponseT = await call(request, metadata=forwarding(context), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _error_of(error) from error
         return result
+
+
+def _error_of(error: grpc.aio.AioRpcError) -> DeskwireError:
+    """Return what a call that was passed on raises here."""
+    return NotOwner() if was_not_taken(error) else from_rpc_error(error)

@@ -11,6 +11,7 @@ import itertools
 from bisect import insort
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -80,16 +81,7 @@ class Forwarder:
         """Queue a message, as LogWriter.submit does, wherever its owner is. Never raises NotOwner."""
         number, reply = next(self._numbers), command.reply
         if command.conversation_id not in self._lines:
-
-            def answered(result: Stored | DeskwireError) -> None:
-                if isinstance(result, NotOwner):
-                    self._forward(number, command, reply)
-                    return
-                if isinstance(result, DeskwireError):
-                    self._note(command, result)
-                reply(result)
-
-            command.reply = answered
+            command.reply = partial(self._answered, number, command, reply)
             try:
                 self._writer.submit(command)
             except NotOwner:
@@ -100,6 +92,16 @@ class Forwarder:
             else:
                 return
         self._forward(number, command, reply)
+
+    def _answered(
+        self, number: int, command: Put, reply: Reply, result: Stored | DeskwireError
+    ) -> None:
+        if isinstance(result, NotOwner):
+            self._forward(number, command, reply)
+            return
+        if isinstance(result, DeskwireError):
+            self._note(command, result)
+        reply(result)
 
     def _note(self, command: Put, error: DeskwireError) -> None:
         """The writer forgets who holds a line when the partition leaves it; the stream doesn't."""

@@ -7,8 +7,9 @@ It is a convenience: Redis may be away, and messages don't notice.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -25,6 +26,14 @@ _EXPIRE: Final = 60
 _REFRESH: Final = 15.0
 _FLUSH: Final = 0.5
 _CHUNK: Final = 1_000
+
+
+class Entry(NamedTuple):
+    """A session as it is in the directory."""
+
+    session_id: str
+    worker_id: str
+    value: bytes | None
 
 
 class Directory:
@@ -75,17 +84,29 @@ class Directory:
             pass  # it expires
         await self._redis.aclose()
 
-    async def list(self, tenant: str) -> list[pb.Session]:
-        """Return all sessions of a tenant by session_id. Raises Unavailable when Redis doesn't answer."""
+    async def page(self, tenant: str, *, after: str, limit: int) -> list[Entry]:
+        """Return sessions of a tenant by session_id, after one. Raises Unavailable when Redis doesn't answer.
+
+        Of a tenant with very many only their ids are read, and the entries of these.
+        """
         try:
             workers = await self._redis.smembers(f"{_PREFIX}:{tenant}")
-            found: list[pb.Session] = []
-            for worker in sorted(name.decode() for name in workers):
-                entries = await self._redis.hgetall(self._key(tenant, worker))
-                found += [_session(worker, key.decode(), value) for key, value in entries.items()]
+            places: list[tuple[str, str]] = []
+            for worker in [name.decode() for name in workers]:
+                ids = await self._redis.hkeys(self._key(tenant, worker))
+                later = [
+                    (session_id, worker)
+                    for session_id in map(bytes.decode, ids)
+                    if session_id > after
+                ]
+                places = heapq.nsmallest(limit, [*places, *later])
+            pipe = self._redis.pipeline(transaction=False)
+            for session_id, worker in places:
+                pipe.hget(self._key(tenant, worker), session_id)
+            values = await pipe.execute()
         except (RedisError, OSError) as error:
             raise Unavailable("the session directory doesn't answer", retry_after=1.0) from error
-        return sorted(found, key=lambda session: session.session_id)
+        return [Entry(*place, value) for place, value in zip(places, values, strict=True)]
 
     def _tenants(self) -> set[str]:
         if self._registry is None:
@@ -134,13 +155,16 @@ def _entry(session: Session) -> str:
     )
 
 
-def _session(worker: str, session_id: str, value: bytes) -> pb.Session:
-    role, subject, name, client, since = json.loads(value)
+def session_message(entry: Entry) -> pb.Session | None:
+    """Return a session as callers see it; None when it has ended since its id was read."""
+    if entry.value is None:
+        return None
+    role, subject, name, client, since = json.loads(entry.value)
     session = pb.Session(
-        session_id=session_id,
+        session_id=entry.session_id,
         user=actor_pb2.Actor(role=role, subject=subject, display_name=name),
         client=client,
-        worker_id=worker,
+        worker_id=entry.worker_id,
     )
     session.connect_time.FromSeconds(since)
     return session

@@ -68,7 +68,7 @@ async def test_two_processes_share_sources(
     async def process() -> AsyncIterator[Any]:
         settings = Settings(
             grpc_listen="127.0.0.1:0", keys_file=keys_file, database_url=url, kafka=kafka,
-            chat_target="127.0.0.1:1", sqlite_root=tmp_path,
+            chat_target="127.0.0.1:1", sqlite_root=str(tmp_path),
         )  # fmt: skip
         async with (
             running("cdc", settings, build) as runtime,

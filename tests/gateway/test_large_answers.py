@@ -27,7 +27,7 @@ from deskwire_common.lifecycle import Runtime, running
 from deskwire_common.migrations import migrate
 from deskwire_common.pagination import ANSWER_BYTES
 from deskwire_common.rpc import make_channel, stream_metadata
-from deskwire_gateway import sends
+from deskwire_gateway import admission, sends
 from support import eventually
 from support.ports import free_port
 from support.relay import relay
@@ -113,6 +113,24 @@ async def test_many_syncs_at_once_are_all_answered(start: Start) -> None:
                 await w.say(sync=frame_pb2.Sync(conversation_id=talk, limit=500))
             for _ in range(100):
                 assert (await w.hear("synced")).messages[0].seq == 1
+
+
+async def test_what_waits_for_chat_is_bounded_in_bytes(
+    kafka: str, valkey: str, keys_file: Path, signer: TokenSigner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_MAX_WAITING_BYTES", 100_000)
+    # There is no chat.
+    settings = gateway_settings(free_port(), valkey, keys_file)
+    async with (
+        running("gateway", settings, deskwire_gateway.app.build) as gateway,
+        wire(Address(gateway), signer.mint(tenant="t", role=Role.VISITOR, subject="v")) as w,
+    ):
+        for number in range(8):
+            await w.send(new_id(), LONG, f"m-{number}")
+        error = await w.hear("error")
+        assert (reason(error.reason), error.temporary) == ("OVERLOADED", True)
+        # Seven of 16 KB are more than the limit, which the seventh still was below.
+        assert error.client_msg_id == "m-7"
 
 
 async def test_the_reference_client_asks_on_until_it_has_everything(start: Start) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Final
+from typing import Final, Protocol
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
@@ -17,6 +17,8 @@ OTHER_COST: Final = 0.25
 """Tokens that another frame takes."""
 CALL_COST: Final = 4.0
 """Tokens that an Rpc takes: a unary call is some ten times a Send's work."""
+_MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
+"""Of a worker's Sends that wait for their answers: long ones fill the memory before they are too many."""
 _BURST_SECONDS: Final = 2.0
 _KEPT: Final = 1_000
 _SLACK: Final = 0.01
@@ -73,6 +75,15 @@ class TenantRates:
             del self._buckets[tenant]
 
 
+class Waiting(Protocol):
+    """What waits to be stored (sends.Sends)."""
+
+    bytes: int
+
+    @property
+    def count(self) -> int: ...
+
+
 class Admission:
     """Says what may go on to chat."""
 
@@ -80,8 +91,8 @@ class Admission:
         self._limits = limits
         self._tenants = TenantRates(limits.tenant_send_rate)
 
-    def admit(self, session: Session, send: frame_pb2.Send, waiting: int) -> None:
-        """Raise ResourceExhausted unless a Send may go on; `waiting`: Sends of this worker that wait for their answers.
+    def admit(self, session: Session, send: frame_pb2.Send, waiting: Waiting) -> None:
+        """Raise ResourceExhausted unless a Send may go on; `waiting` is what this worker has without an answer.
 
         Whatever is refused here holds the line of its conversation.
         """
@@ -93,7 +104,7 @@ class Admission:
                 f"{limits.max_unacked_sends} Sends are without their SendAck; wait for those",
                 retry_after=0.5,
             )
-        if waiting >= limits.max_pending_sends:
+        if waiting.count >= limits.max_pending_sends or waiting.bytes >= _MAX_WAITING_BYTES:
             raise ResourceExhausted(
                 "too many messages wait to be stored",
                 retry_after=1 + random.random(),  # noqa: S311 - a spread, no secret

@@ -29,7 +29,8 @@ METHOD: Final = "/deskwire.shard.v1.ShardService/Link"
 
 _BATCH_ITEMS: Final = 200
 _BATCH_BYTES: Final = 65_536
-_QUEUE_ITEMS: Final = 500_000
+_QUEUE_BYTES: Final = 256 * 1024 * 1024
+"""More than a worker's Sends and connections together have (admission)."""
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
 
@@ -41,7 +42,7 @@ class Pool(Protocol):
         """Return the first item of a stream, encoded."""
         ...
 
-    def opened(self, link: Link, owners: pb.Owners) -> Iterable[bytes] | None:
+    def opened(self, link: Link, owners: pb.Owners) -> list[bytes] | None:
         """Return what goes to a shard first that has answered; None when this link isn't needed."""
         ...
 
@@ -79,6 +80,7 @@ class Link:
         self._answered = answered
         self._pace = link_pace()
         self._up: deque[bytes] | None = None
+        self._up_bytes = 0
         self._wake = asyncio.Event()
         self._frames_out = METRICS.gateway_frames.labels("out")
         self._bytes_out = METRICS.gateway_bytes.labels("out")
@@ -87,7 +89,8 @@ class Link:
         """Queue an encoded item (items.up_item). Before the stream is open it is dropped: the snapshot has it."""
         if not self.is_open or self._up is None:
             return
-        if len(self._up) >= _QUEUE_ITEMS:
+        self._up_bytes += len(item)
+        if self._up_bytes > _QUEUE_BYTES:
             # Chat doesn't read. Begin anew, with a snapshot instead of a queue without end.
             self._up = None
         else:
@@ -121,7 +124,8 @@ class Link:
             METHOD, request_serializer=None, response_deserializer=pb.LinkResponse.FromString
         )
         call = method(metadata=rpc.stream_metadata(self._signer.service_token()))
-        self._up = deque([self._pool.greeting()])
+        greeting = self._pool.greeting()
+        self._up, self._up_bytes = deque([greeting]), len(greeting)
         self._wake.set()
         writing = asyncio.create_task(self._write(call))
         try:
@@ -154,6 +158,7 @@ class Link:
                 item = queue.popleft()
                 size += len(item)
                 parts.append(item)
+            self._up_bytes -= size
             METRICS.gateway_link_items.observe(len(parts))
             self._pace.began(loop.time(), len(parts))
             await call.write(b"".join(parts))
@@ -170,6 +175,7 @@ class Link:
             return False
         self.address = owners.address
         self._up.extend(first)
+        self._up_bytes += sum(map(len, first))
         self._wake.set()
         self.is_open = True
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -135,7 +135,7 @@ class LinkPool:
         hello = pb.LinkHello(worker_id=self._worker_id, generation=self._generation)
         return up_item(hello=hello)
 
-    def opened(self, link: Link, owners: pb.Owners) -> Iterable[bytes] | None:
+    def opened(self, link: Link, owners: pb.Owners) -> list[bytes] | None:
         """Return the snapshot for a shard that has answered; None when it has a link already."""
         if owners.address in self._owners.links:
             return None

@@ -156,7 +156,7 @@ class Protocol:
     def _send(self, session: Session, frame: frame_pb2.Frame) -> None:
         send = frame.send
         try:
-            self._admission.admit(session, send, self._sends.count)
+            self._admission.admit(session, send, self._sends)
         except DeskwireError as error:
             METRICS.gateway_refused.labels(error.reason_name).inc()
             session.hold(send.conversation_id, send.client_msg_id)

@@ -73,6 +73,8 @@ class Sends:
         self._registry = registry
         self._syncs = syncs
         self._numbers = numbers
+        self.bytes = 0
+        """Bytes of those that have no answer yet."""
         self._pending: dict[int, _Pending] = {}
         self._lines: dict[str, list[int]] = {}
 
@@ -99,6 +101,7 @@ class Sends:
             asyncio.get_running_loop().time(),
         )
         self._pending[number] = pending
+        self.bytes += len(pending.head)
         line = self._lines.get(conversation_id)
         if line is None:
             self._lines[conversation_id] = [number]
@@ -127,6 +130,7 @@ class Sends:
         pending = self._pending.pop(number, None)
         if pending is None:
             return None
+        self.bytes -= len(pending.head)
         line = self._lines[pending.conversation_id]
         if len(line) == 1:
             del self._lines[pending.conversation_id]

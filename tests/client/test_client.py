@@ -147,6 +147,26 @@ async def test_sends_without_an_ack_are_sent_again_in_order() -> None:
         assert again == ["two", "three", "four"]
 
 
+async def test_a_sync_that_is_refused_for_now_is_asked_again() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        head = frame_pb2.Head(conversation_id=TALK, epoch=1, seq=1)
+        await peer.say(frame_pb2.Frame(head=head))
+        await peer.next("sync")
+        refusal = frame_pb2.Error(conversation_id=TALK, message="later", temporary=True)
+        refusal.retry_after.FromMilliseconds(10)
+        await peer.say(frame_pb2.Frame(error=refusal))
+        # Nothing else tells the client that it is behind.
+        sync = await peer.next("sync")
+        assert sync.after_seq == 0
+        synced = frame_pb2.Synced(conversation_id=TALK, epoch=1, head_seq=1, messages=[message(1)])
+        await peer.say(frame_pb2.Frame(synced=synced))
+        await until_closed(peer)
+
+    async with server(script) as url, Client(url, "token") as client:
+        await eventually(lambda: client.position(TALK) == 1)
+
+
 async def test_a_gap_is_filled_before_anything_after_it_is_handed_out() -> None:
     async def script(peer: Peer) -> None:
         await peer.greet()

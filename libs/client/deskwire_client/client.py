@@ -239,7 +239,7 @@ class Client:
             self._calls.answered(frame.rpc_result)
         elif kind == "error":
             if not self._outbox.refused(frame.error):
-                self._conversations.sync_failed(frame.error.conversation_id)
+                self._conversations.sync_failed(frame.error)
         elif kind in {"typing", "presence"}:
             self._on_signal(getattr(frame, kind))
 

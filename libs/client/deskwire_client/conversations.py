@@ -118,10 +118,21 @@ class Conversations:
         if found.is_behind:
             self._sync(synced.conversation_id, found)
 
-    def sync_failed(self, conversation_id: str) -> None:
-        """A Sync was refused: the next Head or push asks again."""
-        if conversation_id in self._known:
-            self._known[conversation_id].syncing = False
+    def sync_failed(self, error: frame_pb2.Error) -> None:
+        """Note that a Sync was refused: it is asked again when the server says so, or at the next Head or push."""
+        found = self._known.get(error.conversation_id)
+        if found is None:
+            return
+        found.syncing = False
+        if error.temporary and error.HasField("retry_after"):
+            asyncio.get_running_loop().call_later(
+                error.retry_after.ToMilliseconds() / 1000, self._catch_up, error.conversation_id
+            )
+
+    def _catch_up(self, conversation_id: str) -> None:
+        found = self._known[conversation_id]
+        if found.is_behind:
+            self._sync(conversation_id, found)
 
     def _get(self, conversation_id: str, epoch: int) -> _Conversation:
         found = self._known.get(conversation_id)

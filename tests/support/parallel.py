@@ -20,6 +20,7 @@ _LONGEST: Final = (
     "tests/cli/test_up.py",
     "tests/faults/test_outages.py",
     "tests/common/test_ownership.py",
+    "tests/faults/test_replaced.py",
     "tests/e2e/test_walk.py",
     "tests/chat/test_shards.py",
     "tests/access/test_command.py",

@@ -113,6 +113,10 @@ def bad_imports(tmp_path_factory: pytest.TempPathFactory) -> str:
     return lint(tmp_path_factory.mktemp("imports"), change)
 
 
+def test_every_service_and_library_is_in_a_contract() -> None:
+    assert {name for name in PACKAGES if name.startswith("deskwire_")} <= set(CONTAINERS)
+
+
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_a_room_without_a_place_fails(new_rooms: str, container: str) -> None:
     assert f"- {container}.annex\n" in new_rooms

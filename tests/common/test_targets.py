@@ -128,6 +128,20 @@ def test_what_is_no_host_is_never_resolved() -> None:
             asked.addresses(host, 443)
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "[2606:4700::1111%1]:443,[::1]",
+        "2606:4700::1111%1]:443,[::ffff:169.254.169.254",
+        "2606:4700::1111%eth0",
+        "2606:4700::1111%",
+        "2606:4700::1111%25eth0",
+    ],
+)
+def test_a_zone_that_others_write_is_refused_and_names_no_further_targets(host: str) -> None:
+    assert not may("public:*, [::1]:443", host, 443)
+
+
 def test_a_name_that_changes_its_address_is_checked_every_time() -> None:
     answers: Iterator[Sequence[str]] = iter([["127.0.0.1"], ["10.0.0.1"], ["127.0.0.1"]])
     asked = Targets(parse_rules("127.0.0.0/8:*"), lambda _host: next(answers))

@@ -175,10 +175,12 @@ class Targets:
         return found
 
     def _resolved(self, name: str) -> list[IpAddress]:
-        try:
-            return [plain(ipaddress.ip_address(name.removeprefix("[").removesuffix("]")))]
-        except ValueError:
-            pass
+        # A zone (`fe80::1%eth0`) is no part of an address, and what others write there would be read as further targets.
+        if "%" not in name:
+            try:
+                return [plain(ipaddress.ip_address(name.removeprefix("[").removesuffix("]")))]
+            except ValueError:
+                pass
         if not _is_name(name):
             raise TargetRefused(f"{name!r} is no host name and no address")
         try:

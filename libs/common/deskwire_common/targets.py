@@ -175,7 +175,7 @@ class Targets:
         return found
 
     def _resolved(self, name: str) -> list[IpAddress]:
-        # A zone (`fe80::1%eth0`) is no part of an address, and what others write there would be read as further targets.
+        # A zone (`fe80::1%eth0`) is no part of an address, and could hide further targets: `2001:db8::1%1]:443,[::1`.
         if "%" not in name:
             try:
                 return [plain(ipaddress.ip_address(name.removeprefix("[").removesuffix("]")))]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from deskwire.cdc.v1 import source_pb2, source_service_pb2, source_service_pb2_grpc
 from deskwire_cdc.app import build
@@ -23,10 +22,10 @@ from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
 from deskwire_common.rpc import make_channel
 from support import eventually
+from support.sharing import shared
 from support.topic import read_rows
 
 COUNT = 6
-SLOTS = METADATA.tables["slots"]
 
 
 def write(path: Path, number: int) -> None:
@@ -94,12 +93,7 @@ async def test_two_processes_share_sources(
             )
 
         async def are_shared_by(count: int) -> bool:
-            query = sa.select(SLOTS.c.owner).where(SLOTS.c.kind == "source")
-            async with db.read() as connection:
-                owners = (await connection.execute(query)).scalars().all()
-            assert len(owners) == COUNT
-            assert all(owners)
-            assert len(set(owners)) == count
+            assert len(await shared(db, METADATA, "source", count)) == COUNT
             return True
 
         async def carry(number: int) -> bool:

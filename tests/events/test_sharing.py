@@ -6,14 +6,13 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from deskwire_common.db import Database
 from deskwire_events.store import METADATA
 from support import eventually
+from support.sharing import shared
 
 COUNT = 8
-SLOTS = METADATA.tables["slots"]
 
 
 @pytest.mark.parametrize("kind", ["postgres", "mariadb"])
@@ -31,16 +30,8 @@ async def test_two_hubs_share_adapters(
             await olga.register(f"crm-{number}", crm.target, system_id=f"crm:{number}")
         names = {f"{tenant}/crm-{number}/1" for number in range(COUNT)}
 
-        async def owners() -> list[str]:
-            query = sa.select(SLOTS.c.id, SLOTS.c.owner).where(SLOTS.c.kind == "adapter")
-            async with db.read() as connection:
-                rows = (await connection.execute(query)).all()
-            assert {row.id for row in rows} == names
-            assert all(row.owner for row in rows)
-            return sorted({row.owner for row in rows})
-
         async def are(count: int) -> bool:
-            assert len(await owners()) == count
+            assert await shared(db, METADATA, "adapter", count) == names
             return True
 
         await eventually(lambda: are(1))

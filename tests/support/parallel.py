@@ -18,20 +18,23 @@ _MOST: Final = 4
 _LONGEST: Final = (
     "tests/faults/test_loops.py",
     "tests/cli/test_up.py",
-    "tests/faults/test_outages.py",
-    "tests/common/test_ownership.py",
     "tests/faults/test_replaced.py",
     "tests/e2e/test_walk.py",
-    "tests/chat/test_shards.py",
-    "tests/access/test_command.py",
-    "tests/cli/test_chat_shards.py",
-    "tests/faults/test_hostile.py",
-    "tests/chat/test_signals.py",
-    "tests/chat/test_attachments.py",
+    "tests/common/test_ownership.py",
+    "tests/events/test_addresses.py",
+    "tests/faults/test_outages.py",
     "tests/deploy/test_installed.py",
+    "tests/chat/test_shards.py",
+    "tests/chat/test_offers.py",
+    "tests/chat/test_attachments.py",
+    "tests/chat/test_signals.py",
     "tests/events/test_deliveries.py",
     "tests/gateway/test_life.py",
+    "tests/faults/test_hostile.py",
+    "tests/access/test_command.py",
+    "tests/cli/test_chat_shards.py",
 )
+"""As measured; the others follow as they were collected."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

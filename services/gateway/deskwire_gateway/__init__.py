@@ -1,1 +1,1 @@
-"""Client connections: binary WebSocket and gRPC stream; owns no data."""
+"""Client connections: binary WebSocket and gRPC stream. The gateway owns no data."""

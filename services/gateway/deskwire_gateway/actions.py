@@ -12,7 +12,7 @@ from deskwire_gateway.directory import Directory, session_message
 
 @dataclass(frozen=True, slots=True)
 class GatewayActions:
-    """A look at who is connected, in the current principal's tenant."""
+    """Lists who is connected, in the current principal's tenant."""
 
     directory: Directory
 

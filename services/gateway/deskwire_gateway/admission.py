@@ -1,4 +1,4 @@
-"""Admission: what a connection, a tenant and the port may bring, and which lines are held until a Send comes again."""
+"""Admission: the limits of a connection, a tenant and the port, and which lines are held until a Send comes again."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from deskwire_gateway.session import Session
 SEND_COST: Final = 1.0
 """Tokens of a connection's bucket that a Send takes."""
 OTHER_COST: Final = 0.25
-"""Tokens that another frame takes."""
+"""Tokens that any other frame takes."""
 CALL_COST: Final = 4.0
 """Tokens that an Rpc takes: a unary call is some ten times a Send's work."""
 _MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
-"""Of a worker's Sends that wait for their answers: long ones fill the memory before they are too many."""
+"""Bytes of a worker's Sends that wait for their answers: long Sends fill the memory before their number is too high."""
 _BURST_SECONDS: Final = 2.0
 _KEPT: Final = 1_000
 _SLACK: Final = 0.01
 
 
 class Bucket:
-    """Tokens that come at a rate, up to those of two seconds, and at least one."""
+    """A token bucket: it fills at a rate and holds the tokens of two seconds, at least one."""
 
     __slots__ = ("_at", "_left", "burst", "rate")
 
@@ -47,7 +47,7 @@ class Bucket:
         return (1.0 - self._left) / self.rate + _SLACK
 
     def is_full(self, now: float) -> bool:
-        """Return whether it is as if it were new."""
+        """Return whether it is full, like a new one."""
         return self._left + (now - self._at) * self.rate >= self.burst
 
 
@@ -76,7 +76,7 @@ class TenantRates:
 
 
 class Waiting(Protocol):
-    """What waits to be stored (sends.Sends)."""
+    """The Sends that wait to be stored (sends.Sends)."""
 
     bytes: int
 
@@ -85,7 +85,7 @@ class Waiting(Protocol):
 
 
 class Admission:
-    """Says what may go on to chat."""
+    """Decides what may go on to chat."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -94,7 +94,7 @@ class Admission:
     def admit(self, session: Session, send: frame_pb2.Send, waiting: Waiting) -> None:
         """Raise ResourceExhausted unless a Send may go on; `waiting` is what this worker has without an answer.
 
-        Whatever is refused here holds the line of its conversation.
+        A Send that is refused here holds the line of its conversation.
         """
         limits = self._limits
         if session.held is not None:
@@ -137,11 +137,11 @@ class Admission:
         return 0.0 if enough else (cost - budget) / limits.send_rate + 0.05
 
     def call_cost(self) -> float:
-        """Return what an Rpc takes: no more than a bucket ever holds."""
+        """Return the tokens that an Rpc takes: at most what a bucket can hold."""
         return min(CALL_COST, self._limits.send_burst)
 
     def too_fast(self, pause: float) -> ResourceExhausted:
-        """Return the error for what comes too soon by some seconds."""
+        """Return the error for what comes some seconds too early."""
         return ResourceExhausted(
             f"more than {self._limits.send_rate:g} messages a second",
             reason=reasons.ERROR_REASON_RATE_LIMITED,

@@ -22,7 +22,7 @@ from deskwire_gateway.session import Session
 
 SERVICE: Final = "deskwire.gateway.v1.GatewayService"
 _MAX_BUFFERED: Final = 1_048_576
-"""Bytes that wait for one client to read; with more the connection is closed."""
+"""Bytes that may wait for one client to read; beyond them the connection is closed."""
 
 
 class _Stream:
@@ -52,12 +52,12 @@ class _Stream:
         self._wake.set()
 
     def close(self, _code: int, _text: str) -> None:
-        """End after what was sent, of which the Goodbye says why."""
+        """End the stream after what is queued; the Goodbye in it gives the reason."""
         self._closed = True
         self._wake.set()
 
     async def batches(self) -> AsyncIterator[bytes]:
-        """Yield what goes down, joined as far as a message of gRPC holds it."""
+        """Yield the batches for the client, joined up to the size of one gRPC message."""
         while True:
             if self._queue:
                 parts = [self._queue.popleft()]
@@ -107,11 +107,11 @@ class Connections:
 TABLE: Final = Table(
     Service(
         SERVICE,
-        # Its token is in its Hello, checked by the handshake.
+        # The token is in the Hello, and the handshake checks it.
         stream(Gateway.Connect).by_bytes(Connections.connect, {Role.VISITOR, Role.AGENT, Role.BOT}),
         unary(Gateway.ListSessions).by(GatewayActions.list_sessions, {Role.OPERATOR, Role.SERVICE}),
     )
 )
 
 AUTHORIZATION: Final = TABLE.authorization
-"""Who may call each method, as the contract says it."""
+"""Who may call each method, as in the contract."""

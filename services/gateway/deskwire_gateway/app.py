@@ -35,7 +35,7 @@ from deskwire_gateway.syncs import Syncs
 from deskwire_gateway.wheel import every_second
 
 _OTHER_DESCRIPTORS: Final = 500
-"""What a process has open beside its WebSockets."""
+"""File descriptors of a process beside those of its WebSockets."""
 
 
 async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
@@ -54,18 +54,18 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
 
 def _limits(settings: Settings) -> Limits:
-    """Return those of the settings that are limits of a connection: they have the same names."""
+    """Return the settings that limit a connection: Limits has the same names."""
     return Limits(**{field.name: getattr(settings, field.name) for field in fields(Limits)})
 
 
 def _with_chat(
     settings: Settings, runtime: Runtime[Settings], registry: Registry, worker_id: str
 ) -> Protocol:
-    """Make the ways to chat, and the protocol that uses them."""
+    """Make the parts that lead to chat, and the protocol that uses them."""
     seed_name = split_address(settings.chat_target)[0]
 
     def connect(target: str) -> grpc.aio.Channel:
-        # Shards say where they are as host:port; their certificates have the name that all are called by.
+        # Shards report their address as host:port; their certificates have the one name by which all are called.
         name = "" if target == settings.chat_target else seed_name
         return rpc.make_channel(target, tls=runtime.tls, bare=True, server_name=name)
 

@@ -1,8 +1,8 @@
 """Calls of clients that can't speak gRPC: an Rpc frame is a unary call to chat, as its user.
 
-Bytes in, bytes out, with the user's own token: who may call what is chat's to say. The gateway says only which services
-are reached from a connection, and how many calls at once. The token is kept for agents and bots, who are few; a visitor
-brings theirs with the call, so that a hundred thousand who sit idle cost nothing.
+Bytes in, bytes out, with the user's own token: chat decides who may call what. The gateway decides only which services
+a connection can reach, and how many calls it may make at once. It keeps the tokens of agents and bots, who are few; a
+visitor sends theirs with each call, so that a hundred thousand idle visitors cost nothing.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ METHODS: Final = frozenset(
     for method in service.methods
     if not method.client_streaming and not method.server_streaming
 )
-"""What is passed on: what the desk works with. A new service of chat is added here when a client is to call it."""
+"""The services that clients may call: those that the desk works with. Add a new service of chat here for clients."""
 
 _MAX_SECONDS: Final = 30.0
 _MAX_IN_FLIGHT: Final = 1_000
-"""Of all connections of this process: a unary call costs chat ~400 µs, so that more than these only wait."""
+"""Calls of all connections of this process: a unary call costs chat ~400 µs, so more calls would only wait."""
 _KEPT_BYTES: Final = 16_384
 """Larger results aren't kept for a Resume: they would push everything else out of the ring. The client asks again."""
 _AWAY: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
 class Calls:
-    """The calls that are under way on this worker's connections (session.Calls)."""
+    """The calls under way on this worker's connections (session.Calls)."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Calls:
         self._validator.check(frame)
         mine = self._under_way.get(session, {})
         if frame.id in mine:
-            return  # called again after a break: its result will come
+            return  # repeated after a break: the first call's result will come
         limit = self._registry.limits.max_calls
         if len(mine) >= limit:
             raise ResourceExhausted(
@@ -120,7 +120,7 @@ class Calls:
             task.cancel()
 
     async def drain(self, seconds: float = 5.0) -> None:
-        """Wait for the results of what was called, for a while."""
+        """Wait a while for the results of the calls under way."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._count:
@@ -196,7 +196,7 @@ class Calls:
 
 
 def _domain_error(error: grpc.aio.AioRpcError) -> DeskwireError:
-    """Return what the client gets. What gRPC says by itself names addresses, which aren't for clients."""
+    """Return the error that the client gets. gRPC's own messages name addresses, which clients mustn't see."""
     if rpc_status.from_call(error) is not None:  # type: ignore[arg-type] # as its own docstring does
         return from_rpc_error(error)
     code = error.code()

@@ -46,7 +46,7 @@ class Directory:
         self._registry: Registry | None = None
 
     def bind(self, registry: Registry) -> None:
-        """Give it the sessions of this worker."""
+        """Connect it to the sessions of this worker."""
         self._registry = registry
 
     def changed(self, session: Session) -> None:
@@ -54,7 +54,7 @@ class Directory:
         self._changed[session.session_id] = session
 
     async def run(self) -> None:
-        """Write changes until cancelled; outlasts a Redis that is away, and then writes all anew."""
+        """Write changes until cancelled. Outlasts an outage of Redis, and writes everything again after it."""
         loop = asyncio.get_running_loop()
         refreshed = 0.0
         whole = True
@@ -85,9 +85,9 @@ class Directory:
         await self._redis.aclose()
 
     async def page(self, tenant: str, *, after: str, limit: int) -> list[Entry]:
-        """Return sessions of a tenant by session_id, after one. Raises Unavailable when Redis doesn't answer.
+        """Return a tenant's sessions after an id, by session_id. Raises Unavailable when Redis doesn't answer.
 
-        Of a tenant with very many only their ids are read, and the entries of these.
+        It reads all ids of the tenant, which may have very many sessions, but only the entries that it returns.
         """
         try:
             workers = await self._redis.smembers(f"{_PREFIX}:{tenant}")
@@ -138,7 +138,7 @@ class Directory:
     async def _refresh(self) -> None:
         for tenant in self._tenants():
             await self._redis.expire(self._key(tenant, self._worker_id), _EXPIRE)
-            # Workers that died leave their name: their hash is gone, so is the name now.
+            # A worker that died leaves its name here. Its hash has expired, so remove the name, too.
             for worker in await self._redis.smembers(f"{_PREFIX}:{tenant}"):
                 if not await self._redis.exists(self._key(tenant, worker.decode())):
                     await self._redis.srem(f"{_PREFIX}:{tenant}", worker)

@@ -1,4 +1,4 @@
-"""What the gateway itself says: one Goodbye, and one refusal."""
+"""The frames that the gateway itself writes: one Goodbye, and one refusal."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _MAY_CONNECT: Final = frozenset({Role.VISITOR, Role.AGENT, Role.BOT})
 
 
 class Handshake:
-    """Lets users in, by their tokens."""
+    """Lets users in by their tokens."""
 
     def __init__(self, registry: Registry, verifier: TokenVerifier, validator: Validator) -> None:
         self._registry = registry
@@ -69,13 +69,13 @@ class Handshake:
         session.transport.send(encoded(welcome=welcome))
 
     def _resume(self, session: Session, fresh: Session, last: int) -> None:
-        """Give an earlier session the connection on which its client has come back."""
+        """Move an earlier session to the connection on which its client has come back."""
         presence = self._registry.presence
         fresh.closed = True
         before, session.transport = session.transport, fresh.transport
         session.transport.session = session
         session.seen = fresh.seen
-        # What was sent on the broken connection is sent again by the client, whatever was pending.
+        # The client sends again whatever it sent on the broken connection without an answer.
         session.unacked = 0
         parked, session.parked = session.parked, 0.0
         if not parked:
@@ -88,7 +88,7 @@ class Handshake:
         session.transport.send(encoded(resumed=frame_pb2.Resumed(lossless=missed is not None)))
         METRICS.gateway_resumes.labels("lossless" if missed is not None else "lossy").inc()
         if missed is None:
-            # Attached again, it gets the Heads.
+            # A session that is attached again gets the Heads.
             presence.detach(session)
             presence.attach(session)
         elif parked:
@@ -114,7 +114,7 @@ class Handshake:
 
 
 def _set_token(session: Session, token: str, principal: Principal, expires: float) -> None:
-    """Have a session live with this token from now on; a visitor's isn't kept, as there are so many."""
+    """Use this token for the session from now on. A visitor's token isn't kept, as there are so many visitors."""
     session.principal = principal
     session.expires = expires
     session.token = token if principal.role is not Role.VISITOR else ""

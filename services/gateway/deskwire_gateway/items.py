@@ -14,7 +14,7 @@ def up_item(**kind: Any) -> bytes:
 
 
 def attach(session: Session) -> bytes:
-    """Return the item that says who is connected. Only for sessions that said Hello."""
+    """Return the item that reports who is connected. Only for sessions after their Hello."""
     who = session.principal
     assert who is not None  # noqa: S101 - callers have said Hello
     item = pb.Attach(
@@ -34,5 +34,5 @@ def attach(session: Session) -> bytes:
 
 
 def detach(connection: int) -> bytes:
-    """Return the item that says that a connection is gone."""
+    """Return the item that reports that a connection is gone."""
     return up_item(detach=pb.Detach(connection_id=connection))

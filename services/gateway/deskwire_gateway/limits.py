@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds, bytes and messages per second; the settings of the same names say what each is."""
+    """Seconds, bytes and messages per second; the settings of the same names describe them."""
 
     ping_interval: float
     visitor_ping_interval: float

@@ -1,7 +1,7 @@
 """The link to one shard of chat: encoded items up, encoded frames down; in batches both ways.
 
-A stream opens with a greeting, whose answer says which shard was reached and who owns what (owner_map.OwnerMap). Then a
-snapshot of all connections goes up, so that chat's presence is never older than the stream.
+A stream opens with a greeting, whose answer names the shard and who owns what (owner_map.OwnerMap). Then a snapshot of
+all connections goes up, so that chat's presence is never older than the stream.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ METHOD: Final = "/deskwire.shard.v1.ShardService/Link"
 _BATCH_ITEMS: Final = 200
 _BATCH_BYTES: Final = 65_536
 _QUEUE_BYTES: Final = 256 * 1024 * 1024
-"""More than a worker's Sends and connections together have (admission)."""
+"""More than the items of a worker's Sends and connections together (admission)."""
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
 
 
 class Pool(Protocol):
-    """Whose link this is (link_pool.LinkPool)."""
+    """The pool that a link belongs to (link_pool.LinkPool)."""
 
     def greeting(self) -> bytes:
         """Return the first item of a stream, encoded."""
         ...
 
     def opened(self, link: Link, owners: pb.Owners) -> list[bytes] | None:
-        """Return what goes to a shard first that has answered; None when this link isn't needed."""
+        """Return the first items for a shard that has answered; None when this link isn't needed."""
         ...
 
     def owners_changed(self, link: Link, owners: pb.Owners) -> None:
-        """Take in who owns what now."""
+        """Take in a shard's report of who owns what now."""
         ...
 
 
 class Link:
-    """A link to one shard, of one stream: when that ends, the link does."""
+    """A link to one shard over one stream; it ends when the stream ends."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Link:
         pool: Pool,
         answered: Callable[[pb.LinkDownItem], None],
     ) -> None:
-        """`target` is called; `connect` makes bare channels, since interceptors leak on long streams.
+        """`target` is the address to call; `connect` makes bare channels, since interceptors leak on long streams.
 
         `answered` takes the answer to a Send or a Sync.
         """
@@ -91,14 +91,14 @@ class Link:
             return
         self._up_bytes += len(item)
         if self._up_bytes > _QUEUE_BYTES:
-            # Chat doesn't read. Begin anew, with a snapshot instead of a queue without end.
+            # Chat doesn't read. Start again with a snapshot, so that the queue doesn't grow without end.
             self._up = None
         else:
             self._up.append(item)
         self._wake.set()
 
     async def run(self, pause: float) -> None:
-        """Call, after a pause in seconds, until there is a stream; serve it to its end."""
+        """Call the shard until a stream opens, the first time after `pause` seconds; serve the stream to its end."""
         channel = self._connect(self.target)
         pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         try:
@@ -119,7 +119,7 @@ class Link:
             await channel.close()
 
     async def _stream(self, channel: grpc.aio.Channel) -> bool:
-        """Serve one stream to its end; return whether it was one that is needed."""
+        """Serve one stream to its end; return whether the stream was needed."""
         method: Any = channel.stream_stream(
             METHOD, request_serializer=None, response_deserializer=pb.LinkResponse.FromString
         )

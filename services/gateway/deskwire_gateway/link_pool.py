@@ -55,7 +55,7 @@ class LinkPool:
     # ------------------------------------------------------------------------------------ presence
 
     def attach(self, session: Session) -> None:
-        """Tell chat of a connection that said Hello."""
+        """Tell chat about a connection after its Hello."""
         self._to_all(attach(session))
 
     def detach(self, session: Session) -> None:
@@ -93,7 +93,7 @@ class LinkPool:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _call_missing(self) -> None:
-        """Call shards that have no link, and the seed while there is none at all."""
+        """Call the shards that have no link, and the seed while there is no link at all."""
         targets = self._owners.addresses - set(self._owners.links)
         if not self._owners.links:
             targets.add(self._seed)
@@ -155,7 +155,7 @@ class LinkPool:
         return snapshot
 
     def owners_changed(self, link: Link, owners: pb.Owners) -> None:
-        """Take in who owns what now, as a shard has it."""
+        """Take in a shard's report of who owns what now."""
         moved = self._owners.update(link, owners)
         if moved:
             self._sends.moved(moved)

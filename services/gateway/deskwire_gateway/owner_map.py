@@ -1,6 +1,6 @@
 """The owner map: which shard of chat owns a conversation, and the link to it.
 
-Chat says who owns what, and under which term; of two reports the later term counts.
+Chat reports who owns what, and under which term; of two reports the one with the later term counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from deskwire_gateway.link import Link
 
 @dataclass(frozen=True, slots=True)
 class _Owned:
-    """Who has a partition."""
+    """The owner of a partition."""
 
     term: int
     address: str
@@ -27,7 +27,7 @@ class OwnerMap:
         self.links: dict[str, Link] = {}
         """Address → the open link to that shard."""
         self.addresses: set[str] = set()
-        """All shards that live, as the last reports have it."""
+        """All living shards, by the last reports."""
         self.changed = asyncio.Event()
         """Set when shards or links have changed."""
         self._reports: dict[Link, set[str]] = {}
@@ -48,7 +48,7 @@ class OwnerMap:
         return owned.term if owned is not None and owned.address == address else 0
 
     def any_link(self) -> Link | None:
-        """Return an open link to whichever shard."""
+        """Return an open link to any shard."""
         return next(iter(self.links.values()), None)
 
     def is_in(self, number: int, partitions: set[int]) -> bool:

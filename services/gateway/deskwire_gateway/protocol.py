@@ -92,14 +92,14 @@ class Protocol:
             except DeskwireError as error:
                 self._refuse(session, error)
             if session.closed:
-                # Resumed by its Hello: the rest is the earlier session's.
+                # Its Hello resumed an earlier session, which handles the rest.
                 resumed = session.transport.session
                 if resumed is None or resumed.closed:
                     return
                 session = resumed
 
     def fault(self, session: Session, error: DeskwireError) -> None:
-        """Refuse what can't be read; too often, and the connection ends."""
+        """Refuse a message that can't be read; close the connection after too many."""
         METRICS.gateway_refused.labels(error.reason_name).inc()
         session.faults += 1
         session.transport.send(error_batch(error))
@@ -197,7 +197,7 @@ class Protocol:
 
     def _typing(self, session: Session, frame: frame_pb2.Frame) -> None:
         self._validator.check(frame.typing)
-        # Over the rate it is dropped: it is worth nothing later.
+        # Over the rate the frame is dropped: it is worth nothing later.
         if not self._admission.take(session, OTHER_COST):
             self._signals.typing(session, frame.typing)
 

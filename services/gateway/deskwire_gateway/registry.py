@@ -40,10 +40,10 @@ class Registry:
         *,
         changed: Callable[[Session], None] = lambda _session: None,
     ) -> None:
-        """`changed` is called when a session has said Hello, and when it is over (directory.Directory)."""
+        """`changed` is called after the Hello of a session, and when the session is over (directory.Directory)."""
         self.limits = limits
         self.by_number: dict[int, Session] = {}
-        """Sessions that said Hello."""
+        """Sessions after their Hello."""
         self.connections = 0
         self.presence: Presence
         self._calls: Calls
@@ -57,7 +57,7 @@ class Registry:
         self._budget = Budget(per_ring=limits.ring_bytes, limit=limits.ring_total_bytes)
 
     def bind(self, presence: Presence, calls: Calls) -> None:
-        """Give it the ways to chat, which work with its sessions; before the first connection opens."""
+        """Connect it to the parts that lead to chat, which need its sessions; before the first connection opens."""
         self.presence = presence
         self._calls = calls
 
@@ -79,13 +79,13 @@ class Registry:
         return session
 
     def enter(self, session: Session) -> None:
-        """Take a session in that has said Hello."""
+        """Take in a session after its Hello."""
         session.connected_at = self._clock.now().timestamp()
         self.by_number[session.number] = session
         self._wheel.add(session)
 
     def announce(self, session: Session) -> None:
-        """Tell chat and the directory of a session that was taken in."""
+        """Tell chat and the directory about a session that was taken in."""
         self.presence.attach(session)
         self._changed(session)
 
@@ -93,7 +93,7 @@ class Registry:
         """Note that a connection is gone, whoever ended it. Its session waits for a Resume, unless it said Goodbye."""
         self.connections -= 1
         METRICS.gateway_connections.labels(transport.name).dec()
-        # Without it they would be a cycle, and work for the collector.
+        # Otherwise session and transport would be a cycle, and work for the collector.
         session, transport.session = transport.session, None
         if session is None or session.transport is not transport or session.closed:
             return
@@ -139,7 +139,7 @@ class Registry:
         self.end(session)
 
     def drain(self, spread: float = 5.0) -> None:
-        """Send everybody away, to come back elsewhere."""
+        """Close all connections; their clients come back elsewhere."""
         for session in list(self.by_number.values()):
             self.goodbye(
                 session,
@@ -176,13 +176,13 @@ class Registry:
     # ----------------------------------------------------------------------------------------- time
 
     def ping_interval(self, session: Session) -> float:
-        """Return seconds. Visitors are many, and whether they are there matters less than with those who serve."""
+        """Return seconds. Visitors are many, and their presence matters less than that of those who serve."""
         who = session.principal
         is_visitor = who is not None and who.role is Role.VISITOR
         return self.limits.visitor_ping_interval if is_visitor else self.limits.ping_interval
 
     def tick(self) -> None:
-        """Once a second: end what was silent for too long, at each session once a turn of the wheel."""
+        """Once a second: end sessions that were silent for too long. A turn of the wheel looks at each session once."""
         now = self._clock.monotonic()
         while self._greeting and self._greeting[0][0] <= now:
             _, session = self._greeting.popleft()

@@ -1,7 +1,7 @@
 """The ring: what was sent to a connection lately and not acknowledged, for a client that comes back soon.
 
-Bounded per session and for the whole worker. What doesn't fit is forgotten, and then a Resume says that it isn't
-lossless: the messages are in history, the client Syncs.
+Bounded per session and for the whole worker. What doesn't fit is forgotten. A Resume then reports that it isn't
+lossless, and the client Syncs the messages from history.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Budget:
 
 
 class Ring:
-    """The last messages of one session, by number; made at the first one."""
+    """The last messages of one session, by number; made with the first one."""
 
     __slots__ = ("_budget", "_bytes", "_items", "floor")
 

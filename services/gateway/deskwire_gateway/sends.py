@@ -30,11 +30,11 @@ from deskwire_wire.errors import error_batch
 from deskwire_wire.protobytes import nested, varint
 
 MAX_REPEATS: Final = 2
-"""How often a Send is sent again that was on a link when that broke: it may be what breaks them."""
+"""How often a Send is sent again after its link broke: the Send may be what breaks links."""
 _PATIENCE: Final = 10.0
 """Seconds until a Send that nobody takes is given back to its client."""
 _RESTARTS: Final = 60.0
-"""Seconds for which a Send is sent again however many links broke, as long as gRPC blames no item."""
+"""Seconds for which a Send is sent again, however many links broke, while gRPC blames no item."""
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class _Pending:
     breaks: int = 0
 
     def item(self, term: int) -> bytes:
-        """Return it as it goes to an owner of this term."""
+        """Return the encoded item for an owner of this term."""
         # Fields items, send and term of LinkRequest, LinkUpItem and LinkSend.
         return nested(b"\x0a", nested(b"\x32", self.head + b"\x20" + varint(term)))
 
@@ -84,7 +84,7 @@ class Sends:
         return len(self._pending)
 
     def send(self, session: Session, send: frame_pb2.Send) -> None:
-        """Pass a message on; it is kept until its answer."""
+        """Pass a Send on, and keep it until its answer."""
         number = next(self._numbers)
         conversation_id = send.conversation_id
         pending = _Pending(
@@ -169,7 +169,7 @@ class Sends:
             self._registry.push(pending.session, batch)
 
     def _give_back_line(self, number: int) -> None:
-        """Give a Send back that can't be stored now, and what is behind it in its line."""
+        """Give back a Send that can't be stored now, and the later ones of its line."""
         pending = self._pending.get(number)
         if pending is None:
             return
@@ -188,7 +188,7 @@ class Sends:
             self._give_back(later, line_held(pending.client_msg_id))
 
     def give_up_late(self) -> None:
-        """Give Sends back that have waited too long for somebody to take them."""
+        """Give back the Sends that have waited too long for an owner."""
         before = asyncio.get_running_loop().time() - _PATIENCE
         late: list[int] = []
         for number, pending in self._pending.items():
@@ -210,7 +210,7 @@ class Sends:
         )
 
     def moved(self, partitions: set[int]) -> None:
-        """Send what is un-answered of some partitions to their new owners, in its order."""
+        """Send the un-answered Sends of some partitions to the new owners, in their order."""
         per_link: dict[Link, list[tuple[int, int, _Pending]]] = {}
         for number, pending in self._pending.items():
             if self._owners.is_in(pending.hash, partitions):
@@ -222,10 +222,10 @@ class Sends:
                 link.put(item)
 
     def link_broke(self, address: str, *, on_item: bool) -> None:
-        """Give up what was on a link that broke too often: sent again, it might break the next one for everybody.
+        """Give up the Sends whose links broke too often: sent again, they might break the next link for everybody.
 
-        `on_item`: gRPC says that an item was to blame. Otherwise the shard may just have been killed, which breaks a
-        link as well: then a Send is given up only when that doesn't end.
+        `on_item`: gRPC blames an item. Otherwise the shard may just have been killed, which breaks a link as well; then
+        a Send is given up only when its links go on breaking.
         """
         before = asyncio.get_running_loop().time() - _RESTARTS
         for number, pending in list(self._pending.items()):
@@ -236,9 +236,9 @@ class Sends:
                 self._give_back_line(number)
 
     def _again(self, entries: Iterable[tuple[int, int, _Pending]]) -> list[bytes]:
-        """Return Sends as they go to their owner of now; an entry is a number, a term and the Send.
+        """Return the encoded items for the present owner of some Sends; an entry is a number, a term and the Send.
 
-        A connection that is gone is attached for its un-answered Sends, which then are stored as they should be.
+        A connection that is gone is attached once more, so that its un-answered Sends are stored.
         """
         items: list[bytes] = []
         gone: dict[int, None] = {}
@@ -256,7 +256,7 @@ class Sends:
         return items
 
     async def drain(self, seconds: float = 5.0) -> None:
-        """Wait for the answers to what was sent, for a while."""
+        """Wait a while for the answers to the Sends."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._pending:

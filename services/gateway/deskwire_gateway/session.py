@@ -16,14 +16,14 @@ class Transport(Protocol):
 
     name: str
     session: Session | None
-    """Whose it is; a Resume gives it to an older session."""
+    """The session that it carries; a Resume gives it an older session."""
 
     def send(self, data: bytes) -> None:
-        """Send one encoded Batch. Doesn't block: what a slow reader doesn't take is bounded, and ends the transport."""
+        """Send one encoded Batch. Doesn't block: if too many bytes wait for a slow reader, it closes."""
         ...
 
     def close(self, code: int, text: str) -> None:
-        """Close after what was sent."""
+        """Close after the batches that were sent."""
         ...
 
 
@@ -116,7 +116,7 @@ class Session:
         self.closed = False
 
     def actor(self) -> actor_pb2.Actor:
-        """Return who is connected, for chat and the directory. Only for sessions that said Hello."""
+        """Return who is connected, for chat and the directory. Only for sessions after their Hello."""
         assert self.principal is not None  # noqa: S101 - callers have said Hello
         return actor_pb2.Actor(
             role=actor_pb2.Role.Value(f"ROLE_{self.principal.role.name}"),
@@ -125,7 +125,7 @@ class Session:
         )
 
     def hold(self, conversation_id: str, client_msg_id: str) -> None:
-        """Hold the line of a conversation until a Send comes again that was refused for now."""
+        """Hold the line of a conversation until the Send that was refused for now comes again."""
         if self.held is None:
             self.held = HeldLines()
         self.held.hold(conversation_id, client_msg_id)
@@ -134,7 +134,7 @@ class Session:
         """Let the line of a conversation go on."""
         if self.held is not None:
             self.held.release(conversation_id)
-            # Not an empty one: to see that nothing is held must cost no call on the path of every Send.
+            # None and not empty: every Send checks whether something is held, and that must cost no call.
             self.held = self.held or None
 
 

@@ -12,7 +12,7 @@ from deskwire_gateway.session import Session
 
 
 class Signals:
-    """What nobody misses: a client says its last receipt again after a break."""
+    """Signals may be lost: a client repeats its last receipt after a break."""
 
     def __init__(self, owners: OwnerMap) -> None:
         self._owners = owners
@@ -28,7 +28,7 @@ class Signals:
         self._put(conversation_id, up_item(receipt=receipt))
 
     def typing(self, session: Session, typing: frame_pb2.Typing) -> None:
-        """Pass on that a user writes, or has stopped."""
+        """Pass on that a user is typing, or has stopped."""
         item = pb.LinkTyping(
             connection_id=session.number,
             conversation_id=typing.conversation_id,

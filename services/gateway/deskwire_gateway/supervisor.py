@@ -26,7 +26,7 @@ _FIRST_PAUSE: Final = 0.4
 _LONGEST_PAUSE: Final = 10.0
 """Seconds before a worker that ended is started again; see Backoff."""
 _STEADY: Final = 30.0
-"""Seconds after which a worker's next end is taken for a first one."""
+"""Seconds of running after which a worker's next end counts as a first one."""
 _KILL_AFTER: Final = 5.0
 
 
@@ -48,7 +48,7 @@ class _Worker:
         self.due = 0.0
 
     def start(self) -> None:
-        # Its stdin is ours: it ends when we do, also when we are killed.
+        # A pipe to its stdin: it closes when this process ends, even when killed, and then the worker ends.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "deskwire_gateway", "serve"],
             env=self._environment,
@@ -58,7 +58,7 @@ class _Worker:
         self.due = 0.0
 
     def look(self, now: float) -> None:
-        """Start it again when it has ended, a little later each time."""
+        """Start it again when it has ended, after a longer pause each time."""
         if self.due:
             if now >= self.due:
                 self.start()

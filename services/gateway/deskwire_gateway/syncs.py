@@ -20,14 +20,14 @@ from deskwire_gateway.session import Session
 from deskwire_wire.errors import error_batch
 
 MAX_REPEATS: Final = 2
-"""How often a Sync is asked again whose link broke. Few: its client asks again, and its answer may break links."""
+"""How often a Sync is asked again after its link broke. Few: its client asks again, and its answer may break links."""
 _RETRY_AFTER: Final = 5.0
-"""Seconds after which a client may ask again what was given up."""
+"""Seconds after which a client may ask again for a Sync that was given up."""
 
 
 @dataclass(slots=True)
 class _Pending:
-    """A Sync without an answer, and the link that it was put on; `breaks` counts those that broke with it."""
+    """A Sync without an answer, and the link that it was put on; `breaks` counts the links that broke with it."""
 
     session: Session
     conversation_id: str
@@ -61,7 +61,7 @@ class Syncs:
         self._pending.pop(number, None)
 
     def waiting_for(self, link: Link) -> list[bytes]:
-        """Return the items that nobody could be asked until now, for a new link."""
+        """Return the items that no shard could be asked until now, for a new link."""
         items = []
         for number, pending in list(self._pending.items()):
             if pending.session.closed:
@@ -72,7 +72,7 @@ class Syncs:
         return items
 
     def link_lost(self, link: Link, *, on_item: bool) -> None:
-        """Ask another shard what was asked on a link that is lost; `on_item`: gRPC says that an item was to blame."""
+        """Ask another shard for the Syncs of a lost link; `on_item`: gRPC blames an item."""
         other = self._owners.any_link()
         for number, pending in list(self._pending.items()):
             if pending.link is not link:

@@ -112,20 +112,20 @@ class _Connection(picows.WSListener):
         if ws.underlying_transport.get_write_buffer_size() > self._max_buffered:
             METRICS.gateway_dropped.labels("slow_reader").inc()
             METRICS.gateway_closed.labels("slow_reader").inc()
-            # Said behind what waits, for a reader that is slow and not gone.
+            # The Goodbye goes behind what waits, for a reader that is slow and not gone.
             ws.send(picows.WSMsgType.BINARY, slow_reader())
             self.close(Close.SLOW_READER, "slow reader")
             return
         ws.send(picows.WSMsgType.BINARY, data)
 
     def close(self, code: int, text: str) -> None:
-        """Close after what was sent."""
+        """Close after the batches that were sent."""
         ws, self._ws = self._ws, None
         if ws is not None:
             # A control frame's payload has at most 125 bytes (RFC 6455, 5.5), two of them the code.
             ws.send_close(code, text.encode()[:120].decode(errors="ignore").encode())
             if ws.underlying_transport.get_write_buffer_size():
-                # Half-open connections would wait for the kernel to give up, a quarter of an hour.
+                # A half-open connection would last until the kernel gives up, after a quarter of an hour.
                 loop = asyncio.get_running_loop()
                 loop.call_later(_LAST_WORDS, ws.underlying_transport.abort)
             ws.disconnect()
@@ -143,12 +143,12 @@ async def listen(
 ) -> asyncio.Server:
     """Serve WebSockets at /ws, and GET /health. Raises OSError when the port is taken.
 
-    `accept_rate`: new connections a second; others are refused with the time to come back. 0: no limit.
+    `accept_rate`: new connections a second; others are told when to come back. 0: no limit.
     `reuse_port`: other processes listen on it too, and the kernel spreads connections over them.
     """
     limit = protocol.registry.limits.max_message_bytes
     rate = Bucket(accept_rate, time.monotonic()) if accept_rate else None
-    # It logs as errors what clients do wrong; what we do wrong we log ourselves.
+    # picows logs clients' mistakes as errors; this service logs its own.
     logging.getLogger("picows").setLevel(logging.CRITICAL)
 
     def accept(request: Any) -> Any:

@@ -21,11 +21,11 @@ class Wheel:
         self._buckets[session.number % len(self._buckets)].add(session)
 
     def discard(self, session: Session) -> None:
-        """Look at a session no more, if it is here."""
+        """Stop looking at a session, if it is here."""
         self._buckets[session.number % len(self._buckets)].discard(session)
 
     def turn(self) -> Iterable[Session]:
-        """Go on by a second; return the sessions whose turn it is."""
+        """Advance by a second; return the sessions whose turn it is."""
         self._at = (self._at + 1) % len(self._buckets)
         return list(self._buckets[self._at])
 

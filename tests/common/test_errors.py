@@ -83,6 +83,20 @@ async def test_an_error_crosses_whole(
     assert received.temporary == sent.temporary
 
 
+async def test_an_error_with_more_text_than_trailers_have_room_for_still_crosses(
+    failing: tuple[Failing, grpc.aio.Channel],
+) -> None:
+    servicer, channel = failing
+    rule = "李" * 10_000
+    servicer.error = errors.InvalidArgument(
+        rule, field="name", violations=[("ids[0]", "empty"), *[("ids", rule)] * 500]
+    )
+    received = await crossed(channel)
+    assert received.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert received.message == "李" * (errors.TEXT_BYTES // 3) + "…"
+    assert received.violations == [("ids[0]", "empty")]
+
+
 async def test_every_reason_of_the_contract_crosses(
     failing: tuple[Failing, grpc.aio.Channel],
 ) -> None:

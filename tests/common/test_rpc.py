@@ -14,7 +14,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from deskwire.chat.v1 import agent_pb2, agent_service_pb2, agent_service_pb2_grpc
+from deskwire.chat.v1 import (
+    agent_pb2,
+    agent_service_pb2,
+    agent_service_pb2_grpc,
+    conversation_pb2,
+    conversation_service_pb2,
+)
 from deskwire_common import rpc
 from deskwire_common.auth import (
     ANY_TENANT,
@@ -25,7 +31,14 @@ from deskwire_common.auth import (
     TokenVerifier,
     current_principal,
 )
-from deskwire_common.errors import DeskwireError, NotFound, PermissionDenied, from_rpc_error
+from deskwire_common.errors import (
+    DeskwireError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    from_rpc_error,
+    to_status,
+)
 from deskwire_common.rpc import Access, RunningServer, make_channel, methods_of, start_server
 from deskwire_common.validation import Validator
 
@@ -185,6 +198,16 @@ async def test_a_broken_rule_names_its_field(served: Served) -> None:
         )
     fields = {name for name, _ in from_rpc_error(caught.value).violations}
     assert fields == {"request_id", "agent_id", "status", "capacity"}
+
+
+@pytest.mark.parametrize("count", [20, 100, 1_000, 100_000])
+def test_a_message_full_of_mistakes_is_refused_in_few_words(count: int) -> None:
+    states = [conversation_pb2.ConversationState.ValueType(99)] * count
+    request = conversation_service_pb2.ListConversationsRequest(states=states)
+    with pytest.raises(InvalidArgument) as caught:
+        Validator().check(request)
+    assert 1 <= len(caught.value.violations) <= 20
+    assert to_status(caught.value).ByteSize() < 4_096
 
 
 async def test_bytes_that_are_no_message_are_the_callers_fault(served: Served) -> None:

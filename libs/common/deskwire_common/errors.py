@@ -6,6 +6,7 @@ interceptor of `rpc` turns it into a Status with one ErrorInfo; nobody else sets
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Final
 
@@ -18,6 +19,8 @@ from grpc_status import rpc_status
 from deskwire.common.v1 import error_reason_pb2
 
 DOMAIN: Final = "deskwire"
+TEXT_BYTES: Final = 1024
+"""Bytes of an error's message, and of its violations: trailers, in which gRPC carries both, hold 8 KiB."""
 _PREFIX: Final = "ERROR_REASON_"
 Reason = error_reason_pb2.ErrorReason
 
@@ -26,7 +29,7 @@ class DeskwireError(Exception):
     """An error that a caller may see.
 
     `reason` is the contract's ErrorReason, `metadata` what a program needs to go on, `retry_after` seconds,
-    `violations` pairs of field path and broken rule.
+    `violations` pairs of field path and broken rule. What is over TEXT_BYTES is cut off.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
@@ -43,13 +46,12 @@ class DeskwireError(Exception):
         violations: Iterable[tuple[str, str]] = (),
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = message = _cut(message)
         self.reason = self.default_reason if reason is None else reason
         self.metadata = dict(metadata or {})
         self.retry_after = retry_after
-        self.violations = list(violations)
-        if field is not None:
-            self.violations.append((field, message))
+        named = [] if field is None else [(field, message)]
+        self.violations = _first_of(itertools.chain(violations, named))
 
     @property
     def reason_name(self) -> str:
@@ -235,6 +237,23 @@ def from_rpc_error(error: grpc.RpcError) -> DeskwireError:
         retry_after=retry_after,
         violations=violations,
     )
+    return found
+
+
+def _cut(text: str) -> str:
+    data = text.encode(errors="replace")
+    return text if len(data) <= TEXT_BYTES else data[:TEXT_BYTES].decode(errors="ignore") + "…"
+
+
+def _first_of(violations: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The first ones, at least one if there are any, up to TEXT_BYTES."""
+    found: list[tuple[str, str]] = []
+    room = TEXT_BYTES
+    for field, rule in violations:
+        room -= len(field.encode()) + len(rule.encode())
+        if room < 0 and found:
+            break
+        found.append((_cut(field), _cut(rule)))
     return found
 
 

@@ -18,6 +18,9 @@ from google.protobuf.message import Message
 from deskwire_common.errors import InvalidArgument
 
 _PREFIX: Final = "deskwire."
+_ALL_NAMED: Final = 100
+"""Fields and list items of a message in which all that is wrong is named. Of a larger one it is the first only: each
+violation costs ~100 µs, and a message of 4 MiB can have millions."""
 
 
 class Validator:
@@ -32,18 +35,19 @@ class Validator:
         self._twins: dict[str, type[Message] | None] = {}
 
     def check(self, message: Message) -> None:
-        """Raise InvalidArgument (INVALID_FIELD) that names each field that breaks a rule. ~10 µs a message."""
+        """Raise InvalidArgument (INVALID_FIELD) that names what breaks a rule, of a long message one. ~10 µs."""
         name = message.DESCRIPTOR.full_name
         if name not in self._twins:
             self._twins[name] = self._twin(name)
         twin = self._twins[name]
         if twin is None:
             return
-        violations = self._validator.collect_violations(
-            twin.FromString(message.SerializeToString())
-        )
+        checked = twin.FromString(message.SerializeToString())
+        violations = self._validator.collect_violations(checked, fail_fast=True)
         if not violations:
             return
+        if _room_after(checked, _ALL_NAMED) >= 0:
+            violations = self._validator.collect_violations(checked)
         broken = [(_path(each), each.proto.message) for each in violations]
         raise InvalidArgument(
             "; ".join(f"{field}: {rule}" for field, rule in broken), violations=broken
@@ -53,6 +57,18 @@ class Validator:
         if not name.startswith(_PREFIX):
             return None  # health, reflection: not ours to judge
         return message_factory.GetMessageClass(self._pool.FindMessageTypeByName(name))
+
+
+def _room_after(message: Message, room: int) -> int:
+    """What is left of `room` after the fields and list items of a message; counts no further than below 0."""
+    for _, value in message.ListFields():
+        items = [value] if isinstance(value, str | bytes | int | float | Message) else value
+        room -= len(items)
+        for each in items if room >= 0 else ():
+            room = _room_after(each, room) if isinstance(each, Message) else room
+        if room < 0:
+            break
+    return room
 
 
 def _path(violation: protovalidate.Violation) -> str:

@@ -1,1 +1,1 @@
-"""Who is connected through gateways, and what they are told."""
+"""Who is connected through gateways, and what the gateways are sent for them."""

@@ -1,7 +1,8 @@
 """Who is connected: the connections of all gateway workers, by user, and what is sent to them.
 
-Presence is the stream: an Attach or a Detach is all that is known of a connection, and a stream that ends takes its
-connections with it. Bytes go down in batches: written when the previous write is done, after a short linger.
+The stream is the only source of presence: an Attach opens a connection, a Detach closes it, and a stream that ends
+closes all of its connections. Bytes go down in batches: each is written when the previous write is done, after a
+short linger.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ _BATCH_ITEMS: Final = 200
 _BATCH_BYTES: Final = 65_536
 _QUEUE_BYTES: Final = 64 * 1024 * 1024
 _MAX_ITEM: Final = 2 * 1024 * 1024
-"""Bytes of one item. gRPC ends a stream on which somebody puts more than 4 MiB, and with it everybody's connection."""
+"""Most bytes of one item. gRPC ends a stream that gets more than 4 MiB at once, and so all its connections."""
 _ANSWERS: Final = 4
-"""Syncs of one stream that are read at once."""
+"""Syncs of one stream that are read from the database at once."""
 _ROOM: Final = 4 * 1024 * 1024
-"""With so many bytes waiting to go down, no more Syncs are read."""
+"""While this many bytes wait to go down, no more Syncs are read."""
 
 
 class Connection:
-    """One connection of a worker: the `line` of its Sends. One that is `refused` only waits for its Detach.
+    """One connection of a worker; it is the `line` of its Sends. A `refused` connection only waits for its Detach.
 
-    A `parked` one is broken and may be resumed: it gets pushes, but its user doesn't count as present.
+    A `parked` connection is broken and may be resumed: it gets pushes, but its user doesn't count as present.
     """
 
     __slots__ = (
@@ -77,7 +78,7 @@ class Connection:
         self.refused: DeskwireError | None = None
 
     def is_again(self, other: Connection) -> bool:
-        """Whether this is the other one, on a newer stream of the same worker."""
+        """Whether this is the same connection as `other`, on a newer stream of the same worker."""
         return other.id == self.id and other.stream.worker_id == self.stream.worker_id
 
     def put(self, batch: bytes, *, ephemeral: bool = False) -> None:
@@ -86,7 +87,7 @@ class Connection:
 
 
 class Stream:
-    """One stream of a worker, and what waits to go down on it."""
+    """One stream of a worker, and the bytes that wait to go down on it."""
 
     def __init__(self) -> None:
         self.worker_id = ""
@@ -124,18 +125,18 @@ class Stream:
         self._drained.set()
 
     async def room(self) -> None:
-        """Wait while much is waiting to go down."""
+        """Wait while too many bytes wait to go down."""
         while self._bytes > _ROOM and not self.closed:
             self._drained.clear()
             await self._drained.wait()
 
     def end(self) -> None:
-        """End the stream when everything that waits has gone down."""
+        """End the stream once everything that waits has gone down."""
         self._ended = True
         self._wake.set()
 
     async def batches(self) -> AsyncIterator[bytes]:
-        """Encoded LinkResponses, ready to write."""
+        """Yield encoded LinkResponses, ready to write."""
         loop = asyncio.get_running_loop()
         while not self.closed:
             if not self._queue:
@@ -161,7 +162,7 @@ class Connections:
     """The connections of all streams, by user."""
 
     def __init__(self, router: Router, admission: Admission, held: Held) -> None:
-        """`held` are the lines of the log; who goes holds none."""
+        """`held` are the held lines of the log; a connection that is removed releases its own."""
         self._router = router
         self._admission = admission
         self._held = held
@@ -172,12 +173,12 @@ class Connections:
         self.agents: dict[str, dict[UserKey, None]] = {}
         """Tenant → its connected agents and bots."""
         self.left: deque[tuple[float, UserKey]] = deque()
-        """Whose last connection is gone, and when on the loop's clock; Presence takes them out."""
+        """Users whose last connection has gone, and when, on the loop's clock; Presence takes them out."""
 
     # ------------------------------------------------------------------------------- coming, going
 
     def add(self, connection: Connection) -> bool:
-        """A connection is there; False when it is refused."""
+        """Add a connection that opened; return False when it is refused."""
         connection.stream.connections[connection.id] = connection
         METRICS.attached.inc()
         refusal = self._admission.refusal_of(connection.user)
@@ -194,7 +195,7 @@ class Connections:
         return True
 
     def remove(self, connection: Connection) -> None:
-        """A connection is gone."""
+        """Remove a connection that closed."""
         if connection.stream.connections.pop(connection.id, None) is None:
             return
         METRICS.attached.dec()
@@ -202,19 +203,19 @@ class Connections:
             self._leave(connection)
 
     def park(self, connection: Connection) -> None:
-        """A connection broke, and may come back."""
+        """Mark a connection as broken; it may be resumed."""
         if connection.refused is None and not connection.parked:
             connection.parked = True
             self._went(connection)
 
     def unpark(self, connection: Connection) -> None:
-        """A parked connection is there again."""
+        """Mark a parked connection as resumed."""
         if connection.refused is None and connection.parked:
             connection.parked = False
             self._came(connection)
 
     def expel(self) -> None:
-        """End the connections of all users who aren't let in any more."""
+        """End the connections of all users who aren't admitted any more."""
         for user in list(self._users):
             refusal = self._admission.refusal_of(user)
             if refusal is not None:
@@ -223,7 +224,7 @@ class Connections:
                     self._refuse(connection, refusal)
 
     def _is_newest(self, connection: Connection) -> bool:
-        """Of a user's connections with one device_id the newest stays."""
+        """Refuse all but the newest of a user's connections with one device_id; whether `connection` is the newest."""
         key = connection.user, connection.device_id
         other = self._devices.get(key)
         older = connection
@@ -244,12 +245,12 @@ class Connections:
 
     @staticmethod
     def _refuse(connection: Connection, refusal: DeskwireError) -> None:
-        """Have the gateway end a connection that nobody is reached at any more."""
+        """Have the gateway end a connection."""
         connection.refused = refusal
         connection.stream.put(codec.refusal_item([connection.id], refusal.reason, refusal.message))
 
     def _leave(self, connection: Connection) -> None:
-        """Nobody is reached at a connection any more: no pushes, no routing."""
+        """Stop pushes to a connection, and take it out of routing."""
         user = connection.user
         here = self._users[user]
         for key in [key for key, each in here.items() if each is connection]:
@@ -293,7 +294,7 @@ class Connections:
         without: Hashable = None,
         ephemeral: bool = False,
     ) -> None:
-        """Send an encoded Batch to all connections of some users, but not to the connection `without`."""
+        """Send an encoded Batch to all connections of some users, except the connection `without`."""
         ids: dict[Stream, list[int]] = {}
         for user in users:
             for connection in self._users.get(user, {}).values():
@@ -305,7 +306,7 @@ class Connections:
 
 
 def _too_large(item: bytes) -> bytes:
-    """Return what goes down in the place of an item that is too large: an Error for the same connections."""
+    """Return what replaces an item that is too large: an Error for the same connections."""
     get_logger().error("link_item_too_large", bytes=len(item))
     (down,) = pb.LinkResponse.FromString(item).items
     error = InvalidArgument(
@@ -316,5 +317,5 @@ def _too_large(item: bytes) -> bytes:
 
 
 def _as_agent(user: UserKey) -> tuple[str, str, bool]:
-    """Tenant, agent_id, and whether it is a bot."""
+    """Return tenant, agent_id, and whether the user is a bot."""
     return user[0], user[2], user[1] == ActorRole.BOT

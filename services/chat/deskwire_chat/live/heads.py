@@ -1,4 +1,4 @@
-"""Heads: what somebody who comes is told of their open conversations, so that they see what they missed."""
+"""Heads: a user who connects learns the state of their open conversations, and so sees what they missed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CONVERSATIONS: Final = 100
 
 
 class Heads:
-    """Tells where conversations of this process's partitions stand; the others' owners tell of theirs."""
+    """Sends the heads of conversations in this process's partitions; other owners send those of theirs."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Heads:
         offer_feed: OfferFeed,
         reads: asyncio.Semaphore,
     ) -> None:
-        """`reads` bounds the reads of links that go on at once."""
+        """`reads` bounds how many reads for links run at once."""
         self._db = db
         self._ownership = ownership
         self._presence = presence
@@ -52,9 +52,9 @@ class Heads:
     async def tell(
         self, attached: Sequence[Connection], gained: Collection[int] | None = None
     ) -> None:
-        """Answer Attaches: where the user's open conversations stand, read after the attaching took effect.
+        """Answer Attaches with the heads of the users' open conversations, read after the Attach took effect.
 
-        `gained`: tell those who are here already, and only of these partitions.
+        `gained`: the connections are here already; send only the heads of these partitions.
         """
         groups: dict[tuple[str, ActorRole], list[Connection]] = {}
         for connection in attached:
@@ -66,7 +66,7 @@ class Heads:
                     found = await conversations.open_of(c, tenant, role, subjects)
                     known = await _customers_of(c, tenant, role, found)
             except (DeskwireError, SQLAlchemyError) as error:
-                # Without a head a client couldn't see what it missed: its worker must come again.
+                # Without a head a client couldn't see what it missed: its worker must open a new stream.
                 get_logger().warning("heads_not_read", error=type(error).__name__)
                 for stream in {each.stream for each in members}:
                     stream.end()
@@ -84,7 +84,7 @@ class Heads:
     async def _put(
         self, connection: Connection, theirs: Sequence[Conversation], known: dict[str, Customer]
     ) -> None:
-        """Send a connection its heads: a visitor may have any number of them, and others get their turn between."""
+        """Send a connection its heads. A visitor may have any number of them, so other work gets turns in between."""
         for start in range(0, len(theirs), _CONVERSATIONS):
             if start:
                 await connection.stream.room()
@@ -114,7 +114,7 @@ class Heads:
 async def _customers_of(
     c: AsyncConnection, tenant: str, role: ActorRole, found: dict[str, list[Conversation]]
 ) -> dict[str, Customer]:
-    """Return the customers whom agents have conversations with."""
+    """Return the customers with whom agents have conversations."""
     ids = {each.customer_id for theirs in found.values() for each in theirs}
     if role == ActorRole.VISITOR or not ids:
         return {}

@@ -1,4 +1,4 @@
-"""The streams of the gateway's workers: who comes and goes, and what is said on them."""
+"""The streams of the gateway's workers: connections that open and close on them, and the frames they carry."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ METHOD: Final = f"/{SERVICE}/Link"
 ROLES: Final = frozenset({Role.SERVICE})
 
 READS: Final = 8
-"""Reads of links that go on at once."""
+"""How many reads for links run at once."""
 _HEADS_CHUNK: Final = 500
 _DOWN_SECONDS: Final = 0.02
-"""Batches of a stream aren't further apart: commits are (log.lanes), and what one brings waits for no second pause."""
+"""Longest pause between batches of a stream. Commits already pause (log.lanes): what they bring needn't wait twice."""
 
 
 class Links:
@@ -58,13 +58,13 @@ class Links:
     # --------------------------------------------------------------------------------- partitions
 
     def gained(self, numbers: Collection[int]) -> None:
-        """Tell those who are here how the conversations of these partitions stand: the last owner may have died."""
+        """Send heads for these partitions to everybody connected: the last owner may have died."""
         here = [each for stream in self._open for each in stream.connections.values()]
         for start in range(0, len(here), _HEADS_CHUNK):
             self._tasks.begin(self._heads.tell(here[start : start + _HEADS_CHUNK], set(numbers)))
 
     def owners_changed(self) -> None:
-        """Tell the gateways who owns what, once this process is there for others."""
+        """Tell the gateways which process owns which partition, once this process has an address."""
         if self._ownership.address:
             item = self._owners()
             for stream in self._open:
@@ -117,7 +117,7 @@ class Links:
         self.owners_changed()
 
     async def drain(self) -> None:
-        """End all streams; the gateway's workers open others, elsewhere or later."""
+        """End all streams; the gateway's workers open new ones, elsewhere or later."""
         for stream in list(self._open):
             stream.end()
         self._tasks.cancel()
@@ -129,7 +129,7 @@ class Links:
                 for item in request.items:
                     try:
                         self._handle(stream, item, attached)
-                    except Exception as error:  # noqa: BLE001 - only this item fails: said again, it would fail again
+                    except Exception as error:  # noqa: BLE001 - only this item fails: repeated, it would fail again
                         self._failed(stream, item, error)
                 if attached:
                     self._tasks.begin(self._heads.tell(attached))
@@ -152,14 +152,14 @@ class Links:
                 attached.append(connection)
         elif kind == "hello":
             stream.worker_id, stream.generation = item.hello.worker_id, item.hello.generation
-            # Otherwise the first word of the owners is that of the beginning.
+            # Without an address, `owners_changed` tells of the owners once this process has started.
             if self._ownership.address:
                 stream.put(self._owners())
         elif kind == "snapshot_end":
             self._complete(stream)
         elif kind is not None and kind != "snapshot_begin":
             said = getattr(item, kind)
-            # One that isn't there has left before what it said came.
+            # A connection that isn't here left before its frame arrived.
             connection = stream.connections.get(said.connection_id)
             if connection is not None:
                 self._frames.handle(connection, kind, said)
@@ -185,7 +185,7 @@ class Links:
         return connection if self._connections.add(connection) else None
 
     def _complete(self, stream: Stream) -> None:
-        """A snapshot is complete: the worker's earlier stream is over."""
+        """End the worker's earlier stream: the snapshot on this one is complete."""
         earlier = self._workers.get(stream.worker_id)
         if earlier is not None and earlier.generation >= stream.generation:
             return

@@ -1,4 +1,4 @@
-"""What connections say: messages to store, questions for history, typing."""
+"""The frames of connections: messages to store, requests for history, typing."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ from deskwire_wire.errors import error_batch
 _MAX_TYPED: Final = 100
 _SYNC_LIMIT: Final = 200
 _TYPING_SECONDS: Final = 2.0
-"""How soon the same Typing of a connection isn't told again."""
+"""For how long the same Typing of a connection isn't passed on again."""
 
 
 class LinkFrames:
-    """Serves what connections say."""
+    """Serves the frames of connections."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class LinkFrames:
         tasks: Tasks,
         reads: asyncio.Semaphore,
     ) -> None:
-        """`reads` bounds the reads of links that go on at once."""
+        """`reads` bounds how many reads for links run at once."""
         self._db = db
         self._connections = connections
         self._writer = writer
@@ -74,7 +74,7 @@ class LinkFrames:
         self._reads = reads
 
     def handle(self, connection: Connection, kind: str, said: Any) -> None:
-        """Serve one frame; `kind` is the name of its field in LinkUpItem, and `said` what it holds."""
+        """Serve one frame; `kind` is the name of its field in LinkUpItem, and `said` is the value of that field."""
         if kind == "send":
             self._send(connection, said)
         elif kind == "sync":
@@ -125,7 +125,7 @@ class LinkFrames:
 
     async def _sync(self, connection: Connection, sync: frame_pb2.Sync, sync_id: int) -> None:
         async with connection.stream.answers:
-            # Whoever asks for more than goes down waits here, and nobody's messages wait behind it.
+            # A stream that asks for more than goes down waits here, and no messages wait behind it.
             await connection.stream.room()
             batch = await self._synced(connection, sync)
             connection.stream.put(codec.down_item([connection.id], batch, send_id=sync_id))
@@ -165,7 +165,10 @@ class LinkFrames:
     # -------------------------------------------------------------------------------------- typing
 
     async def _typing(self, connection: Connection, item: pb.LinkTyping) -> None:
-        """Tell the others, unless they were told just now. Whoever may not is not answered: it is worth nothing."""
+        """Pass a Typing on to the others, unless the same one went out just now.
+
+        A sender who may not type is ignored: the frame isn't worth an answer.
+        """
         typed = connection.typed = connection.typed or {}
         now = asyncio.get_running_loop().time()
         if len(typed) > _MAX_TYPED:
@@ -188,7 +191,7 @@ class LinkFrames:
         self._connections.deliver(others, batch, ephemeral=True)
 
     async def _known(self, connection: Connection, conversation_id: str) -> Conversation | None:
-        """A conversation that somebody may see, from memory or the database."""
+        """Return a conversation, from memory or the database, if the connection's user may see it."""
         found = self._writer.memory.get(conversation_id)
         if found is None and is_uuid(conversation_id):
             with contextlib.suppress(DeskwireError, SQLAlchemyError):
@@ -204,7 +207,7 @@ def _answer(
     client_msg_id: str,
     result: Stored | DeskwireError,
 ) -> None:
-    """Tell the gateway what came of a Send."""
+    """Tell the gateway how a Send ended."""
     if isinstance(result, Stored):
         if connection.held:
             connection.held.discard(conversation_id)
@@ -226,7 +229,7 @@ def _answer(
 
 
 def refusal(kind: str, said: Any) -> bytes | None:
-    """Return the item that answers what could not be handled, for our own fault, where an answer is waited for."""
+    """Return the item that answers a frame which failed for a fault of ours; None: nobody waits for an answer."""
     if kind not in {"send", "sync"}:
         return None
     asked = getattr(said, kind)

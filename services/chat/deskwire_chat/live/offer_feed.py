@@ -1,6 +1,6 @@
-"""Offers on their way to agents: told with the customer, again to who reconnects, and ended when their time is over.
+"""Offers on their way to agents: sent with the customer, sent again after a reconnect, and ended when they expire.
 
-They are in memory only, as the queue is: a conversation whose owner dies still waits, and is offered anew by the next.
+They are in memory only, as the queue is: a conversation whose owner dies still waits, and the next owner offers it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CHUNK: Final = 200
 
 
 class OfferFeed:
-    """Tells agents of their offers."""
+    """Sends agents their offers."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class OfferFeed:
         seconds: float,
         is_ours: Callable[[Conversation], bool],
     ) -> None:
-        """`seconds`: how long an offer stands; 0: there are none. `is_ours`: whether this process may make it."""
+        """`seconds`: how long an offer stands; 0: there are no offers. `is_ours`: whether this process may make one."""
         self._db = db
         self._connections = connections
         self._router = router
@@ -51,13 +51,13 @@ class OfferFeed:
         self._wake = asyncio.Event()
 
     def came(self, connection: Connection) -> None:
-        """Tell somebody who came of their open offers; those that nobody was told of yet are told anyway."""
+        """Send a user who connected their open offers; offers that weren't sent to anybody yet are sent by `run`."""
         for user, push in self._told.values():
             if user == connection.user:
                 connection.put(encoded(push=push))
 
     async def run(self) -> None:
-        """Tell, and look for offers whose time is over, until cancelled; outlasts a database that is away."""
+        """Send offers and end those that expired, until cancelled; outlasts a database that is away."""
         if not self._seconds:
             await asyncio.Event().wait()
         seconds = min(_TICK_SECONDS, self._seconds / 4)
@@ -69,13 +69,13 @@ class OfferFeed:
             await self._tell(list(self._untold.values())[:_CHUNK])
 
     def offered(self, offer: Offer) -> None:
-        """Somebody is asked (routing.offers.OfferListener)."""
+        """Have an offer sent (routing.offers.OfferListener)."""
         METRICS.offers.labels("offered").inc()
         self._untold[offer.item.id] = offer
         self._wake.set()
 
     def offer_ended(self, offer: Offer, end: OfferEnd) -> None:
-        """An offer is over."""
+        """Tell the agent that an offer has ended (routing.offers.OfferListener)."""
         METRICS.offers.labels(end.name.lower()).inc()
         conversation_id = offer.item.id
         self._untold.pop(conversation_id, None)
@@ -98,7 +98,7 @@ class OfferFeed:
         for offer in offers:
             conversation_id = offer.item.id
             if self._untold.get(conversation_id) is not offer:
-                continue  # over meanwhile
+                continue  # it ended meanwhile
             del self._untold[conversation_id]
             conversation = found.get(conversation_id)
             if (
@@ -106,7 +106,7 @@ class OfferFeed:
                 or conversation.state != State.QUEUED
                 or not self._is_ours(conversation)
             ):
-                # A commit in doubt went through after all, or the next owner asks.
+                # A commit in doubt succeeded after all, or the next owner makes the offer.
                 self._router.dequeue(offer.item.tenant, conversation_id)
                 continue
             user = (offer.item.tenant, int(ActorRole.AGENT), offer.agent_id)

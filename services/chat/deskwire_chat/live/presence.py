@@ -1,7 +1,7 @@
-"""Who of an open conversation is connected: told to the others when it changes, never stored.
+"""Who of an open conversation is connected: the others learn of each change; nothing is stored.
 
-Somebody who comes is told of at once, with the Heads; somebody who leaves only after a while, as most of them are
-back in a moment.
+A user who connects is announced at once, with the Heads; a user who leaves only after a while, as most of them are back
+in a moment.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHUNK: Final = 200
 
 
 class Presence:
-    """Tells those who take part in a conversation of each other's coming and leaving."""
+    """Tells the participants of a conversation when one of them connects or leaves."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Presence:
         *,
         is_ours: Callable[[Conversation], bool] = lambda _item: True,
     ) -> None:
-        """`is_ours`: whether this process tells of a conversation; of several only its owner does."""
+        """`is_ours`: whether this process tells of a conversation; among several processes only its owner does."""
         self._db = db
         self._connections = connections
         self._is_ours = is_ours
@@ -47,7 +47,7 @@ class Presence:
     def frames(
         self, connection: Connection, theirs: Iterable[Conversation]
     ) -> list[frame_pb2.Frame]:
-        """Return what somebody who came is told of the others."""
+        """Return frames that tell a user who connected about the other participants."""
         return [
             frame_pb2.Frame(presence=self._presence(item, party))
             for item in theirs
@@ -56,22 +56,22 @@ class Presence:
         ]
 
     def came(self, connection: Connection, theirs: Iterable[Conversation]) -> None:
-        """Tell the others that somebody is there."""
+        """Tell the other participants that a user is connected."""
         for item in theirs:
             self._tell(item, connection.user)
 
     async def came_back(self, connection: Connection) -> None:
-        """Tell the others that somebody is there again."""
+        """Tell the other participants that a user is connected again."""
         found = await self._open_of([connection.user])
         self.came(connection, found.get(connection.user, ()))
 
     def introduce(self, conversation: Conversation) -> None:
-        """Tell those of a conversation that somebody new has of each other."""
+        """Tell the participants of a conversation about each other, as one of them is new."""
         for party in participants(conversation):
             self._tell(conversation, party)
 
     async def run(self) -> None:
-        """Tell of those who left, until cancelled."""
+        """Tell of users who left, until cancelled."""
         await every(_TICK_SECONDS, self._round, failed="presence_not_told", at_once=False)
 
     async def _round(self) -> None:
@@ -100,7 +100,7 @@ class Presence:
                     for subject, items in theirs.items()
                 }
         except (DeskwireError, SQLAlchemyError) as error:
-            # The next coming or leaving tells again.
+            # The next connection that opens or closes corrects this.
             get_logger().warning("presence_not_told", error=type(error).__name__)
         return found
 

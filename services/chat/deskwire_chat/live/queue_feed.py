@@ -1,4 +1,4 @@
-"""The queue as agents and bots see it: how many conversations of their tenant wait, and since when."""
+"""The queue as agents and bots see it: how many conversations of their tenant wait, and for how long."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SECONDS: Final = 1.0
 
 
 class QueueFeed:
-    """Tells a tenant's connected agents of its queue when it changed, at most once a second.
+    """Sends a tenant's connected agents the state of its queue when it changed, at most once a second.
 
-    Read from the database: with several chat processes each of them routes only a part of the queue.
+    The state is read from the database, as each of several chat processes routes only a part of the queue.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class QueueFeed:
         *,
         is_ours: Callable[[str], bool] = lambda _tenant: True,
     ) -> None:
-        """`is_ours`: whether this process tells of a tenant's queue; of several only one does."""
+        """`is_ours`: whether this process tells of a tenant's queue; among several processes only one does."""
         self._db = db
         self._connections = connections
         self._clock = clock
@@ -38,7 +38,7 @@ class QueueFeed:
         self._told: dict[str, tuple[int, int]] = {}
 
     def came(self, connection: Connection) -> None:
-        """Tell an agent who came how the queue stands; who is the first hears it from `run`."""
+        """Send the state of the queue to an agent who connected; the first agent gets it from `run`."""
         state = self._told.get(connection.who.tenant)
         if state is not None and connection.user in self._connections.agents.get(
             connection.who.tenant, ()

@@ -1,6 +1,6 @@
-"""How far everybody has got: receipts are joined for a moment, stored in one go, and then told.
+"""How far each user has got: receipts are gathered for a moment, stored together, and then pushed.
 
-A receipt only moves forward, in the database too, so that neither a late one nor a second process takes one back.
+A receipt only moves forward, in the database too, so that neither a late one nor a second process moves it back.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from deskwire_wire.errors import error_batch
 _JOIN_SECONDS: Final = 0.1
 _CHUNK: Final = 500
 _WAITING: Final = 50_000
-"""Receipts that may wait; more are dropped: a client says its last one again."""
+"""Receipts that may wait; more are dropped, as a client repeats its last one."""
 _KNOWN: Final = 50_000
 _RETRY_SECONDS: Final = 1.0
 
@@ -48,7 +48,7 @@ class _Waiting:
 
 
 class Receipts:
-    """Stores and tells receipts."""
+    """Stores and pushes receipts."""
 
     def __init__(
         self, db: Database, connections: Connections, memory: Memory, clock: Clock
@@ -62,7 +62,7 @@ class Receipts:
         self._wake = asyncio.Event()
 
     def told(self, connection: Connection, item: pb.LinkReceipt) -> None:
-        """A client says how far its user has got."""
+        """Take a client's report of how far its user has got."""
         if not is_uuid(item.conversation_id):
             self._refuse(
                 connection,
@@ -90,7 +90,7 @@ class Receipts:
             METRICS.receipts_dropped.inc()
 
     async def run(self) -> None:
-        """Put until cancelled; outlasts a database that is away."""
+        """Store receipts until cancelled; outlasts a database that is away."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -102,7 +102,7 @@ class Receipts:
                     await self._store(work)
                 except (DeskwireError, SQLAlchemyError, OSError) as error:
                     get_logger().warning("receipts_not_stored", error=type(error).__name__)
-                    # What came meanwhile is newer.
+                    # Receipts that arrived meanwhile are newer.
                     self._waiting = work | self._waiting
                     await asyncio.sleep(_RETRY_SECONDS)
 
@@ -143,7 +143,7 @@ class Receipts:
             )
 
     async def _conversations(self, ids: set[str]) -> dict[str, Conversation]:
-        """Copies: memory goes on while this waits."""
+        """Return copies: the writer changes memory while this waits."""
         found = {
             each: known.copy() for each in ids if (known := self._memory.get(each)) is not None
         }

@@ -8,18 +8,18 @@ from typing import Any
 
 
 class Tasks:
-    """What was begun and isn't done; the loop itself holds tasks weakly."""
+    """Tasks that have begun and aren't done; this keeps them alive, as the loop holds them only weakly."""
 
     def __init__(self) -> None:
         self._open: set[asyncio.Task[None]] = set()
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work` beside everything else."""
+        """Run `work` as a task."""
         task = asyncio.create_task(work)
         self._open.add(task)
         task.add_done_callback(self._open.discard)
 
     def cancel(self) -> None:
-        """End all of it."""
+        """Cancel all tasks."""
         for task in list(self._open):
             task.cancel()

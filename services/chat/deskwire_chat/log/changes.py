@@ -14,7 +14,7 @@ from deskwire_common.errors import Unavailable
 
 
 class Changes:
-    """`load` before the others, and `flush` before the commit."""
+    """The changes of one transaction. Call `load` before the other methods, and `flush` before the commit."""
 
     def __init__(self, now: int) -> None:
         """`now` in microseconds."""
@@ -26,7 +26,7 @@ class Changes:
         self._discarded: list[tuple[str, int]] = []
 
     async def load(self, uow: UnitOfWork, commands: Iterable[Grouped | Accept]) -> None:
-        """Read the messages that edits and redactions are about, and the attachments that are sent."""
+        """Read the messages that edits and redactions change, and the attachments that are sent."""
         special = [each for each in commands if isinstance(each, Put) and each.kind != Kind.TEXT]
         if not special:
             return
@@ -49,13 +49,13 @@ class Changes:
         )
 
     def carry(self, item: Attachment, seq: int) -> None:
-        """A message of this transaction carries an attachment."""
+        """Mark an attachment as carried by a message of this transaction."""
         sent = domain.attachments.sent(item, seq)
         self._attachments[sent.attachment_id] = sent
         self._carried.append(sent)
 
     def target_of(self, command: Put, fresh: Iterable[Message]) -> Message:
-        """Return the message that an edit or a redaction changes. `fresh`: those of this transaction.
+        """Return the message that an edit or a redaction changes. `fresh`: the messages of this transaction.
 
         Raises the domain's refusals.
         """
@@ -68,7 +68,7 @@ class Changes:
         )
 
     def change(self, target: Message, command: Put, fresh: Iterable[Message]) -> None:
-        """History shows a message as it is now; a redaction wipes its edits, too."""
+        """Change a stored message, as history shows its present state; a redaction wipes its edits, too."""
         place = target.conversation_id, target.seq
         target.changed_at = self._now
         if command.kind == Kind.EDIT:
@@ -88,7 +88,7 @@ class Changes:
         item.changed_at = self._now
 
     async def flush(self, uow: UnitOfWork) -> None:
-        """Write what was changed, carried and discarded. Raises Unavailable when somebody was faster."""
+        """Write changed messages and carried or discarded attachments. Raises Unavailable when somebody was faster."""
         if self._changed:
             await messages.change(uow, list(self._changed.values()))
             for each in self._changed.values():

@@ -1,8 +1,8 @@
 """Protobuf bytes of the message path, put together from ready parts.
 
 A committed message is encoded once, as `deskwire.chat.v1.Message`; its Push frame, its event on Kafka and the items on
-the streams hold these bytes. The general encoder would walk the message again for each of them. tests/chat compares
-every function here with what the generated classes give.
+the streams contain these bytes. The general encoder would walk the message again for each of them. tests/chat compares
+every function here with the output of the generated classes.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _SENT: Final = ("message_sent", "MessageSent")
 
 @cache
 def event_type(kind: int) -> bytes:
-    """Return the type of the event that tells of an entry of this kind."""
+    """Return the event type of a message of this kind."""
     return _TYPES.get(Kind(kind), _SENT)[0].encode()
 
 
 @cache
 def _event_parts(kind: int) -> tuple[bytes, bytes]:
-    """Event.event_type, and the start of its data."""
+    """Return the encoded Event.event_type, and the start of the event's data."""
     name = f"type.googleapis.com/deskwire.events.v1.{_TYPES.get(Kind(kind), _SENT)[1]}"
     return nested(b"\x12", event_type(kind)), nested(b"\x0a", name.encode())
 
 
-# Of tenants and systems there are few.
+# There are few tenants and systems.
 _known_text: Final = lru_cache(4_096)(text)
 
 
-@lru_cache(64)  # all of a group have the same
+@lru_cache(64)  # all messages of a group have the same time
 def timestamp(micros: int) -> bytes:
     """Return an encoded google.protobuf.Timestamp."""
     seconds, rest = divmod(micros, 1_000_000)
@@ -55,7 +55,7 @@ def actor(role: int, subject: str, name: str) -> bytes:
 
 
 def message(item: Message, encoded_actor: bytes, encoded_time: bytes) -> bytes:
-    """Return an encoded deskwire.chat.v1.Message; `item.body` is its encoded Content. Its ids have 36 characters."""
+    """Return an encoded deskwire.chat.v1.Message; `item.body` is its encoded Content, its ids have 36 characters."""
     client_msg_id, body = item.client_msg_id.encode(), item.body
     return b"".join(
         (
@@ -122,7 +122,7 @@ def down_item(
     held: bool = False,
 ) -> bytes:
     """Return an encoded LinkResponse with one LinkDownItem; such bytes concatenate."""
-    # Nearly always there is one.
+    # There is nearly always only one.
     ids = (
         varint(connection_ids[0])
         if len(connection_ids) == 1

@@ -1,4 +1,4 @@
-"""What the log is asked to write, and how each command is answered when it isn't written."""
+"""Commands: what the log is asked to write, and how each command is answered when it isn't written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from deskwire_common.metrics import METRICS
 RETRY_AFTER: Final = 1.0
 
 Held = HeldLines[tuple[Hashable, str]]
-"""By connection and conversation: the message that must come again first."""
+"""The held lines, by connection and conversation: the message that must be sent again first."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Stored:
 
     @classmethod
     def of(cls, item: Message, epoch: int) -> Stored:
-        """Encode a message, once for everybody."""
+        """Encode a message, once for all who get it."""
         actor = codec.actor(item.role, item.subject, item.name)
         time = codec.timestamp(item.created_at)
         return cls(item, epoch, codec.message(item, actor, time), actor, time)
@@ -53,7 +53,7 @@ Reply = Callable[[Stored | DeskwireError], None]
 
 
 def reply_to(future: asyncio.Future[Stored]) -> Reply:
-    """Return a reply that ends a future, unless who waited for it has gone."""
+    """Return a reply that completes a future, unless its waiter has gone."""
 
     def reply(result: Stored | DeskwireError) -> None:
         if isinstance(result, Stored):
@@ -65,7 +65,7 @@ def reply_to(future: asyncio.Future[Stored]) -> Reply:
 
 
 class Committing(Protocol):
-    """What writes the commands that are alone in their transaction (commit.Committer)."""
+    """Writes the commands that are alone in their transaction (commit.Committer)."""
 
     async def alter(self, command: Alter) -> None: ...
 
@@ -73,7 +73,7 @@ class Committing(Protocol):
 
 
 class Giving(Protocol):
-    """What gives conversations to agents in a transaction (group.Group)."""
+    """Gives conversations to agents in a transaction (group.Group)."""
 
     async def propose(self, uow: UnitOfWork, command: Propose) -> None: ...
 
@@ -81,25 +81,25 @@ class Giving(Protocol):
 
 
 class _Command:
-    """What all commands are unless they say otherwise."""
+    """What holds for all commands unless they override it."""
 
     __slots__ = ()
 
     is_alone: ClassVar[bool] = False
-    """Whether it isn't joined to groups."""
+    """Whether the command has a transaction of its own instead of joining a group."""
     is_bounded: ClassVar[bool] = True
-    """Whether it is refused when too many wait."""
+    """Whether the command is refused when too many commands wait."""
 
     def hold(self, held: Held) -> None:
-        """It was refused for now: hold its line, if it has one."""
+        """Hold the command's line, if it has one: the command was refused for now."""
 
 
 @dataclass(slots=True)
 class Put(_Command):
-    """A message to store. `line` is the connection it came on: it holds the line, and gets no push of its own.
+    """A message to store. `line` is the connection it arrived on; that connection gets no push of the message.
 
-    `term` is the one of its partition that its gateway knew when it sent it: what was sent under an earlier one is
-    refused, as the gateway sends all of it again, in order. 0: the one at which it is queued.
+    `term` is the term of its partition that the gateway knew when it sent the message. A message sent under an earlier
+    term is refused, as the gateway sends all of those again, in order. 0: the term when the message is queued.
     """
 
     who: Actor
@@ -114,7 +114,7 @@ class Put(_Command):
     term: int = 0
 
     key: SentKey = field(init=False)
-    """What is stored once."""
+    """The key by which the message is stored only once."""
 
     def __post_init__(self) -> None:
         self.key = (
@@ -125,21 +125,21 @@ class Put(_Command):
         )
 
     def hold(self, held: Held) -> None:
-        """Later messages of its connection and conversation wait for it."""
+        """Have later messages of its connection and conversation refused until it comes again."""
         if self.line is not None:
             held.hold((self.line, self.conversation_id), self.client_msg_id)
 
     def refuse(self, error: DeskwireError) -> None:
-        """Answer that it isn't stored."""
+        """Answer that the message isn't stored."""
         METRICS.messages_refused.labels(error.reason_name).inc()
         self.reply(error)
 
     def not_ours(self) -> None:
-        """Its partition is another's."""
+        """Answer that another process has its partition."""
         self.refuse(NotOwner())
 
     def give_up(self, cause: Exception, held: Held) -> None:
-        """It could not be stored, however often it was tried."""
+        """Answer that the message could not be stored, even when retried by itself."""
         if isinstance(cause, DeskwireError):
             self.hold(held)
             self.refuse(
@@ -168,15 +168,15 @@ class Propose(_Command):
         self.conversation_id = self.item.id
 
     async def decide(self, uow: UnitOfWork, giving: Giving) -> None:
-        """Do it in a group's transaction, or have routing told after it why not."""
+        """Carry the proposal out in a group's transaction; routing hears after it if that fails, and why."""
         await giving.propose(uow, self)
 
     def not_ours(self) -> None:
-        """Its partition is another's, whose routing has the conversation."""
+        """Tell routing that another process has the partition, whose routing has the conversation."""
         self.refuse(waits=None, doubtful=False)
 
     def give_up(self, cause: Exception, held: Held) -> None:  # noqa: ARG002 - as Put has it
-        """It could not be decided: the conversation waits on, and what is known of the agent is in doubt."""
+        """Tell routing that nothing was decided: the conversation still waits, and the agent's state is in doubt."""
         self.refuse(waits=self.item, doubtful=True)
 
     def refuse(self, *, waits: WorkItem | None, doubtful: bool) -> None:
@@ -192,10 +192,10 @@ Give = Callable[[], Awaitable[Conversation]]
 
 @dataclass(slots=True)
 class Accept(_Command):
-    """An agent's yes to an offer, in a transaction of its own.
+    """An agent's acceptance of an offer, in a transaction of its own.
 
-    `once` gets the transaction and what gives them the conversation, and does that once per request; its result goes to
-    `future` after the commit.
+    `once` gets the transaction and a function that gives the agent the conversation, and calls it once per request; its
+    result goes to `future` after the commit.
     """
 
     is_alone = True
@@ -218,11 +218,11 @@ class Accept(_Command):
         await committing.accept(self)
 
     async def decide(self, uow: UnitOfWork, giving: Giving) -> None:
-        """Do it in its transaction."""
+        """Give the agent the conversation in the transaction."""
         self.result = await self.once(uow, partial(giving.accept, uow, self))
 
     def refuse(self, error: Exception) -> None:
-        """The agent doesn't get it. It is offered again, unless it doesn't wait here any more."""
+        """Answer that the agent doesn't get the conversation; it is offered again unless it no longer waits here."""
         over = isinstance(error, NotOwner) or (
             isinstance(error, DeskwireError)
             and error.reason == reasons.ERROR_REASON_OFFER_NOT_FOUND
@@ -231,11 +231,11 @@ class Accept(_Command):
         _fail(self.future, error)
 
     def repeated(self) -> None:
-        """It was done before, for this request: the offer that was claimed now is another one."""
+        """Put back the offer that was claimed now: this request was already carried out, for an earlier offer."""
         self._settle(waits=self.item)
 
     def answer(self) -> None:
-        """Say what came of it."""
+        """Answer with the result."""
         _succeed(self.future, self.result)
 
     def _settle(self, *, waits: WorkItem | None) -> None:
@@ -252,7 +252,7 @@ class Accept(_Command):
 class Alter(_Command):
     """A change of one conversation in a transaction of its own: close, transfer.
 
-    `work` gets the transaction and a copy of the conversation (None: there is none), changes the copy and writes
+    `work` gets the transaction and a copy of the conversation (None: there is none), changes the copy, and writes
     everything but the conversation. Its result goes to `future` after the commit.
     """
 
@@ -268,30 +268,30 @@ class Alter(_Command):
         await committing.alter(self)
 
     def refuse(self, error: Exception) -> None:
-        """Answer that nothing was changed."""
+        """Answer with the error: nothing was changed."""
         _fail(self.future, error)
 
     def answer(self, result: Any) -> None:
-        """Say what came of it."""
+        """Answer with the result."""
         _succeed(self.future, result)
 
 
 @dataclass(slots=True)
 class Mark(_Command):
-    """Says, when its turn in a lane comes, that everything before it is done."""
+    """Signals, when its turn in a lane comes, that everything before it is done."""
 
     is_alone = True
 
     future: asyncio.Future[None]
 
     async def commit(self, committing: Committing) -> None:  # noqa: ARG002 - as the others have it
-        """Say so."""
+        """Signal it."""
         _succeed(self.future, None)
 
 
 Command = Put | Propose | Accept | Alter
 Grouped = Put | Propose
-"""These are written in groups."""
+"""The commands that are written in groups."""
 
 
 def _succeed(future: asyncio.Future[Any], result: Any) -> None:

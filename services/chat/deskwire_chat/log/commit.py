@@ -1,8 +1,8 @@
-"""Committing: one transaction per group, which proves its terms, and what is said after it.
+"""Committing: one transaction per group, which proves its terms, and the answers after it.
 
 Rules (docs/architecture.md, "The walk of a message"): a group is one transaction, which moves the heads of its
 partitions under their terms (the fence); dedupe comes before numbering; nothing is acknowledged before the commit;
-whatever goes wrong, memory is thrown away and read again.
+whatever goes wrong, memory is discarded and read again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ATTEMPTS: Final = 3
 
 
 class Log(Protocol):
-    """Takes what was committed, on its way to Kafka (publisher.Publisher)."""
+    """Takes committed messages, on their way to Kafka (publisher.Publisher)."""
 
     def committed(self, stored: Sequence[Stored]) -> None: ...
 
@@ -47,7 +47,7 @@ class Log(Protocol):
 
 
 class Committer:
-    """Writes groups, and commands that are alone; memory is as its last commit left it."""
+    """Writes groups, and commands that are alone; memory is always as the last commit left it."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Committer:
     # -------------------------------------------------------------------------------------- groups
 
     async def write(self, commands: list[Grouped], statements: Statements | None) -> None:
-        """Write a group and answer all of it; never raises what a database or an owner does."""
+        """Write a group and answer all its commands; never raises errors of the database or of ownership."""
         error: Exception = Internal("nothing was tried")
         for attempt in range(_ATTEMPTS):
             if attempt:
@@ -95,7 +95,7 @@ class Committer:
             return
         self._forget(commands)
         if not isinstance(error, DeskwireError) and len(commands) > 1:
-            # One of them can't be stored: each by itself, so that it fails alone.
+            # One of them can't be stored: write each by itself, so that it fails alone.
             for command in commands:
                 await self.write([command], statements)
             return
@@ -103,7 +103,7 @@ class Committer:
             command.give_up(error, self._held)
 
     def _ours(self, commands: list[Grouped]) -> tuple[list[Grouped], dict[int, Partition]]:
-        """Return those that may still be written, with their partitions; the others are refused."""
+        """Return the commands that may still be written, with their partitions; refuse the others."""
         owned = self._ownership.partitions
         ours: list[Grouped] = []
         theirs: dict[int, Partition] = {}
@@ -118,7 +118,7 @@ class Committer:
         return ours, theirs
 
     def _check_held(self, began_with: Mapping[int, Partition]) -> None:
-        """Raise unless memory is still about the terms that a group began with."""
+        """Raise unless memory still belongs to the terms that a group began with."""
         owned = self._ownership.partitions
         if any(owned.get(number) is not mine for number, mine in began_with.items()):
             raise Unavailable("a partition was lost meanwhile")
@@ -199,7 +199,7 @@ class Committer:
             self._with.deliver(told, views.frames.customer_push(customer))
 
     def _finish(self, group: Group) -> None:
-        """Say what was done: to those who wait first, then to the log."""
+        """Report what was committed: to the senders who wait first, then to the log."""
         group.finish()
         if group.stored:
             self._log.committed(list(group.stored.values()))
@@ -212,7 +212,7 @@ class Committer:
             await self._ownership.settle()
             began_with = self._owned(command)
             group = await self._transact([command], began_with)
-        except Exception as error:  # noqa: BLE001 - it is the caller's
+        except Exception as error:  # noqa: BLE001 - the caller gets it
             self._failed(command, error)
             return
         self._finish(group)
@@ -221,7 +221,7 @@ class Committer:
         command.answer()
 
     async def alter(self, command: Alter) -> None:
-        """Change a conversation as the command says, tell everybody, and answer."""
+        """Change a conversation as the command says, push the change, and answer."""
         try:
             await self._ownership.settle()
             began_with = self._owned(command)
@@ -236,7 +236,7 @@ class Committer:
                 if copy is not None and before is not None and copy.version != before.version:
                     await conversations.save(uow.connection, copy, old_version=before.version)
                 await uow.commit()
-        except Exception as error:  # noqa: BLE001 - it is the caller's
+        except Exception as error:  # noqa: BLE001 - the caller gets it
             self._failed(command, error)
             return
         if copy is not None and before is not None and copy.version != before.version:
@@ -246,7 +246,7 @@ class Committer:
         command.answer(result)
 
     def _owned(self, command: Accept | Alter) -> dict[int, Partition]:
-        """Return the partition of a command. Raises NotOwner when it isn't this process's any more."""
+        """Return the partition of a command. Raises NotOwner when this process doesn't own it any more."""
         number = partition_of(command.conversation_id)
         mine = self._ownership.partitions.get(number)
         if mine is None or mine.term != command.term:
@@ -276,7 +276,7 @@ class Committer:
 
 
 def _is_plain(command: Grouped | Accept, known: Known) -> bool:
-    """Whether it writes a message and nothing else."""
+    """Whether a command writes a message and nothing else."""
     return (
         isinstance(command, Put)
         and command.kind == Kind.TEXT
@@ -285,7 +285,7 @@ def _is_plain(command: Grouped | Accept, known: Known) -> bool:
 
 
 def _openers(commands: Iterable[Command], known: Known) -> list[Actor]:
-    """The visitors who may open a conversation in this group."""
+    """Return the visitors who may open a conversation in this group."""
     return [
         c.who
         for c in commands

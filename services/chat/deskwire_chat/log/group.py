@@ -1,4 +1,4 @@
-"""A group: what one transaction of the writer does. Nothing in it touches memory before the commit."""
+"""A group: the work of one transaction of the writer. Nothing in it touches memory before the commit."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def _stored_by(role: ActorRole) -> Tally:
 
 
 def _again(command: Put, earlier: Stored) -> Stored:
-    """Return what a repeated Send was answered the first time. Raises AlreadyExists for another content."""
-    # What was changed since can't be compared with what was sent.
+    """Return the first answer to a Send that was repeated. Raises AlreadyExists for another content."""
+    # A message that was changed since can't be compared with what was sent.
     if earlier.message.body != command.body and not earlier.message.changed_at:
         raise AlreadyExists(
             f"client_msg_id {command.client_msg_id!r} was used with another content",
@@ -61,9 +61,9 @@ class Deliver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Collaborators:
-    """Whom groups work with, and whom they tell when they are committed.
+    """What groups work with, and what they report to once they are committed.
 
-    `region` is how mobile numbers of visitors' tokens are read that have no leading +.
+    `region` is the region of mobile numbers without a leading + in visitors' tokens.
     """
 
     ids: Ids
@@ -74,7 +74,7 @@ class Collaborators:
 
 
 class Group:
-    """One transaction, built command by command; `after` is what `finish` does when it was committed."""
+    """One transaction, built command by command; `finish` does what is in `after` once it is committed."""
 
     def __init__(
         self,
@@ -101,14 +101,15 @@ class Group:
     async def load(
         self, uow: UnitOfWork, commands: Sequence[Grouped | Accept], openers: Iterable[Actor]
     ) -> None:
-        """Read what commands need that memory doesn't have; `openers` may open conversations."""
+        """Read what commands need and memory doesn't have; `openers` are the visitors who may open conversations."""
         await self.openings.load(uow, openers)
         await self._changes.load(uow, commands)
 
     def finish(self) -> None:
-        """Do what waited for the commit; once.
+        """Do what waited for the commit, once.
 
-        What waits knows the group. Kept, every group would be a cycle, and all its messages work for the collector.
+        The waiting calls refer to the group. If they were kept, every group would be a reference cycle, and the garbage
+        collector would have to visit all its messages.
         """
         after, self.after = self.after, []
         for each in after:
@@ -141,7 +142,7 @@ class Group:
         if conversation is not None:
             domain.conversations.check_may_write(conversation, command.who)
             domain.messages.check_kind(command.kind, command.who)
-        # Before a conversation is opened for it.
+        # Check this before a conversation is opened for the message.
         carried = self._changes.attachment_of(command) if command.kind == Kind.ATTACHMENT else None
         if conversation is None:
             if command.kind not in {Kind.TEXT, Kind.ATTACHMENT}:
@@ -200,7 +201,7 @@ class Group:
         users = participants(self.touched[stored.message.conversation_id])
         batch = codec.message_push(stored.encoded, stored.epoch)
         if stored.message.kind == Kind.NOTE:
-            # The visitor comes first.
+            # The visitor is the first of the users.
             told, users = users[:1], users[1:]
             hidden = Stored.of(replace(stored.message, body=views.content.WITHHELD), stored.epoch)
             withheld = codec.message_push(hidden.encoded, stored.epoch)
@@ -210,7 +211,7 @@ class Group:
     # ------------------------------------------------------------------------------- conversations
 
     def _conversation(self, conversation_id: str) -> Conversation | None:
-        """The conversation as this group has it: a copy that may be changed."""
+        """Return the conversation as this group has it: a copy that may be changed."""
         found = self.touched.get(conversation_id)
         if found is None and (known := self._known.conversations.get(conversation_id)) is not None:
             found = self.touched[conversation_id] = known.copy()
@@ -247,7 +248,7 @@ class Group:
         return conversation
 
     async def propose(self, uow: UnitOfWork, command: Propose) -> None:
-        """Give a conversation to the agent whom routing proposes, if both are still free."""
+        """Give a conversation to the agent whom routing proposes, if it still waits and they still have room."""
         tenant, agent = command.item.tenant, command.agent
         conversation = self._conversation(command.conversation_id)
         waits = conversation is not None and conversation.state == State.QUEUED
@@ -277,14 +278,14 @@ class Group:
         return conversation
 
     def _give(self, conversation: Conversation, agent: Agent) -> None:
-        """The agent's row has counted it."""
+        """Give a conversation to an agent whose row has counted it already."""
         tenant = agent.tenant
         self._altered.append((conversation, conversation.version))
         changes = domain.conversations.assign(
             conversation, agent_id=agent.agent_id, bot=agent.bot, now=self.now
         )
         by = Actor.system(tenant)
-        # The trace is that of the opening.
+        # The trace is the one in which the conversation was opened.
         on = Occasion(self._with.ids.uuid7(), self.now, by, conversation.traceparent)
         self._events.append(events.conversation_assigned(on, conversation, changes))
         METRICS.conversations_assigned.inc()
@@ -313,7 +314,7 @@ class Group:
     async def append_to_log(
         self, statements: Statements, moves: Steps, published: Mapping[int, int]
     ) -> bool:
-        """Write a group of nothing but messages, and the heads; see messages.append_to_log."""
+        """Write a group that has only messages, and the heads; see messages.append_to_log."""
         items = [each.message for each in self.stored.values()]
         return await messages.append_to_log(statements, items, moves, published)
 
@@ -324,7 +325,7 @@ class Group:
             await conversations.add(uow.connection, [self.touched[each] for each in self.opened])
         for conversation, old_version in self._altered:
             if conversation.conversation_id in self.opened:
-                continue  # inserted as it is now
+                continue  # it was inserted in its present state
             if not await conversations.save(uow.connection, conversation, old_version=old_version):
                 raise Unavailable("a conversation was changed by somebody else")
         await self._changes.flush(uow)

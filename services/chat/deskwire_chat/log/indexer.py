@@ -1,7 +1,7 @@
-"""Keeps the index of messages' words: follows the committed log, beside the path of messages and never in it.
+"""The search index of messages' words: it follows the committed log, beside the path of messages and never in it.
 
-One process does it for all partitions. How far it got is written with what it put in, in one transaction, under the
-position that was read: whoever takes over goes on there, and two who overlap can't both write.
+One process indexes all partitions. How far it got is written in one transaction with the words, on condition that the
+position is still the one that was read: a process that takes over goes on there, and two that overlap can't both write.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from deskwire_common.metrics import METRICS
 from deskwire_common.ownership import Held
 
 POLL_SECONDS: Final = 0.5
-"""Between two looks at the log."""
+"""Seconds between two reads of the log."""
 _PAUSE_SECONDS: Final = 0.05
 _ROUND: Final = {"postgresql": 2_000, "mysql": 1_000, "sqlite": 300}
-"""Messages per transaction; SQLite's one writer is needed for messages, too."""
+"""Messages per transaction; few on SQLite, whose one writer is needed for messages, too."""
 _SLICE: Final = 50
 _TAKEN_OVER: Final = "another process follows the log"
 
@@ -45,7 +45,7 @@ class SearchIndexer:
         self._positions: dict[int, int] = {}
 
     async def work(self, held: Held) -> None:
-        """Follow while the slot is held. Raises what the database does."""
+        """Follow the log while the slot is held. Raises the database's errors."""
         self._positions = await self._db.run(
             lambda uow: search.followed(uow, range(domain.conversations.PARTITIONS))
         )
@@ -53,12 +53,12 @@ class SearchIndexer:
         while held.is_held:
             began = loop.time()
             more = await self._round()
-            # A quarter of the time at the most: when there is too much to do, messages go first and the index is late.
+            # Work a quarter of the time at the most: with too much to do, messages go first and the index is late.
             pause = max(_PAUSE_SECONDS, 3 * (loop.time() - began))
             await held.wait(pause if more else POLL_SECONDS)
 
     async def _round(self) -> bool:
-        """Put the next messages in; whether there are more."""
+        """Index the next messages; whether there are more."""
         async with self._db.read() as c:
             found = await partitions.ROWS.load(c)
             late = [each for each in found if each.head > self._positions[each.id]]
@@ -77,7 +77,7 @@ class SearchIndexer:
         return behind > _count(steps)
 
     async def _put_plain(self, steps: search.Steps) -> bool:
-        """Leave to PostgreSQL what it can do by itself; whether that was everything, and the steps are taken."""
+        """Have PostgreSQL index what it can by itself; whether that was everything, so that the steps are taken."""
 
         async def work(uow: UnitOfWork) -> tuple[int, bool]:
             if not await search.hold(uow, steps):
@@ -93,7 +93,7 @@ class SearchIndexer:
         return whole
 
     async def _put_rest(self, steps: search.Steps) -> None:
-        """Cut everything else here, with what it changes, and take the steps."""
+        """Index everything else, and the messages that it changes, with words cut here; then take the steps."""
         async with self._db.read() as c:
             rows = await search.log(c, steps)
             changed = await search.at(c, _targets(rows))
@@ -110,19 +110,19 @@ class SearchIndexer:
         METRICS.search_indexed.inc(len(entries))
 
     def _steps(self, late: Sequence[Partition]) -> dict[int, tuple[int, int]]:
-        """A round's share for every partition; positions have no holes."""
+        """Return how far a round goes in every partition; positions have no holes."""
         share = self._round_size // len(late)
         olds = {each.id: self._positions[each.id] for each in late}
         return {each.id: (olds[each.id], min(each.head, olds[each.id] + share)) for each in late}
 
 
 def _count(steps: search.Steps) -> int:
-    """How many messages some steps are."""
+    """Return how many messages some steps cover."""
     return sum(new - old for old, new in steps.values())
 
 
 async def _entries(rows: Sequence[Any]) -> list[Entry]:
-    """Cut messages into words, with pauses: others wait for this process."""
+    """Cut messages into words, with pauses in which the process does its other work."""
     entries = []
     for place, row in enumerate(rows):
         if place % _SLICE == _SLICE - 1:
@@ -134,7 +134,7 @@ async def _entries(rows: Sequence[Any]) -> list[Entry]:
 
 
 def _entry(row: Any) -> Entry | None:
-    """Return a message's line; None when there is nothing to find it by."""
+    """Return a message's line in the index; None when it has no words."""
     content = conversation_pb2.Content.FromString(row.body)
     if row.kind == Kind.TEXT:
         said = content.text

@@ -1,7 +1,7 @@
-"""Lanes: commands of some partitions in their order, and whose turn it is to be written.
+"""Lanes: commands of some partitions in their order, and which of them are written next.
 
-Two lanes write at once, so that one's commit doesn't wait for the other's. Little that waits in both is written in one
-transaction, which costs less than two.
+Two lanes write at once, so that the commit of one doesn't wait for that of the other. When little waits in both, it is
+written in one transaction, which costs less than two.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from deskwire_common.db import Database, Statements
 from deskwire_common.pacing import Pace
 
 GROUP: Final = 500
-"""Commands per transaction at the most."""
+"""Most commands in one transaction."""
 _SPACING: Final = 0.025
 _MANY: Final = 4
-"""Transactions of so many commands are so many seconds apart: fewer, and each carries more."""
+"""A transaction of this many commands is followed by the next after `_SPACING` seconds: fewer, with more in each."""
 _FEW: Final = 100
-"""At most this many commands of two lanes are written in one transaction; more in two at once."""
+"""Up to this many commands of two lanes are written in one transaction; more in two transactions at once."""
 
 
 class Writing(Committing, Protocol):
-    """What writes commands (commit.Committer)."""
+    """Writes commands (commit.Committer)."""
 
     async def write(self, commands: list[Grouped], statements: Statements | None) -> None: ...
 
 
 class Lane:
-    """Commands of some partitions in their order, and the connection on which plain messages are written."""
+    """Commands of some partitions in order, and the connection on which their plain messages are written."""
 
     __slots__ = ("free", "pace", "queue", "statements", "wake")
 
@@ -40,7 +40,7 @@ class Lane:
         self.pace = Pace(linger=0.0, spacing=_SPACING, many=_MANY)
         self.statements = statements
         self.free = asyncio.Event()
-        """Whether none of its commands is being written."""
+        """Set while none of its commands is being written."""
         self.free.set()
 
     def put(self, command: Command | Mark) -> None:
@@ -49,11 +49,11 @@ class Lane:
         self.wake.set()
 
     def may_join(self) -> bool:
-        """Whether its next commands may be written with another lane's."""
+        """Whether its next commands may be written together with another lane's."""
         return self.free.is_set() and bool(self.queue) and not self.queue[0].is_alone
 
     def begin(self, now: float) -> list[Grouped]:
-        """Begin a round: the next commands that go into one transaction, none when the next has to be alone."""
+        """Begin a round: return the next commands for one transaction; none when the next command has to be alone."""
         queue = self.queue
         self.free.clear()
         self.pace.began(now, len(queue))
@@ -69,7 +69,7 @@ class Lane:
 
 
 class Lanes:
-    """All lanes: SQLite, which has one writer anyway, has one; the others have two."""
+    """All lanes: two, but one on SQLite, which has one writer anyway."""
 
     def __init__(self, db: Database, writing: Writing) -> None:
         self._writing = writing
@@ -88,7 +88,7 @@ class Lanes:
                 group.create_task(self._run_lane(lane))
 
     async def finish(self) -> None:
-        """Return when everything is stored or refused that was queued before."""
+        """Return when everything that was queued before is stored or refused."""
         marks = [Mark(asyncio.get_running_loop().create_future()) for _ in self._lanes]
         for lane, mark in zip(self._lanes, marks, strict=True):
             lane.put(mark)
@@ -121,7 +121,7 @@ class Lanes:
                     await self._next(lane)
 
     async def _next(self, lane: Lane) -> None:
-        """Write a lane's next group, or the command that has to be alone."""
+        """Write a lane's next group, or its next command if that has to be alone."""
         now = asyncio.get_running_loop().time()
         others = self._joining(lane)
         group = lane.begin(now)
@@ -131,7 +131,7 @@ class Lanes:
             group += other.begin(now)
         try:
             if group:
-                # Of both lanes always on the same connection: what serves it has its caches warm.
+                # A group of both lanes always goes over the same connection: its server process has warm caches.
                 await self._writing.write(group, (self._lanes[0] if others else lane).statements)
             else:
                 await self._alone(lane.queue.popleft())
@@ -140,7 +140,7 @@ class Lanes:
                 each.free.set()
 
     def _joining(self, lane: Lane) -> list[Lane]:
-        """Return the others whose commands are written with this one's: when what waits everywhere is little."""
+        """Return the lanes whose commands are written with this one's: the others if little waits in all, else none."""
         if sum(len(each.queue) for each in self._lanes) > _FEW:
             return []
         return [each for each in self._lanes if each is not lane and each.may_join()]

@@ -1,4 +1,4 @@
-"""What the writer remembers: conversations, and which messages they have. The database is asked for the rest."""
+"""The writer's memory: conversations, and which messages they have. The rest is read from the database."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from deskwire_chat.store.messages import SentKey
 from deskwire_common.db import Database
 
 CACHED: Final = 50_000
-"""Conversations in memory."""
+"""Most conversations in memory."""
 KEYS: Final = 4_000_000
-"""Keys of their messages in memory, some 60 bytes each."""
+"""Most keys of their messages in memory, some 60 bytes each."""
 LONG: Final = 10_000
-"""The keys of a conversation with more messages aren't kept: the database is asked about each."""
+"""The keys of a conversation with more messages aren't kept: each is looked up in the database."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What commands are about: their conversations (copy before a change), and those of their messages that are stored.
+    """What commands refer to: their conversations (copy before a change), and their messages that are stored already.
 
-    It lasts as long as a group does, whatever memory forgets meanwhile to make room.
+    It lasts as long as its group, whatever memory forgets meanwhile to make room.
     """
 
     conversations: Mapping[str, Conversation]
@@ -36,9 +36,9 @@ class Known:
 
 
 class _Entry:
-    """A conversation in memory, and the hashes of the keys of all its messages; None: it has too many.
+    """A conversation in memory, and the hashes of the keys of all its messages; None: there are too many.
 
-    A hash that two keys share costs a question to the database, and no mistake.
+    Two keys with the same hash cost a query of the database, but cause no mistake.
     """
 
     __slots__ = ("conversation", "sent")
@@ -57,7 +57,7 @@ class Memory:
     def __init__(
         self, db: Database, updated: Callable[[Conversation], None] = lambda _conversation: None
     ) -> None:
-        """`updated` is told of every conversation that was committed."""
+        """`updated` is called with every conversation that was committed."""
         self._db = db
         self._updated = updated
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
@@ -72,24 +72,24 @@ class Memory:
         return entry.conversation
 
     def forget(self, conversation_ids: Iterable[str]) -> None:
-        """Read these again before the next use."""
+        """Have these conversations read again before the next use."""
         for conversation_id in conversation_ids:
             self._dropped(self._entries.pop(conversation_id, None))
 
     def forget_partitions(self, numbers: Collection[int]) -> None:
-        """Somebody else writes, or wrote, the conversations of these."""
+        """Forget the conversations of these partitions, as another process writes, or wrote, them."""
         theirs = [each for each in self._entries if partition_of(each) in numbers]
         self.forget(theirs)
 
     def update(self, conversation: Conversation, *, opened: bool = False) -> None:
-        """Take a conversation as it was committed; one just `opened` has no messages but those that `sent` tells."""
+        """Take a committed conversation; one just `opened` has only the messages that `sent` reports."""
         self._updated(conversation)
         entry = self._entries.get(conversation.conversation_id)
         if entry is not None:
             entry.conversation = conversation
         elif opened:
             self._remember(conversation, set())
-        # Else it was forgotten meanwhile, to make room for others.
+        # Otherwise the conversation was forgotten meanwhile, to make room for others.
 
     def sent(self, keys: Iterable[SentKey]) -> None:
         """Take the keys of committed messages."""
@@ -105,7 +105,7 @@ class Memory:
         self._make_room()
 
     async def load(self, commands: Sequence[Command]) -> Known:
-        """Return what these commands are about; what isn't in memory is read."""
+        """Return what these commands refer to; read what isn't in memory."""
         entries: dict[str, _Entry] = {}
         missing: list[str] = []
         for conversation_id in {c.conversation_id for c in commands}:
@@ -146,7 +146,7 @@ class Memory:
         return entry
 
     def _make_room(self) -> None:
-        """Forget those that were used longest ago."""
+        """Forget the conversations that were used longest ago."""
         while len(self._entries) > CACHED or (self._keys > KEYS and len(self._entries) > 1):
             self._dropped(self._entries.popitem(last=False)[1])
 
@@ -156,7 +156,7 @@ class Memory:
 
 
 def _doubtful(stores: Iterable[Put], entries: Mapping[str, _Entry]) -> list[SentKey]:
-    """Return the keys of those that may be stored already."""
+    """Return the keys of the messages that may be stored already."""
     return [
         c.key
         for c in stores

@@ -1,8 +1,8 @@
-"""The customers behind the visitors who open conversations in one transaction of the writer.
+"""Finds the customers of visitors who open conversations in one transaction of the writer.
 
-A visitor is the customer who has the subject of the token, else the one who has an id that the token vouches for, else
-a new one. What a token vouches for fills what is empty and links ids that nobody has. It never overwrites what an agent
-or another system wrote, and never takes an id from another customer.
+A visitor is the customer who has the token's subject, else the customer who has another id that the token vouches for,
+else a new customer. What a token vouches for fills empty fields and links ids that nobody has. It never overwrites what
+an agent or another system wrote, and never takes an id from another customer.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ _Key = tuple[str, Identity]
 
 
 class Openings:
-    """`load` before `customer_of`, and `flush` before the commit; `events` and `updated` are for the writer."""
+    """The visitors' customers. Call `load` before `customer_of`, and `flush` before the commit.
+
+    `events` and `updated` are for the writer.
+    """
 
     def __init__(self, ids: Ids, now: int, *, region: str) -> None:
-        """`now` in microseconds; `region` is how mobile numbers without a leading + are read."""
+        """`now` in microseconds; `region` is the region of mobile numbers without a leading +."""
         self._ids = ids
         self._now = now
         self._region = region
@@ -34,10 +37,10 @@ class Openings:
         self._before: dict[str, Customer | None] = {}
         self.events: list[DomainEvent] = []
         self.updated: list[tuple[Customer, list[tuple[str, int, str]]]] = []
-        """Customers that were there before, as they are now, and the users to be told."""
+        """Customers who existed before, as they are now, and the users who get a push of them."""
 
     async def load(self, uow: UnitOfWork, openers: Iterable[Actor]) -> None:
-        """Read who is known of those who may open a conversation; nobody else changes them meanwhile."""
+        """Read and lock the known customers among visitors who may open a conversation."""
         wanted: dict[str, set[Identity]] = {}
         for who in openers:
             wanted.setdefault(who.tenant, set()).update(domain.customers.identities_of(who))
@@ -54,7 +57,7 @@ class Openings:
             }
 
     def customer_of(self, who: Actor, *, traceparent: str, correlation_id: str) -> Customer:
-        """Return who the visitor is, found, changed or made."""
+        """Return the visitor's customer: found, changed or made."""
         identities = domain.customers.identities_of(who)
         owners = [self._owners.get((who.tenant, each)) for each in identities]
         owner = next((each for each in owners if each is not None), None)
@@ -99,7 +102,7 @@ class Openings:
         return Occasion(self._ids.uuid7(), self._now, who, traceparent)
 
     async def flush(self, uow: UnitOfWork) -> None:
-        """Write what was made and changed."""
+        """Write the customers that were made or changed."""
         made = [self._customers[each] for each, before in self._before.items() if before is None]
         if made:
             await customers.add(uow.connection, made)

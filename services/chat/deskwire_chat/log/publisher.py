@@ -1,7 +1,8 @@
 """From the committed log to Kafka: per partition by position, beside the path of messages and never in it.
 
-Position order is commit order (one writer per partition), so "everything up to here is on Kafka" is one number per
-partition. What was just committed is taken from memory; what is older, or didn't fit, is read from the log.
+The order of positions is the order of commits (one writer per partition), so "everything up to here is on Kafka" is one
+number per partition. New commits are taken from memory; older messages, and those that didn't fit, are read from the
+log.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from deskwire_common.metrics import METRICS
 from deskwire_common.pacing import Pace
 
 _ROUND: Final = 4_000
-"""Records in flight at the most."""
+"""Most records in flight."""
 _LOG_CHUNK: Final = 500
 _TAIL: Final = 20_000
 """Encoded messages kept in memory per partition while Kafka is behind."""
@@ -38,13 +39,13 @@ _QUIET_SECONDS: Final = 1.0
 _LINGER: Final = 0.005
 _SPACING: Final = 0.05
 _MANY: Final = 16
-"""Rounds of so many records are so many seconds apart: the producer sends a request per partition and round."""
+"""A round of this many records is followed by the next after `_SPACING` seconds: each costs a request per partition."""
 _FIRST_BACKOFF: Final = 0.2
 _MAX_BACKOFF: Final = 5.0
 
 
 class _Feed:
-    """One partition's log on its way, under one term."""
+    """One partition's log on its way to Kafka, under one term."""
 
     __slots__ = ("head", "number", "published", "saved", "tail", "term")
 
@@ -60,8 +61,8 @@ class _Feed:
 class Publisher:
     """Publishes the log of the partitions that this process owns. The producer is its own.
 
-    A late record of an earlier owner harms nothing: every owner begins where Kafka has all before it, so whatever
-    comes first comes in order.
+    A late record of an earlier owner harms nothing: every owner begins where Kafka has everything before, so the first
+    copy of each record is in order.
     """
 
     def __init__(self, db: Database, producer: Producer) -> None:
@@ -78,16 +79,16 @@ class Publisher:
         self._wake.set()
 
     def disown(self, numbers: Iterable[int]) -> None:
-        """These have another owner now, who goes on from what is noted."""
+        """Stop publishing these partitions: another owner goes on from the position that is noted."""
         for number in numbers:
             self._feeds.pop(number, None)
 
     def committed(self, stored: Sequence[Stored]) -> None:
-        """Take what was just committed (the writer's Log)."""
+        """Take messages that were just committed (the writer's Log)."""
         for each in stored:
             feed = self._feeds.get(partition_of(each.message.conversation_id))
             position = each.message.position
-            # The owner after this one has it, or this one has it from the log.
+            # The next owner publishes it, or it was read from the log already.
             if feed is None or position <= feed.head:
                 continue
             feed.head = position
@@ -96,13 +97,13 @@ class Publisher:
         self._wake.set()
 
     def published(self, numbers: Iterable[int]) -> dict[int, int]:
-        """How far Kafka has some partitions."""
+        """Return up to which position Kafka has some partitions."""
         return {
             number: self._feeds[number].published for number in numbers if number in self._feeds
         }
 
     def saved(self, published: Mapping[int, int]) -> None:
-        """The database knows this now."""
+        """Note that these positions are in the database now."""
         for number, position in published.items():
             feed = self._feeds.get(number)
             if feed is not None:
@@ -110,7 +111,7 @@ class Publisher:
 
     @property
     def behind(self) -> int:
-        """How many committed messages Kafka hasn't acknowledged."""
+        """Return how many committed messages Kafka hasn't acknowledged."""
         return sum(feed.head - feed.published for feed in self._feeds.values())
 
     async def run(self) -> None:
@@ -130,7 +131,7 @@ class Publisher:
                 await pauses.pause()
 
     async def _rest(self) -> None:
-        """Wait for a commit. Under load the writer notes how far Kafka is; after a second of quiet this does."""
+        """Wait for a commit. Under load the writer notes how far Kafka is; after a second without commits this does."""
         try:
             async with asyncio.timeout(_QUIET_SECONDS):
                 await self._wake.wait()
@@ -139,7 +140,7 @@ class Publisher:
             await self._wake.wait()
 
     async def finish(self, numbers: Iterable[int], seconds: float = 5.0) -> None:
-        """Wait until Kafka has everything of some partitions, for a while."""
+        """Wait until Kafka has everything of some partitions, at most `seconds`."""
         feeds = [self._feeds[number] for number in numbers if number in self._feeds]
         deadline = asyncio.get_running_loop().time() + seconds
         while (
@@ -177,7 +178,7 @@ class Publisher:
         if tail and tail[0][0] == after + 1:
             found: list[tuple[int, Outgoing]] = []
             for position, record in tail:
-                # A hole: the tail was full for a while.
+                # There is a hole, as the tail was full for a while.
                 if position != after + 1 + len(found) or len(found) == limit:
                     break
                 found.append((position, record))
@@ -193,7 +194,7 @@ class Publisher:
             position = feed.published
             if position != feed.saved:
                 if not await self._db.run(partial(self._save_one, feed, position)):
-                    # Its term is over. Ownership sees it, too.
+                    # The term is over. Ownership finds that out, too.
                     if self._feeds.get(feed.number) is feed:
                         del self._feeds[feed.number]
                     continue
@@ -226,7 +227,7 @@ def _headers(kind: int, origin: str, tenant: str) -> Headers:
     ]
 
 
-@lru_cache(64)  # all of a group have the same
+@lru_cache(64)  # all messages of a group have the same time
 def _time(micros: int) -> bytes:
     return from_micros(micros).isoformat().replace("+00:00", "Z").encode()
 

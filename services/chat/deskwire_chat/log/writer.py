@@ -1,7 +1,7 @@
-"""The writer: every message, opening, assignment and end of a conversation goes through here, in its turn.
+"""The writer: every message, opening, assignment and end of a conversation goes through it, in order.
 
-Commands wait in lanes (`lanes`), which write them in groups (`commit`). What is refused for now holds the line of its
-connection: later messages are refused until it comes again.
+Commands wait in lanes (`lanes`), which write them in groups (`commit`). A message that is refused for now holds the
+line of its connection: later messages are refused until it comes again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deskwire_common.errors import DeskwireError, ResourceExhausted
 from deskwire_common.outbox import Outbox
 
 QUEUE: Final = 20_000
-"""Commands that may wait per lane; more are refused with OVERLOADED."""
+"""Most commands that wait in one lane; more are refused with OVERLOADED."""
 
 
 class LogWriter:
@@ -44,7 +44,7 @@ class LogWriter:
         updated: Callable[[Conversation], None],
         held: Held,
     ) -> None:
-        """`updated` is told of every conversation that was committed; `held` are the lines that refusals hold."""
+        """`updated` is called with every conversation that was committed; `held` are the held lines."""
         self._ownership = ownership
         self._router = collaborators.router
         self._held = held
@@ -82,7 +82,7 @@ class LogWriter:
         try:
             self.submit(command)
         except NotOwner:
-            # The next owner's routing has the conversation. Not within routing's own step.
+            # The next owner's routing has the conversation. Answer later, as routing is within a step of its own now.
             asyncio.get_running_loop().call_soon(command.not_ours)
 
     async def alter(
@@ -90,7 +90,7 @@ class LogWriter:
         conversation_id: str,
         work: Callable[[UnitOfWork, Conversation | None], Awaitable[Any]],
     ) -> Any:
-        """Run `work` on a conversation in its own transaction, in the conversation's turn; see Alter."""
+        """Run `work` on a conversation in a transaction of its own, in order with its other commands; see Alter."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.submit(Alter(conversation_id, work, future))
         return await future
@@ -98,7 +98,7 @@ class LogWriter:
     async def accept(
         self, item: WorkItem, agent: Agent, once: Callable[[UnitOfWork, Give], Awaitable[Any]]
     ) -> Any:
-        """Give an agent the conversation whose offer they have claimed, in its turn; see Accept."""
+        """Give an agent the conversation whose offer they claimed, in order with its other commands; see Accept."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         command = Accept(item, agent, self._router, once, future)
         try:
@@ -108,16 +108,16 @@ class LogWriter:
         return await future
 
     def forget_line(self, line: Hashable, conversation_ids: Iterable[str]) -> None:
-        """A connection is gone: what it held is free."""
+        """Release the lines of a connection that has gone."""
         for conversation_id in conversation_ids:
             self._held.release((line, conversation_id))
 
     async def finish(self) -> None:
-        """Return when everything is stored or refused that was queued before."""
+        """Return when everything that was queued before is stored or refused."""
         await self._lanes.finish()
 
     def forget_partitions(self, numbers: Collection[int]) -> None:
-        """These are another owner's now, or were until now."""
+        """Forget memory of partitions that another process owns now, or owned until now."""
         self.memory.forget_partitions(numbers)
         for line in [each for each in self._held if partition_of(each[1]) in numbers]:
             self._held.release(line)

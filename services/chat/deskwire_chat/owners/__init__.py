@@ -1,1 +1,1 @@
-"""Who owns which partition, and how calls reach the owner."""
+"""Which process owns which partition, and how calls reach the owner."""

@@ -1,4 +1,4 @@
-"""How owners refuse what isn't theirs, or not any more."""
+"""The errors of a process that doesn't own a partition, or not any more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from deskwire_common.errors import Unavailable
 
 
 class NotOwner(Unavailable):
-    """Another process has the partition, or nobody for a moment: nothing was done."""
+    """Another process owns the partition, or for a moment none does: nothing was done."""
 
     default_reason = reasons.ERROR_REASON_NOT_OWNER
 
@@ -18,7 +18,7 @@ class NotOwner(Unavailable):
 
 
 def stopping() -> Unavailable:
-    """What ends a stream when the process stops."""
+    """Return the error that ends a stream when the process stops."""
     return Unavailable(
         "the server is stopping; connect again",
         reason=reasons.ERROR_REASON_SHUTTING_DOWN,

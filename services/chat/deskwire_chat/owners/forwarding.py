@@ -1,4 +1,4 @@
-"""Calls that need a conversation's owner, at a process that isn't it: passed on, once, as the caller."""
+"""Forwarding: a call that needs a conversation's owner is passed on to it, once, as its caller."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from deskwire_common.metrics import METRICS
 from deskwire_common.ownership import Member
 
 FORWARDED: Final = "deskwire-forwarded"
-"""Metadata of a call that was passed on: it isn't a second time."""
+"""Metadata of a forwarded call, which isn't forwarded a second time."""
 _PATIENCE: Final = 5.0
-"""Seconds for which a call waits while nobody has the partition."""
+"""How many seconds a call waits while no process owns the partition."""
 _AGAIN: Final = 0.2
 _KEPT: Final = ("authorization", "x-request-id")
 
@@ -31,12 +31,12 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 def is_forwarded(context: Any) -> bool:
-    """Whether another chat process passed this call on."""
+    """Whether another chat process forwarded this call."""
     return bool(rpc.metadata_value(context, FORWARDED))
 
 
 def forwarding(context: Any) -> grpc.aio.Metadata:
-    """The metadata with which a caller's call is passed on."""
+    """Return the metadata with which a caller's call is forwarded."""
     metadata = grpc.aio.Metadata((FORWARDED, "1"))
     for name in _KEPT:
         value = rpc.metadata_value(context, name)
@@ -49,10 +49,10 @@ def forwarding(context: Any) -> grpc.aio.Metadata:
 
 
 def was_not_taken(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the process that was called isn't the owner, or isn't there: another one may be, in a moment."""
+    """Whether the called process isn't the owner or can't be reached: another one may be the owner in a moment."""
     if error.code() is not grpc.StatusCode.UNAVAILABLE:
         return False
-    # A status without details is the transport's.
+    # A status without details comes from the transport.
     return (
         rpc_status.from_call(error) is None  # type: ignore[arg-type] # as its own docstring does
         or from_rpc_error(error).reason == reasons.ERROR_REASON_NOT_OWNER
@@ -63,7 +63,7 @@ class Peers:
     """The other chat processes."""
 
     def __init__(self, ownership: Ownership, connect: Callable[[str], grpc.aio.Channel]) -> None:
-        """`connect` makes bare channels: what is passed on has its caller's token and deadline."""
+        """`connect` makes bare channels: a forwarded call has its caller's token and deadline."""
         self._ownership = ownership
         self._connect = connect
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -78,7 +78,7 @@ class Peers:
         return channel
 
     def elsewhere(self, conversation_id: str) -> Member | None:
-        """Return the other process that owns a conversation; None: this one does, or nobody for a moment."""
+        """Return the other process that owns a conversation; None: this one does, or for a moment none does."""
         number = partition_of(conversation_id.lower())
         if self._ownership.term_of(number):
             return None
@@ -86,7 +86,7 @@ class Peers:
         return None if owner is None or owner.address == self._ownership.address else owner
 
     async def drain(self) -> None:
-        """End the streams that are passed on."""
+        """End the forwarded streams."""
         self._stopping = True
         for call in list(self._streams):
             call.cancel()
@@ -105,9 +105,9 @@ class Peers:
         local: Callable[[RequestT], Awaitable[ResponseT]],
         response: type[ResponseT],
     ) -> ResponseT:
-        """Serve a call where the conversation's owner is. Raises what it raises there, NotOwner without one.
+        """Serve a call at the conversation's owner. Raises what the call raises there; NotOwner when there is no owner.
 
-        It may be tried more than once while the owner changes: calls are idempotent.
+        The call may be tried more than once while the owner changes, as calls are idempotent.
         """
         number = partition_of(conversation_id.lower())
         was_forwarded = is_forwarded(context)
@@ -120,14 +120,14 @@ class Peers:
                 if owner is not None and not was_forwarded:
                     return await self._pass_on(owner, method, request, context, response)
             except NotOwner:
-                # The owner changes: another one may be there in a moment.
+                # The owner is changing: the partition may have another one in a moment.
                 pass
             if was_forwarded or asyncio.get_running_loop().time() >= until:
                 raise NotOwner
             await self._ownership.wait_for_change(_AGAIN)
 
     async def owner(self, conversation_id: str, context: Any) -> Member | None:
-        """Return the other process that owns a conversation; None: this one. Raises NotOwner when nobody does."""
+        """Return the other process that owns a conversation; None: this one does. Raises NotOwner when none does."""
         number = partition_of(conversation_id.lower())
         until = asyncio.get_running_loop().time() + _PATIENCE
         while not self._ownership.term_of(number):
@@ -141,7 +141,7 @@ class Peers:
     async def stream(
         self, method: str, owner: Member, request: Message, context: Any, response: type[ResponseT]
     ) -> AsyncGenerator[ResponseT]:
-        """Pass a call with a stream of responses on. Raises what ends it there, NotOwner when that isn't known."""
+        """Forward a call with a stream of responses. Raises what ends it there; NotOwner when that isn't known."""
         METRICS.calls_forwarded.labels(method.rpartition("/")[2]).inc()
         call: Any = self.channel(owner).unary_stream(
             method,
@@ -186,5 +186,5 @@ class Peers:
 
 
 def _error_of(error: grpc.aio.AioRpcError) -> DeskwireError:
-    """Return what a call that was passed on raises here."""
+    """Return the error that a forwarded call raises here."""
     return NotOwner() if was_not_taken(error) else from_rpc_error(error)

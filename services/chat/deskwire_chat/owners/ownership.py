@@ -1,7 +1,7 @@
 """The partitions of this process: which it owns, under which terms, and how far each log goes.
 
-Who owns what is decided as for all slots (deskwire_common.ownership). A partition's term stands beside its head, in
-chat's own table: every transaction of the writer proves the terms it writes under and moves the heads in one
+Owners of partitions are decided as for all slots (deskwire_common.ownership). A partition's term stands beside its
+head, in chat's own table: every transaction of the writer proves the terms it writes under and moves the heads in one
 statement (the fence), so a process that was taken for dead can't write any more, whatever it believes.
 """
 
@@ -23,15 +23,15 @@ KIND: Final = "partition"
 
 
 class Holder(Duties[Partition], Protocol):
-    """What a process does with its partitions (handover.Handover)."""
+    """Does a process's work on its partitions (handover.Handover)."""
 
     def owners_changed(self) -> None:
-        """Who owns what is another than before, here or elsewhere."""
+        """React to a change of owners, here or elsewhere."""
         ...
 
 
 class HeadsWrong(Unavailable):
-    """A term is over, or the heads in memory were not those of the database; nothing was written."""
+    """A term is over, or the heads in memory differed from the database; nothing was written."""
 
     def __init__(self) -> None:
         super().__init__("the heads in memory were not those of the database")
@@ -46,18 +46,18 @@ def steps(began_with: Mapping[int, Partition], heads: Mapping[int, int]) -> Step
 
 
 class Ownership:
-    """The partitions of this process, and who has the others."""
+    """The partitions of this process, and the owners of the others."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        # All that is done under a term is fenced: it goes on while the database is away.
+        # All work under a term is fenced, so it goes on while the database is away.
         self._share: Share[Partition] = Share(
             KIND, partitions.ROWS, PARTITION_IDS, outlives_lease=True
         )
         self._stale = False
 
     def bind(self, holder: Holder) -> None:
-        """Say who does the work on the partitions."""
+        """Set who does the work on the partitions."""
         self._owner.add(self._share, holder)
         self._owner.on_change(lambda: METRICS.partitions_owned.set(len(self.partitions)))
         self._owner.on_change(holder.owners_changed)
@@ -66,7 +66,7 @@ class Ownership:
 
     @property
     def address(self) -> str:
-        """Where others reach this process; "" until it has started."""
+        """The address at which others reach this process; "" until it has started."""
         return self._owner.address
 
     @property
@@ -75,11 +75,11 @@ class Ownership:
         return self._share.owned
 
     def term_of(self, number: int) -> int:
-        """Return the term under which this process takes commands for a partition; 0: it takes none."""
+        """Return the term under which this process takes a partition's commands; 0: it takes none."""
         return self._share.term_of(number)
 
     def owner_of(self, number: int) -> Member | None:
-        """Return the living process that has a partition, as far as is known."""
+        """Return the living process that owns a partition, as far as this one knows."""
         row = self._share.seen.get(number)
         return self._owner.live.get(row.owner) if row is not None else None
 
@@ -97,7 +97,7 @@ class Ownership:
         return [(live[name], theirs) for name, theirs in found.items()]
 
     async def wait_for_change(self, seconds: float) -> None:
-        """Return when an owner is another one, or after a while."""
+        """Return when an owner has changed, or after `seconds`."""
         await self._owner.wait_for_change(seconds)
 
     # ------------------------------------------------------------------------------------- heads
@@ -122,7 +122,7 @@ class Ownership:
     ) -> None:
         """Move partitions to new heads in a transaction, proving the terms that it began with.
 
-        Raises HeadsWrong: see what is still held, and try again.
+        Raises HeadsWrong: check which partitions are still held, and try again.
         """
         if not await partitions.fence(uow.connection, steps(began_with, heads), published):
             await self._read_heads(uow.connection)

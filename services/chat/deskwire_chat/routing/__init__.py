@@ -1,1 +1,1 @@
-"""Which agent gets which work item. The rule is in `policy`; the rest keeps what the rule asks about."""
+"""Which agent gets which work item. The rule is in `policy`; the other modules keep the state that it reads."""

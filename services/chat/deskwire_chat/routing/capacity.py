@@ -1,4 +1,4 @@
-"""How much an agent or a bot can take now, as routing sees it."""
+"""How many work items an agent or a bot can take now, as routing sees it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from deskwire_chat.domain.work import NO_SKILLS
 
 
 class Capacity:
-    """An agent or bot as routing sees them; a policy.Candidate.
+    """An agent or bot as routing sees it; a policy.Candidate.
 
-    `pending` are proposals that the log hasn't decided, `offered` are open offers; a `silent` one has let an offer
-    pass; of a `doubted` one something that was known was wrong, and their row is read again. `changes` counts what
-    happened to them, so that who reads their row sees whether it is newer.
+    `pending` counts proposals that the log hasn't decided, `offered` open offers. A `silent` agent has let an offer
+    pass. A `doubted` agent's state in memory was wrong, and their row is read again. `changes` counts what happened to
+    them, so that a reader of their row sees whether memory is newer.
 
-    People's and bots' connections are counted apart: a token's role may not be that of the agent with its subject.
+    Connections of people and bots are counted apart: a token's role may differ from that of the agent with its subject.
     """
 
     __slots__ = (
@@ -47,22 +47,22 @@ class Capacity:
 
     @property
     def is_bot(self) -> bool:
-        """Whether it is a bot, as far as their row was read."""
+        """Whether it is a bot; False until the row was read."""
         return self.agent is not None and self.agent.bot
 
     @property
     def skills(self) -> frozenset[str]:
-        """What they can do; agents' rows don't say."""
+        """The agent's skills; the rows of agents have none."""
         return NO_SKILLS
 
     @property
     def connections(self) -> int:
-        """How many connections of the agent are open here."""
+        """How many connections of the agent are open at this process."""
         return self.bots if self.is_bot else self.people
 
     @property
     def room(self) -> int:
-        """How many more work items they take now."""
+        """How many more work items the agent takes now."""
         agent = self.agent
         if (
             agent is None
@@ -75,19 +75,19 @@ class Capacity:
         return agent.capacity - agent.active - self.pending - self.offered
 
     def count_connection(self, step: int, *, bot: bool) -> None:
-        """A connection opened (1) or closed (-1)."""
+        """Count a connection that opened (1) or closed (-1)."""
         if bot:
             self.bots += step
         else:
             self.people += step
 
     def count_active(self, step: int) -> None:
-        """They have one work item more (1) or less (-1)."""
+        """Count one work item more (1) or less (-1)."""
         self.changes += 1
         if self.agent is not None:
             self.agent = replace(self.agent, active=max(0, self.agent.active + step))
 
 
 def takes_work(agent: Agent | None) -> bool:
-    """Whether somebody is available, whatever they have already."""
+    """Whether an agent is available, however many work items they have already."""
     return agent is not None and not agent.disabled and agent.status == Status.AVAILABLE

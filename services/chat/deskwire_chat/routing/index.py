@@ -1,4 +1,4 @@
-"""Everybody whom routing knows of, by tenant and agent_id."""
+"""The agents and bots that routing knows, by tenant and agent_id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deskwire_chat.routing.offers import AgentKey
 
 
 class AgentIndex:
-    """Agents and bots with what is known of their capacity."""
+    """Agents and bots, each with its capacity."""
 
     def __init__(self, now: Callable[[], int]) -> None:
         """`now` gives microseconds."""
@@ -18,32 +18,32 @@ class AgentIndex:
         self._known: dict[AgentKey, Capacity] = {}
 
     def __iter__(self) -> Iterator[AgentKey]:
-        """Yield everybody."""
+        """Yield the keys of all."""
         return iter(self._known)
 
     def known(self, tenant: str, agent_id: str) -> Capacity:
-        """Return what is known of somebody, which may be nothing yet."""
+        """Return the capacity of an agent; a new, empty one for an agent who wasn't known."""
         found = self._known.get((tenant, agent_id))
         if found is None:
             found = self._known[tenant, agent_id] = Capacity(agent_id, self._now())
         return found
 
     def forget(self, key: AgentKey) -> None:
-        """Nothing is known of somebody any more."""
+        """Remove an agent."""
         del self._known[key]
 
     def get(self, key: AgentKey) -> Agent | None:
-        """Return an agent as routing knows them."""
+        """Return an agent as routing knows them; None: not known."""
         found = self._known.get(key)
         return found.agent if found is not None else None
 
     def is_connected(self, tenant: str, agent_id: str) -> bool:
-        """Whether a connection of the agent is open here."""
+        """Whether a connection of the agent is open at this process."""
         found = self._known.get((tenant, agent_id))
         return found is not None and found.connections > 0
 
     def changes_of(self, key: AgentKey) -> int | None:
-        """Return a count that tells whether the agent was quiet between two looks; None while proposals pend."""
+        """Return a count that is the same twice if nothing happened to the agent between; None while proposals pend."""
         found = self.known(*key)
         return None if found.pending else found.changes
 
@@ -52,7 +52,7 @@ class AgentIndex:
         return {key: found.changes for key, found in self._known.items() if not found.pending}
 
     def bots_gone(self, seconds: float) -> list[AgentKey]:
-        """Return the bots that have had no connection for so long."""
+        """Return the bots that have had no connection for `seconds`."""
         since = self._now() - int(seconds * 1_000_000)
         return [
             key

@@ -1,4 +1,4 @@
-"""The offers that stand, and who isn't asked for a while. What they do to queues and agents is the router's."""
+"""Open offers, and who gets none for a while. Their effect on queues and agents is the router's task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AgentKey = tuple[str, str]
 """Tenant and agent_id."""
 
 _PAUSE_OFFERS: Final = 3
-"""The while for which a refusal counts, in times of an offer."""
+"""For how long a refusal counts, as a multiple of the time that an offer stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +27,27 @@ class Offer:
 
     @property
     def agent(self) -> AgentKey:
-        """Whose it is."""
+        """The agent to whom the item is offered."""
         return self.item.tenant, self.agent_id
 
 
 class OfferListener(Protocol):
-    """Is told of every offer and of its end."""
+    """Is called at every offer and at its end."""
 
     def offered(self, offer: Offer) -> None:
-        """Somebody is asked to take a work item."""
+        """React to an offer that was made."""
         ...
 
     def offer_ended(self, offer: Offer, end: OfferEnd) -> None:
-        """It isn't theirs to take any more, or is theirs."""
+        """React to the end of an offer: the agent took it, or can't take it any more."""
         ...
 
 
 class Offers:
-    """Open offers by work item, those that were claimed and aren't decided, and the pauses after refusals."""
+    """Open offers by work item, claimed offers that aren't decided, and pauses after refusals."""
 
     def __init__(self, seconds: float) -> None:
-        """`seconds`: how long an offer stands; 0: nobody is asked, what is proposed is theirs."""
+        """`seconds`: how long an offer stands; 0: there are no offers, proposed items are the agents' at once."""
         self._micros = int(seconds * 1_000_000)
         self._open: dict[str, Offer] = {}
         self._claimed: dict[str, Offer] = {}
@@ -55,7 +55,7 @@ class Offers:
         self._refusals: dict[tuple[str, str], dict[str, int]] = {}
 
     def __len__(self) -> int:
-        """How many offers stand."""
+        """Return how many offers are open."""
         return len(self._open)
 
     def __contains__(self, item_id: str) -> bool:
@@ -64,7 +64,7 @@ class Offers:
 
     @property
     def are_made(self) -> bool:
-        """Whether people are asked at all."""
+        """Whether work items are offered to people at all."""
         return self._micros > 0
 
     def make(self, item: WorkItem, agent_id: str, now: int) -> Offer:
@@ -77,7 +77,7 @@ class Offers:
         return self._open.get(item_id)
 
     def of_agent(self, key: AgentKey) -> list[Offer]:
-        """Return what is offered to somebody."""
+        """Return the open offers to an agent."""
         return [each for each in self._open.values() if each.agent == key]
 
     def of_partitions(self, numbers: Collection[int]) -> list[Offer]:
@@ -85,25 +85,25 @@ class Offers:
         return [each for each in self._open.values() if partition_of(each.item.id) in numbers]
 
     def over(self, now: int) -> list[Offer]:
-        """Return the open offers whose time is over."""
+        """Return the open offers that have expired."""
         return [each for each in self._open.values() if each.expires_at <= now]
 
     def close(self, offer: Offer, *, claimed: bool = False) -> None:
-        """An offer doesn't stand any more; a `claimed` one waits to be settled."""
+        """Close an offer; a `claimed` offer then waits to be settled."""
         del self._open[offer.item.id]
         if claimed:
             self._claimed[offer.item.id] = offer
 
     def settle(self, item_id: str) -> Offer | None:
-        """Return the offer of a work item that was claimed, once it is decided."""
+        """Return the claimed offer of a work item, which is now decided, and forget it."""
         return self._claimed.pop(item_id, None)
 
     # -------------------------------------------------------------------------------------- pauses
 
     def refuse(self, offer: Offer, end: OfferEnd, now: int) -> None:
-        """Somebody declined an offer or let it pass: they aren't asked for this item again for a while.
+        """Note that an agent declined an offer or let it pass: this item isn't offered to them for a while.
 
-        Who let it pass is silent: they are asked for nothing, for that while or until they show a sign of life.
+        An agent who let it pass is silent: they are offered nothing for that while, or until they show a sign of life.
         """
         until = now + _PAUSE_OFFERS * self._micros
         self._refusals.setdefault((offer.item.tenant, offer.item.id), {})[offer.agent_id] = until
@@ -111,19 +111,19 @@ class Offers:
             self._silent[offer.agent] = until
 
     def refused_by(self, item: WorkItem) -> Mapping[str, int]:
-        """Return who isn't to be asked for an item yet."""
+        """Return the agents to whom an item isn't to be offered yet, and until when."""
         return self._refusals.get((item.tenant, item.id), {})
 
     def ends_silence(self, key: AgentKey) -> bool:
-        """Somebody shows a sign of life; whether they were silent."""
+        """Note a sign of life; whether the agent was silent."""
         return self._silent.pop(key, None) is not None
 
     def silent_until(self, now: int) -> Iterable[AgentKey]:
-        """Return those whose silence has lasted long enough."""
+        """Return the agents whose silence is over."""
         return [key for key, until in self._silent.items() if until <= now]
 
     def forget_refusals(self, now: int) -> dict[str, None]:
-        """Forget the refusals whose while is over; return the tenants that had some, in order."""
+        """Forget refusals that don't count any more; return the tenants that had some, in order."""
         tenants: dict[str, None] = {}
         for place, refusals in list(self._refusals.items()):
             left = {agent_id: until for agent_id, until in refusals.items() if until > now}

@@ -1,7 +1,7 @@
-"""Who gets a work item: a pure rule, which says why.
+"""Who gets a work item: a pure rule, which gives its reason.
 
-Whoever has room, the skills that it needs, and hasn't refused it of late may have it. A bot comes before any person,
-unless a person is wanted. Among several it is the one who has been idle longest.
+An agent may have an item if they have room, have the skills that it needs, and haven't refused it of late. A bot comes
+before any person, unless a person is wanted. Among several agents the one who has been idle longest gets it.
 """
 
 from __future__ import annotations
@@ -15,59 +15,59 @@ from deskwire_chat.domain.work import WorkItem
 
 
 class Reason(StrEnum):
-    """Why somebody gets a work item, or doesn't."""
+    """Why an agent gets a work item, or doesn't."""
 
     IDLE_LONGEST = "idle_longest"
-    """Nobody who may have it has been idle longer."""
+    """No other agent who may have it has been idle longer."""
     BOT_FIRST = "bot_first"
-    """A bot may have it; this one has been idle longest of them."""
+    """A bot may have it; this bot has been idle longest."""
     NO_ROOM = "no_room"
-    """They have as much as they take, or take nothing now."""
+    """The agent has as many items as they take, or takes none now."""
     HUMAN_WANTED = "human_wanted"
-    """It was handed off: bots don't get it."""
+    """The item was handed off to people: bots don't get it."""
     LACKS_SKILL = "lacks_skill"
-    """It needs a skill that they don't have."""
+    """The item needs a skill that the agent doesn't have."""
     REFUSED_IT = "refused_it"
-    """They declined it, or let its offer pass, a short while ago."""
+    """The agent declined it, or let its offer pass, a short while ago."""
     NOBODY = "nobody"
-    """Nobody may have it now."""
+    """No agent may have it now."""
 
 
 class Candidate(Protocol):
-    """Somebody who might get a work item."""
+    """An agent who might get a work item."""
 
     @property
     def agent_id(self) -> str:
-        """Who it is; unique in the tenant."""
+        """The agent's id; unique in the tenant."""
         ...
 
     @property
     def is_bot(self) -> bool:
-        """Whether it is a program."""
+        """Whether the agent is a program."""
         ...
 
     @property
     def room(self) -> int:
-        """How many more items they take now."""
+        """How many more items the agent takes now."""
         ...
 
     @property
     def idle_since(self) -> int:
-        """When they last got an item, in microseconds; 0: never."""
+        """When the agent last got an item, in microseconds; 0: never."""
         ...
 
     @property
     def skills(self) -> frozenset[str]:
-        """What they can do."""
+        """The agent's skills."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Who gets a work item, and why; `agent_id` is None when nobody does.
+    """Who gets a work item, and why; `agent_id` is None when nobody gets it.
 
-    `obstacles`: why others don't get it, of those who were looked at; of all when nobody does. Who merely was idle for
-    less long isn't in it.
+    `obstacles`: why others may not have it, for the agents who were checked; for all agents when nobody gets it. It leaves
+    out agents who were merely idle for a shorter time.
     """
 
     agent_id: str | None
@@ -78,11 +78,11 @@ class Choice:
 def choose(
     item: WorkItem, candidates: Iterable[Candidate], *, refused_by: Collection[str] = ()
 ) -> Choice:
-    """Return who of a tenant's agents gets `item`. `refused_by`: who isn't asked for it again yet."""
+    """Return which of a tenant's agents gets `item`. `refused_by`: the agents to whom it isn't offered again yet."""
     best: Candidate | None = None
     obstacles: dict[str, Reason] = {}
     for candidate in candidates:
-        # The rank first, as it costs less: only who comes before the best so far is looked at.
+        # Compare ranks first, as that costs less: only an agent ahead of the best so far is checked.
         if best is not None and _rank(candidate) > _rank(best):
             continue
         reason = obstacle(item, candidate, refused_by=refused_by)

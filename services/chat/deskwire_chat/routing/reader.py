@@ -1,4 +1,4 @@
-"""Reads for routing what only the tables know: the agents, and what waits in partitions that this process gained."""
+"""Reads the tables for routing: agents, and what waits in partitions that this process gained."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _AGENTS_SECONDS: Final = 1.5
 
 
 class Owned(Protocol):
-    """What this process owns, and whether it is alone."""
+    """Tells which partitions this process owns, and whether it is the only process."""
 
     def term_of(self, number: int) -> int:
-        """Return the term under which this process owns a partition; 0: it doesn't."""
+        """Return the term under which this process owns a partition; 0: it doesn't own it."""
         ...
 
     def others_live(self) -> bool:
@@ -34,7 +34,7 @@ class Owned(Protocol):
 
 
 class AgentReader:
-    """Keeps routing's index true to the tables."""
+    """Keeps routing's index in step with the tables."""
 
     def __init__(self, db: Database, router: Router, owned: Owned) -> None:
         self._db = db
@@ -44,18 +44,18 @@ class AgentReader:
         self._wake = asyncio.Event()
 
     def gained(self, numbers: Collection[int]) -> None:
-        """Have routing take over what waits in these partitions."""
+        """Have what waits in these partitions read and given to routing."""
         self._gained.update(numbers)
         self._wake.set()
 
     async def load(self, propose: Proposer) -> None:
-        """Give routing the agents' table, and let it begin; what waits comes with its partitions."""
+        """Give routing all agents, and start it; what waits is read with its partitions."""
         async with self._db.read() as c:
             found = await agents.every(c)
         self._router.start(found, propose)
 
     async def run_partitions(self) -> None:
-        """Read what waits in partitions that were gained, until cancelled; outlasts a database that is away."""
+        """Read what waits in gained partitions, until cancelled; outlasts a database that is away."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -72,7 +72,7 @@ class AgentReader:
             self._router.enqueue(*(each for each in waiting if partition_of(each.id) in numbers))
 
     async def run_agents(self) -> None:
-        """While there are other processes, which give agents work too: read the agents again, until cancelled."""
+        """Read all agents again and again until cancelled, while other processes live, which give agents work too."""
         await every(
             _AGENTS_SECONDS, self._read_all, failed="agents_not_read", outlast=AWAY, at_once=False
         )
@@ -90,7 +90,7 @@ class AgentReader:
                 self._router.agent_read(key, agent)
 
     async def run(self) -> None:
-        """Read whom routing doubts, until cancelled; outlasts a database that is away."""
+        """Read the agents whom routing doubts, until cancelled; outlasts a database that is away."""
         while True:
             key = await self._router.doubted.get()
             METRICS.conversations_queued.set(self._router.waiting_count())

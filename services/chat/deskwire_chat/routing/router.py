@@ -1,11 +1,11 @@
-"""Routing: what waits, who is free, and which of them is proposed or offered to whom.
+"""Routing: which work items wait, which agents are free, and which item is proposed or offered to which agent.
 
-With offers on, people are asked first: a work item is offered to one after the other until somebody accepts. Who
-declines one, or lets it pass, isn't offered it again for a while. Who lets one pass is offered nothing until they show
-a sign of life, or for that while.
+With offers on, a work item is offered to one person after the other until somebody accepts. Nobody is offered an item
+again for a while after they declined it or let it pass. After letting one pass they are offered nothing at all for that
+while, or until they show a sign of life.
 
-An index in memory over what the tables say. It proposes; the log's transaction decides (the agent's row is guarded by
-status and capacity), and tells the outcome back. Everything here runs on the event loop and never waits.
+Routing is an index in memory over the tables. It proposes; the log's transaction decides (the agent's row is guarded by
+status and capacity) and reports the outcome. Everything here runs on the event loop and never waits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Proposer = Callable[[WorkItem, Agent], None]
 
 
 class _Desk:
-    """One tenant: its people and bots with room, and what waits for them."""
+    """One tenant: its people and bots with room, and the work items that wait for them."""
 
     __slots__ = ("bots", "people", "queue")
 
@@ -42,7 +42,7 @@ class Router:
     """Routing of all tenants."""
 
     def __init__(self, *, now: Callable[[], int], offer_seconds: float = 0.0) -> None:
-        """`now` gives microseconds; `offer_seconds`: how long people are offered an item, 0: it is theirs at once."""
+        """`now` gives microseconds; `offer_seconds`: how long an offer stands, 0: people get an item without one."""
         self._now = now
         self._propose: Proposer | None = None
         self.agents = AgentIndex(now)
@@ -50,10 +50,10 @@ class Router:
         self._offers = Offers(offer_seconds)
         self._listener: OfferListener | None = None
         self.doubted: asyncio.Queue[AgentKey] = asyncio.Queue()
-        """Whose row is to be read and given to `agent_read`: what was known of them was wrong."""
+        """Agents whose state here was wrong: their rows are to be read and given to `agent_read`."""
 
     def start(self, agents: Iterable[Agent], propose: Proposer) -> None:
-        """Take over what the table says, and begin to propose."""
+        """Take the agents of the table, and begin to propose."""
         self._propose = propose
         for agent in agents:
             known = self.agents.known(agent.tenant, agent.agent_id)
@@ -65,13 +65,13 @@ class Router:
             self._dispatch(tenant)
 
     def tell(self, listener: OfferListener) -> None:
-        """Tell `listener` of offers from now on."""
+        """Have `listener` called for offers from now on."""
         self._listener = listener
 
     # ---------------------------------------------------------------------------- what happens to work
 
     def enqueue(self, *items: WorkItem) -> None:
-        """Work items wait for agents."""
+        """Have work items wait for agents."""
         tenants: dict[str, None] = {}
         for item in items:
             self._wait(item)
@@ -80,19 +80,19 @@ class Router:
             self._dispatch(tenant)
 
     def dequeue(self, tenant: str, item_id: str) -> None:
-        """A work item doesn't wait here: not any more, or it turns out not to."""
+        """Remove a work item that doesn't wait here, or not any more."""
         self._desk(tenant).queue.remove(item_id)
         self._withdraw(item_id)
 
     def drop_partitions(self, numbers: Collection[int]) -> None:
-        """Another process routes the items of these from now on."""
+        """Remove the items of partitions that another process routes from now on."""
         for desk in self._desks.values():
             desk.queue.remove_partitions(numbers)
         for offer in self._offers.of_partitions(numbers):
             self._withdraw(offer.item.id)
 
     def work_ended(self, tenant: str, item_id: str, agent_id: str) -> None:
-        """A work item is done, or another's: its agent, if it had one, has room for the next."""
+        """Note that a work item is done or went elsewhere: its agent, if any, has room for the next."""
         if not agent_id:
             self.dequeue(tenant, item_id)
             return
@@ -102,13 +102,13 @@ class Router:
         self._changed((tenant, agent_id))
 
     def work_given(self, tenant: str, item_id: str, agent_id: str) -> None:
-        """Somebody else than routing gave an agent a work item."""
+        """Note that an agent got a work item other than through routing."""
         self.dequeue(tenant, item_id)
         self.agents.known(tenant, agent_id).count_active(+1)
         self._changed((tenant, agent_id))
 
     def proposal_taken(self, tenant: str, item_id: str, agent_id: str) -> None:
-        """The log took a proposal: the work item is the agent's."""
+        """Note that the log took a proposal: the agent has the work item."""
         self._settle(item_id, OfferEnd.ACCEPTED)
         known = self.agents.known(tenant, agent_id)
         known.pending -= 1
@@ -117,10 +117,10 @@ class Router:
     def proposal_refused(
         self, tenant: str, item_id: str, agent_id: str, *, waits: WorkItem | None, doubtful: bool
     ) -> None:
-        """The log didn't take a proposal.
+        """Note that the log refused a proposal.
 
-        `waits`: the item, if it still waits. `doubtful`: what is known of the agent was wrong; they are read again
-        before they get another proposal.
+        `waits`: the item, if it still waits. `doubtful`: the agent's state here was wrong; their row is read before the
+        next proposal for them.
         """
         key = tenant, agent_id
         self._settle(item_id, OfferEnd.WITHDRAWN)
@@ -138,13 +138,13 @@ class Router:
     # -------------------------------------------------------------------------- what happens to agents
 
     def agent_connected(self, tenant: str, agent_id: str, bot: bool) -> None:
-        """A connection of an agent, or of a bot, opened."""
+        """Note that a connection of an agent, or of a bot, opened."""
         self.agents.known(tenant, agent_id).count_connection(+1, bot=bot)
         self.agent_active(tenant, agent_id)
         self._changed((tenant, agent_id))
 
     def agent_disconnected(self, tenant: str, agent_id: str, bot: bool) -> None:
-        """A connection of an agent, or of a bot, closed."""
+        """Note that a connection of an agent, or of a bot, closed."""
         known = self.agents.known(tenant, agent_id)
         known.count_connection(-1, bot=bot)
         known.gone_since = self._now()
@@ -154,13 +154,13 @@ class Router:
         self._changed((tenant, agent_id))
 
     def agent_active(self, tenant: str, agent_id: str) -> None:
-        """An agent shows a sign of life: who let an offer pass gets others again."""
+        """Note an agent's sign of life: if they let an offer pass, they get offers again."""
         if self._offers.ends_silence((tenant, agent_id)):
             self.agents.known(tenant, agent_id).silent = False
             self._changed((tenant, agent_id))
 
     def agent_changed(self, agent: Agent) -> None:
-        """An agent's status, capacity or name is another one now."""
+        """Take an agent's new status, capacity or name."""
         key = agent.tenant, agent.agent_id
         known = self.agents.known(*key)
         if known.agent is None:
@@ -172,7 +172,7 @@ class Router:
         self._changed(key)
 
     def agent_read(self, key: AgentKey, agent: Agent | None) -> None:
-        """Take an agent's row as the truth: nothing of theirs happened while it was read."""
+        """Take an agent's row as the truth, as nothing happened to them while it was read."""
         known = self.agents.known(*key)
         known.agent = agent
         known.doubted = False
@@ -192,7 +192,7 @@ class Router:
         return offer
 
     def claim_offer(self, tenant: str, item_id: str, agent_id: str) -> Offer | None:
-        """An agent accepts: their offer is a proposal now, which the log takes or refuses. None: it is over."""
+        """Turn an agent's open offer into a proposal, which the log takes or refuses. None: the offer is over."""
         offer = self.open_offer(tenant, item_id, agent_id)
         if offer is not None:
             self.agents.known(tenant, agent_id).pending += 1
@@ -201,14 +201,14 @@ class Router:
         return offer
 
     def decline_offer(self, tenant: str, item_id: str, agent_id: str) -> None:
-        """An agent declines: somebody else is asked."""
+        """End an offer that an agent declines; the item is offered to somebody else."""
         offer = self.open_offer(tenant, item_id, agent_id)
         if offer is not None:
             self.agent_active(tenant, agent_id)
             self._end(offer, OfferEnd.DECLINED)
 
     def expire_offers(self) -> None:
-        """End the offers and pauses whose time is over; to be called again and again."""
+        """End the offers and pauses that have expired; to be called periodically."""
         now = self._now()
         for offer in self._offers.over(now):
             self._end(offer, OfferEnd.EXPIRED)
@@ -218,7 +218,7 @@ class Router:
             self._dispatch(tenant)
 
     def _end(self, offer: Offer, end: OfferEnd) -> None:
-        """An offer is over without a taker: the item waits again."""
+        """End an offer that nobody took: the item waits again."""
         self._take_back(offer)
         if end in {OfferEnd.EXPIRED, OfferEnd.DECLINED}:
             self._offers.refuse(offer, end, self._now())
@@ -230,7 +230,7 @@ class Router:
         self._dispatch(offer.item.tenant)
 
     def _withdraw(self, item_id: str) -> None:
-        """The item isn't routing's to offer any more."""
+        """Withdraw the offer of an item that routing may not offer any more."""
         offer = self._offers.of_item(item_id)
         if offer is not None:
             self._take_back(offer)
@@ -238,7 +238,7 @@ class Router:
             self._changed(offer.agent)
 
     def _reconsider(self, key: AgentKey) -> None:
-        """What is offered to somebody who takes nothing any more is others'."""
+        """Offer the items of an agent who takes nothing any more to others."""
         if not takes_work(self.agents.known(*key).agent):
             for offer in self._offers.of_agent(key):
                 self._end(offer, OfferEnd.WITHDRAWN)
@@ -259,7 +259,7 @@ class Router:
             self._listener.offer_ended(offer, end)
 
     def waiting_count(self) -> int:
-        """How many work items wait."""
+        """Return how many work items wait."""
         return len(self._offers) + sum(len(desk.queue) for desk in self._desks.values())
 
     # ------------------------------------------------------------------------------------- inner
@@ -280,7 +280,7 @@ class Router:
             self._dispatch(key[0])
 
     def _judge(self, key: AgentKey) -> bool:
-        """Put the agent among the free ones, or take them away; whether they are free."""
+        """Add an agent to the free ones, or remove them; whether they are free."""
         tenant, agent_id = key
         known = self.agents.known(tenant, agent_id)
         desk = self._desk(tenant)
@@ -292,7 +292,7 @@ class Router:
         return False
 
     def _dispatch(self, tenant: str) -> None:
-        """Proposer until nobody has room, or nothing waits that they may have."""
+        """Propose items until nobody has room, or nothing waits that they may have."""
         desk = self._desk(tenant)
         unwanted: list[WorkItem] = []
         while self._propose is not None and (desk.bots or desk.people):
@@ -317,9 +317,9 @@ class Router:
             desk.queue.put(item)
 
     def _give(self, item: WorkItem, known: Capacity) -> None:
-        """Proposer an item for somebody, or offer it to them."""
+        """Propose an item for an agent, or offer it to them."""
         agent = known.agent
-        assert agent is not None  # noqa: S101 - who has room is known
+        assert agent is not None  # noqa: S101 - an agent with room is known
         asked = self._offers.are_made and not agent.bot
         if asked:
             known.offered += 1
@@ -337,7 +337,7 @@ class Router:
 
 
 def _free(desk: _Desk, item: WorkItem) -> Iterator[Capacity]:
-    """Yield who has room and might get an item; people only where no bot comes before them."""
+    """Yield the agents with room who might get an item; people only where no bot comes before them."""
     if desk.bots and not item.human_wanted:
         yield from desk.bots.values()
     yield from desk.people.values()

@@ -1,1 +1,1 @@
-"""The streams of integrators: messages in, conversations out, and the way to another owner."""
+"""The streams of integrators: messages in, conversations out, and forwarding to another owner."""

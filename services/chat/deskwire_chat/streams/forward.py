@@ -1,7 +1,7 @@
-"""Streams on their way to the owners of their conversations: messages are stored as at the owner's, in their order.
+"""Streams forwarded to the owners of their conversations: messages are stored in order, as if sent to the owner.
 
-What this process owns goes straight to its writer. The others are passed on one by one per conversation, as its next
-one may only go when the one before has its place.
+Messages for partitions of this process go straight to its writer. Others are forwarded one by one per conversation, as
+the next one may only go when the one before has its place.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CALL_SECONDS: Final = 10.0
 
 
 class _Line:
-    """A conversation whose messages aren't this process's to store, or weren't a moment ago."""
+    """A conversation whose messages another process stores, or stored a moment ago."""
 
     __slots__ = ("held", "task", "waiting")
 
@@ -53,7 +53,7 @@ class _Line:
 
 
 class Forwarders:
-    """Makes the way of each stream's messages."""
+    """Makes the forwarder of each stream."""
 
     def __init__(self, writer: LogWriter, ownership: Ownership, peers: Peers) -> None:
         self.writer = writer
@@ -61,15 +61,15 @@ class Forwarders:
         self.peers = peers
 
     def forwarder(self, context: Any) -> Forwarder:
-        """Return the way of one caller's stream; `context` is that of its call."""
+        """Return the forwarder of one caller's stream; `context` is that of its call."""
         return Forwarder(self, forwarding(context))
 
 
 class Forwarder:
-    """The way of one stream's messages. Without messages for others it is the writer's own."""
+    """Takes one stream's messages to their owners; those for this process go straight to its writer."""
 
     def __init__(self, shared: Forwarders, metadata: grpc.aio.Metadata) -> None:
-        """`metadata`: how calls are passed on, as the stream's caller."""
+        """`metadata` is sent with forwarded calls, which so are the stream's caller's."""
         self._writer = shared.writer
         self._ownership = shared.ownership
         self._peers = shared.peers
@@ -78,7 +78,7 @@ class Forwarder:
         self._numbers = itertools.count()
 
     def submit(self, command: Put) -> None:
-        """Queue a message, as LogWriter.submit does, wherever its owner is. Never raises NotOwner."""
+        """Queue a message as LogWriter.submit does, wherever its owner is. Never raises NotOwner."""
         number, reply = next(self._numbers), command.reply
         if command.conversation_id not in self._lines:
             command.reply = partial(self._answered, number, command, reply)
@@ -104,20 +104,20 @@ class Forwarder:
         reply(result)
 
     def _note(self, command: Put, error: DeskwireError) -> None:
-        """The writer forgets who holds a line when the partition leaves it; the stream doesn't."""
+        """Remember a held line: the writer forgets it when the partition leaves this process, the stream must not."""
         if error.temporary and error.reason != reasons.ERROR_REASON_LINE_HELD:
             line = self._lines.setdefault(command.conversation_id, _Line())
             line.held = line.held or command.client_msg_id
 
     def _forward(self, number: int, command: Put, reply: Reply) -> None:
         line = self._lines.setdefault(command.conversation_id, _Line())
-        # What the writer gives back may be older than what has come since.
+        # What the writer gives back may be older than what has arrived since.
         insort(line.waiting, (number, command, reply), key=lambda each: each[0])
         if line.task is None:
             line.task = asyncio.create_task(self._go(command.conversation_id, line))
 
     async def _go(self, conversation_id: str, line: _Line) -> None:
-        # Whatever of this conversation still waits in the writer comes back before this.
+        # What still waits in the writer for this conversation comes back before this.
         await self._writer.finish()
         while line.waiting:
             _, command, reply = line.waiting.pop(0)
@@ -129,7 +129,7 @@ class Forwarder:
             except DeskwireError as error:
                 line.held = command.client_msg_id if error.temporary else ""
                 reply(error)
-            except Exception as error:  # noqa: BLE001 - the others of the stream go on
+            except Exception as error:  # noqa: BLE001 - the stream's other conversations go on
                 get_logger().error("message_not_forwarded", exc_info=error)
                 reply(Internal("the message could not be passed on; see the server's log"))
             else:
@@ -188,7 +188,7 @@ class Forwarder:
 
 
 def _stored(answer: pb.SendMessageResponse, command: Put) -> Stored:
-    """Return what the owner says of a message that it has stored."""
+    """Return a message that the owner has stored, from the owner's answer."""
     said = answer.message
     item = Message(
         message_id=said.message_id,
@@ -209,7 +209,7 @@ def _stored(answer: pb.SendMessageResponse, command: Put) -> Stored:
 
 
 class WatchForwarder:
-    """Serves WatchConversation wherever the conversation's owner is."""
+    """Serves WatchConversation wherever the conversation's owner is: here, or forwarded."""
 
     def __init__(self, watchers: Watchers, peers: Peers) -> None:
         self._watchers = watchers

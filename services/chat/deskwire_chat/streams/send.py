@@ -1,7 +1,7 @@
 """StreamMessages: many messages of one caller on one stream, each stored as a Send is.
 
-What a stream has taken and not answered is bounded, and so is what a slow reader can make the server keep: beyond it
-the server stops reading, and gRPC's flow control holds the sender.
+The messages that a stream has taken and not answered are bounded, and with them what a slow reader can make the server
+keep: at the bound the server stops reading, and gRPC's flow control stops the sender.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ WINDOW: Final = 1_000
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 """Bytes of a stream's messages that may wait to be stored."""
 RESULTS: Final = 500
-"""Results per response at the most."""
+"""Most results in one response."""
 _ECHO: Final = 64
-"""Characters that are said back of an id that breaks the contract's limits."""
+"""How many characters are echoed of an id that breaks the contract's limits."""
 
 
 class Way(Protocol):
-    """Where a stream's messages go (streams.forward.Forwarder)."""
+    """Takes a stream's messages (streams.forward.Forwarder)."""
 
     def submit(self, command: Put) -> None:
         """Queue a message for its owner. Raises ResourceExhausted, Unavailable."""
@@ -46,7 +46,7 @@ class Way(Protocol):
 
 
 class MessageStreams:
-    """All streams of messages of this process."""
+    """All StreamMessages calls of this process."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class MessageStreams:
         admit: Admit,
         slots: Slots,
     ) -> None:
-        """`way` makes the way to the owners, given the context of a call (streams.forward.Forwarders)."""
+        """`way` makes a Way to the owners from the context of a call (streams.forward.Forwarders)."""
         self._writer = writer
         self._way = way
         self._validator = validator
@@ -90,7 +90,7 @@ class MessageStreams:
                 stream.close()
 
     def expel(self) -> None:
-        """End the streams of those who aren't let in any more."""
+        """End the streams of callers who aren't admitted any more."""
         for stream in self._open:
             try:
                 self._admit(stream.principal)
@@ -98,7 +98,7 @@ class MessageStreams:
                 stream.stop(error)
 
     async def drain(self, seconds: float = 3.0) -> None:
-        """Take no more messages, answer those that were taken, and end all streams; slow readers get `seconds`."""
+        """Take no more messages, answer those taken, and end all streams; slow readers get `seconds`."""
         self._stopping = True
         for stream in self._open:
             stream.stop()
@@ -108,7 +108,7 @@ class MessageStreams:
 
 
 class _Stream:
-    """One stream: `_taken` counts what was read and whose result isn't written yet. It is the line that is held."""
+    """One stream, which is the line of its messages. `_taken` counts messages read whose results aren't written yet."""
 
     def __init__(
         self, writer: LogWriter, way: Way, validator: Validator, principal: Principal
@@ -129,7 +129,7 @@ class _Stream:
         self._room = asyncio.Event()
 
     def reads_with(self, reading: asyncio.Task[None]) -> None:
-        """The stream ends when this task has, and everything is answered."""
+        """Have the stream end when this task has ended and everything is answered."""
         self._reading = reading
         reading.add_done_callback(lambda _: self._wake.set())
 
@@ -140,7 +140,7 @@ class _Stream:
             self._reading.cancel()
 
     def close(self) -> None:
-        """Free what it held."""
+        """Free what the stream holds."""
         self._closed = True
         self._writer.forget_line(self, self._held)
 
@@ -156,7 +156,7 @@ class _Stream:
                 self._take(message)
 
     async def responses(self) -> AsyncIterator[pb.StreamMessagesResponse]:
-        """Write the results; ends when no more can come."""
+        """Yield the results; end when no more can come."""
         while self._taken or self._reading is None or not self._reading.done():
             await self._wake.wait()
             self._wake.clear()
@@ -165,7 +165,7 @@ class _Stream:
                 for _ in batch:
                     self._results.popleft()
                 yield pb.StreamMessagesResponse(results=batch)
-                # It was handed to the transport, which waits for a slow reader.
+                # The response is with the transport now, which waits for a slow reader.
                 self._taken -= len(batch)
                 self._room.set()
 
@@ -201,7 +201,7 @@ class _Stream:
         self._results.append(self._result(message, result))
         self._wake.set()
         if self._closed:
-            # Nobody is there for whom the line could be held.
+            # The stream is over: nobody is left for whom the line could be held.
             self._writer.forget_line(self, [message.conversation_id.lower()])
 
     def _result(

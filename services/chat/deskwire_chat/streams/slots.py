@@ -1,4 +1,4 @@
-"""How many streams may be open, and who may go on with theirs."""
+"""How many streams may be open, and whose may stay open."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from deskwire_common.errors import ResourceExhausted
 from deskwire_common.metrics import METRICS
 
 Admit = Callable[[Principal], None]
-"""Raises for a caller who isn't let in any more (live.admission.Admission)."""
+"""Raises for a caller who isn't admitted any more (live.admission.Admission)."""
 
 
 class Slots:
-    """How many long calls this process, and each tenant in it, may have open."""
+    """Bounds how many long calls this process, and each tenant in it, may have open."""
 
     def __init__(self, total: int, per_tenant: int) -> None:
         self._total = total
@@ -24,7 +24,7 @@ class Slots:
 
     @contextmanager
     def one(self, tenant: str) -> Iterator[None]:
-        """Hold one while the block runs. Raises ResourceExhausted."""
+        """Hold one slot while the block runs. Raises ResourceExhausted."""
         taken = self._taken.get(tenant, 0)
         if taken >= self._per_tenant or self._sum >= self._total:
             whose = "the tenant" if taken >= self._per_tenant else "the process"

@@ -1,8 +1,8 @@
-"""WatchConversation: a conversation's history and then what comes, to callers of any kind.
+"""WatchConversation: a conversation's history and then every new message, for callers of any kind.
 
-What is committed is put before the watchers of its conversation, who take it from memory. What a watcher can't get
-there (history, or more than it had taken) it reads from the log, so that a slow reader costs a bounded amount of
-memory, and loses nothing.
+Committed messages go to the watchers of their conversation, who take them from memory. What a watcher can't get there
+(history, or more than its tail holds) it reads from the log, so that a slow reader costs a bounded amount of memory
+and loses nothing.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from deskwire_common.errors import DeskwireError, OutOfRange
 from deskwire_common.pagination import ANSWER_BYTES, fit
 
 CHECKPOINT: Final = 15.0
-"""Seconds of silence after which a watcher is told its cursor again."""
+"""Seconds of silence after which a watcher is sent its cursor again."""
 TAIL: Final = 256
-"""Messages of a watcher that wait in memory; beyond it reads them from the log."""
+"""Most messages of a watcher that wait in memory; it reads more from the log."""
 TAIL_BYTES: Final = 1 << 20
-"""Bytes of their bodies."""
+"""Most bytes of their bodies."""
 _PAGE: Final = 200
 _READS: Final = 4
-# Every so many checkpoints the log is looked at, whatever was heard.
+# Each time after this many checkpoints the log is read, even if no commit was reported.
 _LOOK_AGAIN: Final = 4
 
 
@@ -104,13 +104,13 @@ class _Watch:
         return found
 
     def end(self, error: DeskwireError) -> None:
-        """Have it end with an error."""
+        """End the watch with an error."""
         self.error = error
         self.wake.set()
 
 
 class Watchers:
-    """All watches of this process: of the conversations of its partitions."""
+    """All watches of this process; they are of conversations in its partitions."""
 
     def __init__(self, db: Database, admit: Admit, slots: Slots) -> None:
         self._db = db
@@ -123,7 +123,7 @@ class Watchers:
     # ------------------------------------------------------------------------------ what happens
 
     def committed(self, stored: Sequence[Stored]) -> None:
-        """Messages were committed, in the order of their conversations."""
+        """Pass committed messages to their watchers; they come in the order of their conversations."""
         if not self._watches:
             return
         for each in stored:
@@ -131,25 +131,25 @@ class Watchers:
                 watch.put(each.message)
 
     def changed(self, conversation: Conversation) -> None:
-        """A conversation was changed, and that is committed."""
+        """Pass a committed change of a conversation to its watchers."""
         for watch in self._watches.get(conversation.conversation_id, ()):
-            # The writer goes on changing its own.
+            # A copy, as the writer goes on changing its own.
             watch.saw(replace(conversation))
 
     def expel(self) -> None:
-        """Have all look whether their caller is still let in."""
+        """Have all watches check whether their caller is still admitted."""
         for watch in self._all():
             watch.wake.set()
 
     def lost(self, numbers: Collection[int]) -> None:
-        """Partitions have another owner: their watchers must go there."""
+        """End the watches of partitions that have another owner now: their callers must go there."""
         for conversation_id, watches in self._watches.items():
             if partition_of(conversation_id) in numbers:
                 for watch in watches:
                     watch.end(NotOwner())
 
     async def drain(self, seconds: float = 2.0) -> None:
-        """End all; slow readers get `seconds`."""
+        """End all watches; slow readers get `seconds`."""
         self._stopping = True
         for watch in self._all():
             watch.end(stopping())
@@ -214,7 +214,7 @@ class Watchers:
 
     async def _read(self, watch: _Watch, cursor: int) -> list[Message]:
         """Return messages after `cursor` from the log, and read the conversation."""
-        # What is committed from now on goes to the tail, or sets this again.
+        # Commits from now on go to the tail, or set this again.
         watch.behind = False
         known = watch.conversation
         found = await self._visible(watch.who, known.conversation_id)
@@ -223,7 +223,7 @@ class Watchers:
                 c, known.conversation_id, seq=cursor, limit=_PAGE, max_bytes=ANSWER_BYTES
             )
         watch.saw(found)
-        # What ended the run may be its bytes.
+        # The limit of bytes may have ended the run.
         watch.behind = watch.behind or (bool(run) and run[-1].seq < found.head_seq)
         return run
 
@@ -236,14 +236,14 @@ class Watchers:
 
 
 class TappedLog:
-    """The writer's Log, with the watchers told on the way."""
+    """The writer's Log, which passes commits to the watchers too."""
 
     def __init__(self, log: Log, watchers: Watchers) -> None:
         self._log = log
         self._watchers = watchers
 
     def committed(self, stored: Sequence[Stored]) -> None:
-        """Pass it on to both."""
+        """Pass committed messages on to both."""
         self._log.committed(stored)
         self._watchers.committed(stored)
 

@@ -66,8 +66,8 @@ class Candidate(Protocol):
 class Choice:
     """Who gets a work item, and why; `agent_id` is None when nobody gets it.
 
-    `obstacles`: why others may not have it, for the agents who were checked; for all agents when nobody gets it. It leaves
-    out agents who were merely idle for a shorter time.
+    `obstacles`: why others may not have it, for the agents who were checked; for all agents when nobody gets it.
+    Agents who were merely idle for a shorter time aren't in it.
     """
 
     agent_id: str | None

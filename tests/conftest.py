@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from deskwire_cli.launch import Launch, make_plan
@@ -28,6 +29,10 @@ from support.ports import free_base
 # Otherwise each of the many processes that tests start compiles all that it imports: 1.7 s of a core.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# No example of a property is timed: on a busy machine that would fail by chance.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.hookimpl(wrapper=True)

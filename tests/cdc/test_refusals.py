@@ -17,9 +17,10 @@ import pytest
 from deskwire.cdc.v1 import source_pb2, source_service_pb2, source_service_pb2_grpc
 from deskwire_cdc.app import build
 from deskwire_cdc.config import Settings
-from deskwire_cdc.domain import Kind, Source, SourceUnreachable
-from deskwire_cdc.sources import ReaderOptions, files, open_reader
-from deskwire_cdc.sources.mariadb import NOT_THERE
+from deskwire_cdc.domain.sources import Source, SourceUnreachable
+from deskwire_cdc.sources import ReaderOptions, open_reader
+from deskwire_cdc.sources.mariadb.server import NOT_THERE
+from deskwire_cdc.sources.sqlite import files
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.clock import SystemClock
 from deskwire_common.errors import DeskwireError, from_rpc_error
@@ -353,13 +354,12 @@ async def test_a_name_that_turns_inward_is_not_followed(mariadb: DatabaseServer)
         scheme="mariadb", netloc=parts.netloc.replace(mariadb.host, "crm.example.org")
     )
     source = Source(
-        tenant_id="t", source_id="s-1", incarnation=new_id(), kind=Kind.MARIADB, url=urlunsplit(named),
+        tenant_id="t", source_id="s-1", incarnation=new_id(), kind="mariadb", url=urlunsplit(named),
         system_id="crm:main", tables=("orders",), customer_rule=None, snapshot=False, created_at=0, version=1,
     )  # fmt: skip
     options = ReaderOptions(
         clock=SystemClock(),
         targets=Targets(parse_rules("127.0.0.0/8:*"), resolve),
-        files=files.Files(()),
     )
     reader = open_reader(source, options)
     try:

@@ -15,7 +15,7 @@ import pytest
 
 from deskwire.cdc.v1 import source_pb2, source_service_pb2, source_service_pb2_grpc
 from deskwire.chat.v1 import customer_service_pb2, customer_service_pb2_grpc
-from deskwire_cdc.sources.files import NOT_THERE
+from deskwire_cdc.sources.sqlite.files import NOT_THERE
 from deskwire_cli.launch import Launch
 from deskwire_common.auth import KeySet, Role, TokenSigner
 from deskwire_common.rpc import make_channel

@@ -14,7 +14,8 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from deskwire_common.clock import SystemClock
 from deskwire_common.targets import Targets, parse_rules
-from deskwire_events.clients import NOT_THERE, AdapterAway, AdapterClient
+from deskwire_events import domain
+from deskwire_events.adapters import NOT_THERE, AdapterAway, GrpcAdapter
 from support import eventually
 
 REFUSAL = f"the adapter can't be used: {NOT_THERE}"
@@ -100,9 +101,13 @@ class Names:
         return self._last
 
 
-def calling(target: str, names: Names, rules: str = "127.0.0.0/8:*") -> AdapterClient:
+def calling(target: str, names: Names, rules: str = "127.0.0.0/8:*") -> GrpcAdapter:
+    adapter = domain.register(
+        None, tenant="t", adapter_id="a-1", system_id="crm:main", target=target, event_types=(), accepts=(),
+        credentials={}, now=1_767_225_600_000_000,
+    )  # fmt: skip
     targets = Targets(parse_rules(rules), names)
-    return AdapterClient(target, "t", {}, targets=targets, tls=None, clock=SystemClock())
+    return GrpcAdapter(adapter, targets=targets, tls=None, clock=SystemClock())
 
 
 async def test_a_name_that_turns_inward_is_not_followed(crm: Any) -> None:

@@ -15,7 +15,7 @@ from deskwire.events.v1.hub_events_pb2 import RowChanged
 from deskwire_common import events, topics
 from deskwire_common.auth import Role
 from deskwire_common.kafka import ensure_topics
-from deskwire_events.clients import NOT_THERE
+from deskwire_events.adapters import NOT_THERE
 from support import eventually
 from support.refusals import refusal
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 
@@ -16,7 +15,7 @@ from deskwire_events import domain, store
 from deskwire_events.domain import Adapter, AdapterState, Delivery, Outcome
 
 IDS = RandomIds()
-NOW = datetime(2026, 1, 1, 12, 0, 0, 654321, tzinfo=UTC)
+NOW = 1_767_268_800_654_321
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def adapter(adapter_id: str = "crm-main", tenant: str = "demo") -> Adapter:
 async def save(db: Database, *adapters: Adapter) -> None:
     async def work(uow: UnitOfWork) -> None:
         for each in adapters:
-            await store.save_adapter(uow, each)
+            await store.adapters.save(uow, each)
 
     await db.run(work)
 
@@ -63,12 +62,12 @@ def end(outcome: Outcome = Outcome.DELIVERED, event_id: str = "") -> Delivery:
 
 
 async def add(db: Database, adapter_id: str, ends: Sequence[Delivery]) -> None:
-    await db.run(lambda uow: store.add_deliveries(uow, "demo", adapter_id, ends))
+    await db.run(lambda uow: store.deliveries.add(uow, "demo", adapter_id, ends))
 
 
 async def found(db: Database, *, dead: bool = False, below: int | None = None) -> list[Delivery]:
     async with db.read() as connection:
-        return await store.list_deliveries(
+        return await store.deliveries.page(
             connection, "demo", "crm-main", dead_only=dead, below=below, limit=50
         )
 
@@ -79,23 +78,23 @@ async def test_an_adapter_is_read_as_it_was_written(db: Database) -> None:
     gone = domain.remove(two, "b", "")
     await save(db, gone)
     async with db.read() as connection:
-        assert await store.read_adapter(connection, "demo", "a") == one
-        assert await store.read_adapter(connection, "demo", "b") == gone
-        assert await store.read_adapter(connection, "demo", "A") is None
-        assert await store.list_adapters(connection, "demo", after="", limit=9) == [one]
-        assert await store.list_adapters(connection, "demo", after="a", limit=9) == []
-        assert {each.tenant for each in await store.all_adapters(connection)} == {"demo", "other"}
+        assert await store.adapters.get(connection, "demo", "a") == one
+        assert await store.adapters.get(connection, "demo", "b") == gone
+        assert await store.adapters.get(connection, "demo", "A") is None
+        assert await store.adapters.page(connection, "demo", after="", limit=9) == [one]
+        assert await store.adapters.page(connection, "demo", after="a", limit=9) == []
+        assert {each.tenant for each in await store.adapters.every(connection)} == {"demo", "other"}
 
 
 async def test_trouble_is_that_of_one_registration(db: Database) -> None:
     one = adapter()
     await save(db, one)
-    await db.run(lambda uow: store.set_trouble(uow, replace(one, registration=9), "old"))
+    await db.run(lambda uow: store.adapters.set_trouble(uow, replace(one, registration=9), "old"))
     async with db.read() as connection:
-        assert await store.read_adapter(connection, "demo", "crm-main") == one
-    await db.run(lambda uow: store.set_trouble(uow, one, "away"))
+        assert await store.adapters.get(connection, "demo", "crm-main") == one
+    await db.run(lambda uow: store.adapters.set_trouble(uow, one, "away"))
     async with db.read() as connection:
-        now = await store.read_adapter(connection, "demo", "crm-main")
+        now = await store.adapters.get(connection, "demo", "crm-main")
     assert now == replace(one, state=AdapterState.RETRYING, last_error="away")
 
 
@@ -116,7 +115,9 @@ async def test_an_event_has_only_its_last_end(db: Database) -> None:
     first = end(Outcome.REJECTED)
     await add(db, "crm-main", [first, end()])
     known = await db.run(
-        lambda uow: store.dead_letters_of(uow, "demo", "crm-main", [first.event_id, IDS.uuid7()])
+        lambda uow: store.deliveries.dead_letters(
+            uow, "demo", "crm-main", [first.event_id, IDS.uuid7()]
+        )
     )
     assert known == {first.event_id}
     await add(db, "crm-main", [end(Outcome.DELIVERED, first.event_id)])
@@ -129,7 +130,7 @@ async def test_an_event_has_only_its_last_end(db: Database) -> None:
 async def test_trimming_keeps_the_newest_and_all_dead_letters(db: Database) -> None:
     ends = [end(Outcome.REJECTED), *(end() for _ in range(5))]
     await add(db, "crm-main", ends)
-    removed = await db.run(lambda uow: store.trim_deliveries(uow, "demo", "crm-main", keep=2))
+    removed = await db.run(lambda uow: store.deliveries.trim(uow, "demo", "crm-main", keep=2))
     assert removed == 3
     left = {each.event_id for each in await found(db)}
     assert left == {ends[0].event_id, ends[4].event_id, ends[5].event_id}
@@ -137,7 +138,7 @@ async def test_trimming_keeps_the_newest_and_all_dead_letters(db: Database) -> N
 
 async def test_sequences_have_no_holes_under_concurrency(db: Database) -> None:
     async def draw(tenant: str, counts: dict[str, int]) -> dict[str, int]:
-        return await db.run(lambda uow: store.draw_sequences(uow, tenant, counts))
+        return await db.run(lambda uow: store.subjects.draw_sequences(uow, tenant, counts))
 
     drawn = await asyncio.gather(
         *(draw("demo", {"a": 2, "b": 1} if i % 2 else {"b": 1, "a": 2}) for i in range(10))

@@ -1,7 +1,4 @@
-"""Use cases of sources.
-
-One transaction each, idempotent by request_id, the event in the same one.
-"""
+"""Use cases of sources: one transaction each, idempotent by request_id, the event in the same one."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ from google.protobuf.message import Message
 from deskwire.cdc.v1 import source_pb2
 from deskwire.cdc.v1 import source_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2
-from deskwire_cdc import domain, events, store
-from deskwire_cdc.domain import CustomerRule, Kind, Source, SourceUnusable, State
-from deskwire_cdc.sources import ReaderOptions, open_reader
+from deskwire_cdc import events, store
+from deskwire_cdc.domain.sources import CustomerRule, Source, SourceUnusable, State, check_rule
+from deskwire_cdc.sources import ReaderOptions, kind_of, open_reader
 from deskwire_common.auth import Principal, Role, current_principal
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
@@ -35,10 +32,6 @@ LIST: Final = f"{SERVICE}/ListSources"
 DELETE: Final = f"{SERVICE}/DeleteSource"
 
 ResponseT = TypeVar("ResponseT", bound=Message)
-
-
-class _NotSeen(Exception):
-    """The request_id is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +62,7 @@ class SourceActions:
         principal = current_principal()
         _check_system(principal, request.source.system_id)
         source = self._new(request.source, principal)
-        _check_kind(principal, source.kind)
+        _check_kind(principal, source)
         response = await self._seen(CREATE, request, pb.CreateSourceResponse)
         if response is None:
             await self._check_free(source)
@@ -79,7 +72,7 @@ class SourceActions:
             response = await self._once(CREATE, request, lambda uow: self._create(uow, source))
             self.wake.set()
         async with self.db.read() as connection:
-            live = await store.find_source(connection, source.tenant_id, source.source_id)
+            live = await store.sources.get(connection, source.tenant_id, source.source_id)
         if live is not None:
             await self._install(live)
         return response
@@ -98,7 +91,7 @@ class SourceActions:
                 LIST,
                 {},
                 shape=(str,),
-                read=lambda key, limit: store.list_sources(
+                read=lambda key, limit: store.sources.page(
                     connection, tenant, after=str(key[0]) if key else "", limit=limit
                 ),
                 key=lambda source: (source.source_id,),
@@ -107,8 +100,7 @@ class SourceActions:
         return pb.ListSourcesResponse(sources=found, next_page_token=token)
 
     async def delete_source(self, request: pb.DeleteSourceRequest) -> pb.DeleteSourceResponse:
-        """End capture. What was installed in the source is taken out by the workers, a moment
-        later.
+        """End capture. What was installed in the source is taken out by the workers, a moment later.
 
         Raises NotFound, PermissionDenied, RequestIdReused.
         """
@@ -118,7 +110,7 @@ class SourceActions:
             return response
         source = await self._find(principal, request.source_id)
         _check_system(principal, source.system_id)
-        _check_kind(principal, source.kind)
+        _check_kind(principal, source)
         response = await self._once(DELETE, request, lambda uow: self._delete(uow, source))
         self.wake.set()
         return response
@@ -126,17 +118,17 @@ class SourceActions:
     # ----- within the transaction
 
     async def _create(self, uow: UnitOfWork, source: Source) -> pb.CreateSourceResponse:
-        version = await store.next_version(uow, source.tenant_id, source.source_id)
+        version = await store.sources.next_version(uow, source.tenant_id, source.source_id)
         created = replace(source, version=version)
-        if not await store.insert_source(uow, created):
+        if not await store.sources.add(uow, created):
             raise _taken(source)
         event = events.source_created(created, ids=self.ids, clock=self.clock)
         await self.outbox.add(uow, [event])
         return pb.CreateSourceResponse(source=events.source_message(created))
 
     async def _delete(self, uow: UnitOfWork, source: Source) -> pb.DeleteSourceResponse:
-        version = await store.next_version(uow, source.tenant_id, source.source_id)
-        if not await store.deactivate(uow, source):
+        version = await store.sources.next_version(uow, source.tenant_id, source.source_id)
+        if not await store.sources.deactivate(uow, source):
             raise _missing(source.source_id)
         deleted = replace(source, version=version)
         event = events.source_deleted(deleted, ids=self.ids, clock=self.clock)
@@ -146,36 +138,26 @@ class SourceActions:
     async def _once(
         self,
         method: str,
-        request: Message,
+        request: pb.CreateSourceRequest | pb.DeleteSourceRequest,
         work: Callable[[UnitOfWork], Awaitable[ResponseT]],
     ) -> ResponseT:
-        async def transaction(uow: UnitOfWork) -> ResponseT:
-            return await self.idempotency.execute(
-                uow, method=method, request=request, work=lambda: work(uow)
-            )
-
-        return await self.db.run(transaction)
+        return await self.idempotency.once(self.db, method=method, request=request, work=work)
 
     async def _seen(
-        self, method: str, request: Message, _response: type[ResponseT]
+        self,
+        method: str,
+        request: pb.CreateSourceRequest | pb.DeleteSourceRequest,
+        response: type[ResponseT],
     ) -> ResponseT | None:
-        """The first result of a repeated request.
-
-        It is given even when the source is away by now.
-        """
-
-        async def not_seen(_uow: UnitOfWork) -> ResponseT:
-            raise _NotSeen
-
-        try:
-            return await self._once(method, request, not_seen)
-        except _NotSeen:
-            return None
+        """The first result of a repeated request, which it gets even when the source is away by now."""
+        return await self.idempotency.answered(
+            self.db, method=method, request=request, response_class=response
+        )
 
     # ----- parts
 
     def _new(self, asked: source_pb2.Source, principal: Principal) -> Source:
-        kind = events.KINDS[asked.kind]
+        kind = kind_of(events.kind_name(asked.kind))
         rule = None
         if asked.HasField("customer_rule"):
             wanted = asked.customer_rule
@@ -187,13 +169,13 @@ class SourceActions:
                 version_column=wanted.version_column,
             )
         tables = tuple(asked.tables)
-        domain.check_rule(rule, tables)
-        domain.parse_url(kind, asked.url)
+        check_rule(rule, tables)
+        kind.check_url(asked.url)
         return Source(
             tenant_id=principal.tenant,
             source_id=asked.source_id,
             incarnation=self.ids.uuid7(),
-            kind=kind,
+            kind=kind.name,
             url=asked.url,
             system_id=asked.system_id,
             tables=tables,
@@ -230,9 +212,9 @@ class SourceActions:
 
     async def _check_free(self, source: Source) -> None:
         async with self.db.read() as connection:
-            if await store.find_source(connection, source.tenant_id, source.source_id):
+            if await store.sources.get(connection, source.tenant_id, source.source_id):
                 raise _taken(source)
-            tables = await store.captured_tables(connection, source.tenant_id)
+            tables = await store.sources.captured_tables(connection, source.tenant_id)
         if len(tables) >= self.max_sources:
             raise too_many("sources", self.max_sources, retry_after=60.0)
         if sum(tables) + len(source.tables) > self.max_tables:
@@ -240,7 +222,7 @@ class SourceActions:
 
     async def _find(self, principal: Principal, source_id: str) -> Source:
         async with self.db.read() as connection:
-            source = await store.find_source(connection, principal.tenant, source_id)
+            source = await store.sources.get(connection, principal.tenant, source_id)
         if source is None:
             raise _missing(source_id)
         return source
@@ -253,10 +235,9 @@ def _check_system(principal: Principal, system_id: str) -> None:
         )
 
 
-def _check_kind(principal: Principal, kind: Kind) -> None:
-    # Its url is a path of this machine, which no system outside has any business with.
-    if kind is Kind.SQLITE and principal.role is not Role.OPERATOR:
-        raise PermissionDenied("only operators may have SQLite sources captured, or end it")
+def _check_kind(principal: Principal, source: Source) -> None:
+    if kind_of(source.kind).operators_only and principal.role is not Role.OPERATOR:
+        raise PermissionDenied(f"only operators may create or delete sources of kind {source.kind}")
 
 
 def _taken(source: Source) -> AlreadyExists:

@@ -10,7 +10,7 @@ from deskwire_cdc.actions import SourceActions
 from deskwire_cdc.api import TABLE
 from deskwire_cdc.clients import CustomerClient
 from deskwire_cdc.config import Settings
-from deskwire_cdc.sources import Files, ReaderOptions
+from deskwire_cdc.sources import ReaderOptions
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, topics
 from deskwire_common.idempotency import IdempotencyStore
@@ -32,7 +32,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     options = ReaderOptions(
         clock=runtime.clock,
         targets=Targets(parse_rules(settings.source_targets)),
-        files=Files(settings.sqlite_roots, own_folders(settings)),
+        roots=settings.sqlite_roots,
+        own=own_folders(settings),
     )
     owner = Owner(db, runtime.clock, runtime.ids.uuid7(), lease_seconds=settings.lease_seconds)
     actions = SourceActions(

@@ -9,7 +9,8 @@ import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from deskwire.chat.v1 import customer_pb2, customer_service_pb2, customer_service_pb2_grpc
-from deskwire_cdc.domain import CUSTOMER_FIELDS, SUBJECT, CustomerCall, Source
+from deskwire_cdc.domain.customers import CUSTOMER_FIELDS, CustomerCall
+from deskwire_cdc.domain.sources import SUBJECT, Source
 from deskwire_common.auth import KeySet, Role, TokenSigner
 from deskwire_common.clock import Clock
 from deskwire_common.errors import (

@@ -10,17 +10,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from deskwire.cdc.v1 import source_pb2
 from deskwire.common.v1 import actor_pb2
 from deskwire.events.v1 import hub_events_pb2
-from deskwire_cdc.domain import SUBJECT, CustomerRule, Kind, NumberedChange, Row, Source, State
+from deskwire_cdc.domain.changes import NumberedChange, Row
+from deskwire_cdc.domain.sources import SUBJECT, CustomerRule, Source, State
 from deskwire_common import topics
 from deskwire_common.clock import Clock
 from deskwire_common.events import DomainEvent, new_event
 from deskwire_common.ids import Ids
 
-KINDS: Final = {
-    source_pb2.SOURCE_KIND_MARIADB: Kind.MARIADB,
-    source_pb2.SOURCE_KIND_SQLITE: Kind.SQLITE,
-}
-_KINDS: Final = {kind: number for number, kind in KINDS.items()}
+_KIND: Final = "SOURCE_KIND_"
 _STATES: Final = {
     State.SNAPSHOT: source_pb2.SOURCE_STATE_SNAPSHOT,
     State.STREAMING: source_pb2.SOURCE_STATE_STREAMING,
@@ -30,12 +27,17 @@ _STATES: Final = {
 _ACTOR: Final = actor_pb2.Actor(role=actor_pb2.ROLE_INTEGRATION, subject=SUBJECT)
 
 
+def kind_name(number: source_pb2.SourceKind.ValueType) -> str:
+    """The name of a kind of the contract: SOURCE_KIND_MARIADB is `mariadb`."""
+    return source_pb2.SourceKind.Name(number).removeprefix(_KIND).lower()
+
+
 def source_message(source: Source) -> source_pb2.Source:
     """The source as the contract says it, without the password."""
     shown = source.masked()
     message = source_pb2.Source(
         source_id=shown.source_id,
-        kind=_KINDS[shown.kind],
+        kind=source_pb2.SourceKind.Value(f"{_KIND}{shown.kind.upper()}"),
         url=shown.url,
         system_id=shown.system_id,
         tables=shown.tables,

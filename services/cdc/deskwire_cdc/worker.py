@@ -1,38 +1,33 @@
 """Carries row changes over: one worker per source, in the process that owns its slot.
 
-A batch goes to Kafka and, as far as the customer rule says, to chat; when both have acknowledged
-all of
-it, the position is saved, in one transaction with the sequences that were given out. Nothing is
-skipped:
-whatever fails is tried again from there, with the same event ids, sequences and request ids.
+A batch goes to Kafka and, as far as the customer rule says, to chat; when both have acknowledged all of it, the
+position is saved, in one transaction with the sequences that were given out. Nothing is skipped: whatever fails is
+tried again from there, with the same event ids, sequences and request ids.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import pymysql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_cdc import domain, events, store
+from deskwire_cdc import events, store
 from deskwire_cdc.clients import CustomerClient, CustomerRefused
-from deskwire_cdc.domain import (
-    Batch,
-    CustomerCall,
-    NumberedChange,
+from deskwire_cdc.domain.changes import Batch, NumberedChange, number, subject_of
+from deskwire_cdc.domain.customers import CustomerCall, customer_call, missing_fields
+from deskwire_cdc.domain.sources import (
     Source,
     SourceUnreachable,
     SourceUnusable,
     State,
+    without_secret,
 )
 from deskwire_cdc.sources import Reader, ReaderOptions, open_reader
-from deskwire_cdc.sources.binlog import ConnectionLostError
 from deskwire_common import events as codec
 from deskwire_common import telemetry, topics
 from deskwire_common.clock import Clock, to_micros
@@ -94,10 +89,7 @@ class Worker:
         self._slots = asyncio.Semaphore(CONCURRENT_CALLS)
         self._pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         self._error = ""
-        """What failed last and can't be mended by trying again.
-
-        Shown until the next of its kind.
-        """
+        """What failed last and can't be mended by trying again: shown until the next of its kind."""
 
     async def run(self) -> None:
         """Endless; a source, broker, chat or database that is away only makes it wait."""
@@ -113,10 +105,8 @@ class Worker:
                 except SourceUnusable as error:
                     message = f"{error.setting}: {error.message}"
                     await self._wait(State.REFUSED, message, error.detail)
-                except (DeskwireError, ConnectionLostError, OSError) as error:
+                except (DeskwireError, OSError) as error:
                     await self._wait(State.RETRYING, str(error))
-                except (sqlite3.Error, pymysql.MySQLError) as error:
-                    await self._wait(State.RETRYING, f"{type(error).__name__}: {error}")
                 except Exception as error:  # noqa: BLE001 - see below; it is logged and shown
                     # One source's unreadable row must not end the others' workers.
                     get_logger().exception("source_worker_failed", source=self._source.aggregate_id)
@@ -138,7 +128,7 @@ class Worker:
     async def _take_over(self, uow: UnitOfWork) -> Source | None:
         # Whoever has lost the slot meanwhile can't take the source from its new owner.
         await self._held.fence(uow)
-        return await store.take_over(uow, self._source)
+        return await store.sources.take_over(uow, self._source)
 
     async def _follow(self, reader: Reader) -> None:
         source = self._source
@@ -156,7 +146,7 @@ class Worker:
         """The rows that were there before, unless the reader brings them within the stream."""
         while True:
             async with self._parts.db.read() as connection:
-                changes = await store.staged_changes(connection, self._source)
+                changes = await store.progress.staged_changes(connection, self._source)
             if not changes:
                 if not self._source.snapshot_cursor:
                     return
@@ -166,7 +156,7 @@ class Worker:
                 changes = list(chunk.changes)
                 staging = replace(self._source, snapshot_cursor=chunk.cursor)
                 await self._parts.db.run(
-                    lambda uow, staging=staging, changes=changes: store.stage(  # type: ignore[misc]
+                    lambda uow, staging=staging, changes=changes: store.progress.stage(  # type: ignore[misc]
                         uow, staging, changes
                     )
                 )
@@ -176,10 +166,10 @@ class Worker:
 
     async def _deliver(self, batch: Batch, *, staged: bool = False) -> None:
         source = self._source
-        subjects = list({domain.subject_of(source, change) for change in batch.changes})
+        subjects = list({subject_of(source, change) for change in batch.changes})
         async with self._parts.db.read() as connection:
-            before = await store.last_sequences(connection, subjects) if subjects else {}
-        numbered, after = domain.number(source, batch.changes, before, source.read_count)
+            before = await store.progress.last_sequences(connection, subjects) if subjects else {}
+        numbered, after = number(source, batch.changes, before, source.read_count)
         deliveries = self._deliveries(numbered)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._publish(deliveries.records))
@@ -191,15 +181,14 @@ class Worker:
         done = replace(
             source,
             position=batch.position,
-            # A changed primary key makes two changes of one row: numbers must not be given out
-            # twice.
+            # A changed primary key makes two changes of one row: numbers must not be given out twice.
             read_count=source.read_count + max(batch.read_count, len(batch.changes)),
             change_count=source.change_count + len(batch.changes),
             last_change_at=now if batch.changes else source.last_change_at,
             state=State.SNAPSHOT if batch.snapshot else State.STREAMING,
             last_error=self._error,
         )
-        await self._parts.db.run(lambda uow: store.save_progress(uow, done, after, unstage=staged))
+        await self._parts.db.run(lambda uow: store.progress.save(uow, done, after, unstage=staged))
         self._source = done
         self._pauses.reset()
         self._measure(batch, now)
@@ -228,7 +217,7 @@ class Worker:
                     )
                 headers = codec.headers(event)
                 result.records.append((event.target.name, each.subject.encode(), value, headers))
-                call = domain.customer_call(source, each)
+                call = customer_call(source, each)
                 if call is not None:
                     result.calls[each.subject].append(_Call(call, event.traceparent))
         return result
@@ -249,7 +238,7 @@ class Worker:
             for each in calls:
                 with telemetry.span("cdc.upsert_customer", traceparent=each.traceparent):
                     known = await self._upsert(each.call)
-                    rest = None if known is None else domain.missing_fields(each.call, known)
+                    rest = None if known is None else missing_fields(each.call, known)
                     if rest is not None:
                         await self._upsert(rest)
 
@@ -291,12 +280,12 @@ class Worker:
 
     async def _note(self, state: State, message: str) -> None:
         """Make it visible; when our own database is away, too, the log has to do."""
-        shown = domain.without_secret(message, self._source.url)
+        shown = without_secret(message, self._source.url)
         if (self._source.state, self._source.last_error) == (state, shown):
             return
         noted = replace(self._source, state=state, last_error=shown)
         with suppress(DeskwireError):
-            await self._parts.db.run(lambda uow: store.save_state(uow, noted))
+            await self._parts.db.run(lambda uow: store.progress.save_state(uow, noted))
             self._source = replace(self._source, state=state, last_error=shown)
 
     def _measure(self, batch: Batch, now: int) -> None:
@@ -320,7 +309,7 @@ class Sources:
 
     async def ids(self, connection: AsyncConnection) -> list[str]:
         """The slots of all sources: the deleted ones are still to be cleared away."""
-        live, deleted = await store.all_sources(connection)
+        live, deleted = await store.sources.every(connection)
         for source in deleted:
             if source.incarnation in self._deleted:
                 self._deleted[source.incarnation].set()
@@ -329,7 +318,7 @@ class Sources:
     async def work(self, held: Held) -> None:
         """Follow a source until it is deleted, and then clear away what was installed in it."""
         async with self._parts.db.read() as connection:
-            live, deleted = await store.all_sources(connection)
+            live, deleted = await store.sources.every(connection)
         for source in live:
             if source.incarnation == held.id:
                 await self._follow(source, held)
@@ -359,8 +348,8 @@ class Sources:
         reader = open_reader(source, self._parts.options)
         try:
             await reader.remove()
-            await self._parts.db.run(lambda uow: store.forget(uow, source))
-        except (sqlite3.Error, OSError, DeskwireError) as error:
+            await self._parts.db.run(lambda uow: store.sources.forget(uow, source))
+        except (OSError, DeskwireError) as error:
             # It is tried again.
             get_logger().warning("source_not_cleared", source=source.aggregate_id, error=str(error))
         finally:

@@ -17,13 +17,12 @@ from deskwire.events.v1 import adapter_registry_service_pb2 as registry_pb
 from deskwire.events.v1 import event_hub_service_pb2 as hub_pb
 from deskwire_common import events as codec
 from deskwire_common import topics
-from deskwire_common.auth import ANY_TENANT, Principal, current_principal
-from deskwire_common.clock import Clock
+from deskwire_common.auth import Principal
+from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import (
     FailedPrecondition,
     InvalidArgument,
-    PermissionDenied,
     ResourceExhausted,
 )
 from deskwire_common.events import DomainEvent
@@ -32,10 +31,9 @@ from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import page
 from deskwire_common.quota import Quota, too_many
-from deskwire_common.rpc import Tls
-from deskwire_common.targets import Targets
 from deskwire_events import domain, events, spine, store
-from deskwire_events.clients import AdapterClient, introduce
+from deskwire_events.adapters import OpenAdapter, introduce
+from deskwire_events.callers import tenant_caller
 from deskwire_events.domain import Adapter
 
 HUB: Final = "deskwire.events.v1.EventHubService"
@@ -47,14 +45,6 @@ REMOVE: Final = f"{REGISTRY}/RemoveAdapter"
 MAX_PUBLISH: Final = 1 << 20
 # 9999-12-31T23:59:59Z, the last second of a protobuf Timestamp.
 _LAST_SECOND: Final = 253_402_300_799
-
-
-def caller() -> Principal:
-    """The caller, who must speak for one tenant. Raises PermissionDenied."""
-    principal = current_principal()
-    if principal.tenant == ANY_TENANT:
-        raise PermissionDenied("this needs a token of one tenant")
-    return principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +59,7 @@ class EventActions:
 
     async def publish(self, request: hub_pb.PublishRequest) -> hub_pb.PublishResponse:
         """Store events; the relay brings them to Kafka. Raises InvalidArgument, RequestIdReused."""
-        principal = caller()
+        principal = tenant_caller()
         if request.ByteSize() > MAX_PUBLISH:
             raise ResourceExhausted(
                 f"the events have {request.ByteSize()} bytes together, more than {MAX_PUBLISH}",
@@ -83,7 +73,7 @@ class EventActions:
             async def publish() -> hub_pb.PublishResponse:
                 counts = Counter(event.subject for event in request.events)
                 # Locks the subjects before their events get their places in the outbox.
-                last = await store.draw_sequences(uow, principal.tenant, counts)
+                last = await store.subjects.draw_sequences(uow, principal.tenant, counts)
                 made: list[DomainEvent] = []
                 for event in request.events:
                     last[event.subject] += 1
@@ -96,6 +86,24 @@ class EventActions:
             )
 
         return await self.db.run(work)
+
+    async def list_event_types(
+        self, _request: hub_pb.ListEventTypesRequest
+    ) -> hub_pb.ListEventTypesResponse:
+        """Every event type of deskwire's, by topic and type."""
+        return hub_pb.ListEventTypesResponse(
+            event_types=[
+                hub_pb.EventType(
+                    event_type=event_type,
+                    topic=topic.name,
+                    data_type=codec.data_class(event_type).DESCRIPTOR.full_name,
+                    key=topic.key,
+                    description=topic.event_types[event_type],
+                )
+                for topic in sorted(topics.TOPICS.values(), key=lambda topic: topic.name)
+                for event_type in sorted(topic.event_types)
+            ]
+        )
 
     def _event(
         self, principal: Principal, event: hub_pb.ExternalEvent, sequence: int
@@ -114,28 +122,11 @@ class EventActions:
         )
 
 
-def catalogue() -> hub_pb.ListEventTypesResponse:
-    """Every event type of deskwire's, by topic and type."""
-    return hub_pb.ListEventTypesResponse(
-        event_types=[
-            hub_pb.EventType(
-                event_type=event_type,
-                topic=topic.name,
-                data_type=codec.data_class(event_type).DESCRIPTOR.full_name,
-                key=topic.key,
-                description=topic.event_types[event_type],
-            )
-            for topic in sorted(topics.TOPICS.values(), key=lambda topic: topic.name)
-            for event_type in sorted(topic.event_types)
-        ]
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class AdapterActions:
     """The register of adapters, for the current principal and in its tenant.
 
-    `targets` says which addresses they may have, `max_adapters` and `under_way` how many a tenant may have and
+    `open_adapter` is the way to one, `max_adapters` and `under_way` how many a tenant may have and
     register at the same time. `changed` is called after a commit that changed which adapters there are.
     """
 
@@ -145,8 +136,7 @@ class AdapterActions:
     clock: Clock
     ids: Ids
     kafka: str
-    targets: Targets
-    tls: Tls | None
+    open_adapter: OpenAdapter
     max_adapters: int
     under_way: Quota
     changed: Callable[[], None]
@@ -160,7 +150,7 @@ class AdapterActions:
         Raises AlreadyExists, FailedPrecondition (ADAPTER_UNUSABLE), PermissionDenied, RequestIdReused,
         ResourceExhausted (RATE_LIMITED).
         """
-        principal = caller()
+        principal = tenant_caller()
         wanted = request.adapter
         _check_text("request_id", request.request_id)
         for name in ("adapter_id", "system_id", "target"):
@@ -177,7 +167,7 @@ class AdapterActions:
                 event_types=wanted.event_types,
                 accepts=accepts,
                 credentials=wanted.credentials,
-                now=self.clock.now(),
+                now=to_micros(self.clock.now()),
             )
 
         found = await self.idempotency.answered(
@@ -196,11 +186,11 @@ class AdapterActions:
 
         async def work(uow: UnitOfWork) -> registry_pb.RegisterAdapterResponse:
             async def change() -> registry_pb.RegisterAdapterResponse:
-                before = await store.lock_adapter(uow, principal.tenant, wanted.adapter_id)
+                before = await store.adapters.lock(uow, principal.tenant, wanted.adapter_id)
                 after = adapter(before, accepts)
                 if before is not None:
-                    await store.save_adapter(uow, after)
-                elif not await store.add_adapter(uow, after):
+                    await store.adapters.save(uow, after)
+                elif not await store.adapters.add(uow, after):
                     raise domain.registered_already(after.adapter_id)
                 event = events.registered_event(after, ids=self.ids, clock=self.clock)
                 await self.outbox.add(uow, [event])
@@ -223,20 +213,13 @@ class AdapterActions:
         """Raises AlreadyExists when the adapter is there, ResourceExhausted when the tenant has enough others."""
         adapter_id = adapter(None).adapter_id
         async with self.db.read() as connection:
-            adapter(await store.read_adapter(connection, tenant, adapter_id))
-            count = await store.count_adapters(connection, tenant)
+            adapter(await store.adapters.get(connection, tenant, adapter_id))
+            count = await store.adapters.count(connection, tenant)
         if count >= self.max_adapters:
             raise too_many("adapters", self.max_adapters, retry_after=60.0)
 
     async def _introduce(self, adapter: Adapter) -> tuple[str, ...]:
-        client = AdapterClient(
-            adapter.target,
-            adapter.tenant,
-            dict(adapter.credentials),
-            targets=self.targets,
-            tls=self.tls,
-            clock=self.clock,
-        )
+        client = self.open_adapter(adapter)
         try:
             schema = await introduce(client)
         finally:
@@ -254,15 +237,15 @@ class AdapterActions:
         self, request: registry_pb.RemoveAdapterRequest
     ) -> registry_pb.RemoveAdapterResponse:
         """End pushing. Raises NotFound (ADAPTER_NOT_FOUND), PermissionDenied, RequestIdReused."""
-        principal = caller()
+        principal = tenant_caller()
         _check_text("request_id", request.request_id)
         _check_known(request.adapter_id)
 
         async def work(uow: UnitOfWork) -> registry_pb.RemoveAdapterResponse:
             async def change() -> registry_pb.RemoveAdapterResponse:
-                before = await store.lock_adapter(uow, principal.tenant, request.adapter_id)
+                before = await store.adapters.lock(uow, principal.tenant, request.adapter_id)
                 after = domain.remove(before, request.adapter_id, principal.system)
-                await store.save_adapter(uow, after)
+                await store.adapters.save(uow, after)
                 event = events.removed_event(after, ids=self.ids, clock=self.clock)
                 await self.outbox.add(uow, [event])
                 return registry_pb.RemoveAdapterResponse(adapter=events.adapter_message(after))
@@ -287,8 +270,11 @@ class AdapterActions:
                 "ListAdapters",
                 {},
                 shape=(str,),
-                read=lambda key, limit: store.list_adapters(
-                    connection, caller().tenant, after=str(key[0]) if key else "", limit=limit
+                read=lambda key, limit: store.adapters.page(
+                    connection,
+                    tenant_caller().tenant,
+                    after=str(key[0]) if key else "",
+                    limit=limit,
                 ),
                 key=lambda adapter: (adapter.adapter_id,),
                 view=events.adapter_message,
@@ -310,7 +296,7 @@ class AdapterActions:
                 "ListDeliveries",
                 filters,
                 shape=(int,),
-                read=lambda key, limit: store.list_deliveries(
+                read=lambda key, limit: store.deliveries.page(
                     connection,
                     adapter.tenant,
                     adapter.adapter_id,
@@ -326,7 +312,7 @@ class AdapterActions:
     async def _adapter(self, adapter_id: str) -> Adapter:
         _check_known(adapter_id)
         async with self.db.read() as connection:
-            adapter = await store.read_adapter(connection, caller().tenant, adapter_id)
+            adapter = await store.adapters.get(connection, tenant_caller().tenant, adapter_id)
         if adapter is None or adapter.removed:
             raise domain.not_found(adapter_id)
         return adapter

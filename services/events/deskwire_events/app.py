@@ -15,7 +15,8 @@ from deskwire_common.quota import Quota
 from deskwire_common.targets import Targets, parse_rules
 from deskwire_events import worker
 from deskwire_events.actions import AdapterActions, EventActions
-from deskwire_events.api import TABLE, Reading
+from deskwire_events.adapters import GrpcAdapter
+from deskwire_events.api import TABLE
 from deskwire_events.config import Settings
 from deskwire_events.delivery import Ledger
 from deskwire_events.subscribe import Subscriptions
@@ -35,9 +36,14 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     idempotency = IdempotencyStore(dbs.metadata(), clock)
     owner = Owner(db, clock, ids.uuid7(), lease_seconds=settings.lease_seconds)
     ledger = Ledger(db, outbox, clock, ids, settings.dead_letter_limit)
-    targets = Targets(parse_rules(settings.adapter_targets))
+    open_adapter = partial(
+        GrpcAdapter,
+        targets=Targets(parse_rules(settings.adapter_targets)),
+        tls=runtime.tls,
+        clock=clock,
+    )
     deliveries = Deliveries(
-        settings.kafka, ledger, targets, runtime.tls, clock, settings.kafka_group_protocol
+        settings.kafka, ledger, open_adapter, clock, settings.kafka_group_protocol
     )
     events = EventActions(db, outbox, idempotency, clock, ids)
     adapters = AdapterActions(
@@ -47,8 +53,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         clock=clock,
         ids=ids,
         kafka=settings.kafka,
-        targets=targets,
-        tls=runtime.tls,
+        open_adapter=open_adapter,
         max_adapters=settings.max_adapters,
         under_way=Quota(settings.max_registrations),
         changed=owner.wake.set,
@@ -66,5 +71,5 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
     runtime.on_drain(end_streams)
 
-    await runtime.serve(TABLE, events, Reading(subscriptions), adapters)
+    await runtime.serve(TABLE, events, subscriptions, adapters)
     await join(runtime, owner)

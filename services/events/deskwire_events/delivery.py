@@ -13,9 +13,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from deskwire.adapters.v1 import system_adapter_service_pb2 as pb
 from deskwire.events.v1.event_pb2 import Event
 from deskwire_common import events as codec
-from deskwire_common import ids as id_forms
 from deskwire_common import telemetry
-from deskwire_common.clock import Clock
+from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import InvalidArgument, Unavailable
 from deskwire_common.events import DomainEvent
@@ -26,21 +25,16 @@ from deskwire_common.loops import Backoff
 from deskwire_common.metrics import METRICS
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import ANSWER_BYTES
-from deskwire_common.rpc import Tls
-from deskwire_common.targets import Targets
 from deskwire_events import domain, events, store
-from deskwire_events.clients import AdapterAway, AdapterClient, Result, TooLarge
+from deskwire_events.adapters import AdapterAway, OpenAdapter, Result, TooLarge
 from deskwire_events.domain import Adapter, Delivery, Outcome
-from deskwire_events.subscribe import json_of, log_unreadable
+from deskwire_events.records import MAX_EVENT, check, json_of, log_unreadable
 
-#: Most bytes of one event in a Push: below the 4 MiB that gRPC and its clients take.
-MAX_EVENT: Final = 3 << 20
 #: Pauses between tries, in seconds: the first, the longest, and the longest that an adapter may ask for.
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 30.0
 LONGEST_ASKED: Final = 3600.0
 DEAD_LETTERED: Final = "delivery_dead_lettered"
-_MAX_NAME: Final = 64
 
 
 @dataclass(slots=True)
@@ -77,11 +71,11 @@ class Ledger:
         """Write ends in one transaction. Writing an end again changes no number of dead letters."""
 
         async def work(uow: UnitOfWork) -> None:
-            found = await store.lock_adapter(uow, adapter.tenant, adapter.adapter_id)
+            found = await store.adapters.lock(uow, adapter.tenant, adapter.adapter_id)
             if found is None:
                 return
             place = (uow, adapter.tenant, adapter.adapter_id)
-            known = await store.dead_letters_of(*place, [end.event_id for end in ends])
+            known = await store.deliveries.dead_letters(*place, [end.event_id for end in ends])
             news = [end for end in ends if end.event_id not in known]
             after = domain.delivered(found, news, limit=self.dead_letter_limit)
             told: list[DomainEvent] = []
@@ -95,34 +89,27 @@ class Ledger:
                         )
                     )
             version = found.version + len(told)
-            await store.save_adapter(uow, replace(after, version=version))
-            await store.add_deliveries(*place, ends)
+            await store.adapters.save(uow, replace(after, version=version))
+            await store.deliveries.add(*place, ends)
             await self.outbox.add(uow, told)
 
         await self.db.run(work)
 
     async def trouble(self, adapter: Adapter, error: str) -> None:
         """Say that pushes fail at the moment, and why."""
-        await self.db.run(lambda uow: store.set_trouble(uow, adapter, error))
+        await self.db.run(lambda uow: store.adapters.set_trouble(uow, adapter, error))
 
 
 class Delivering:
     """Pushes records to one adapter. `handled` counts records whose way has ended."""
 
     def __init__(
-        self, adapter: Adapter, ledger: Ledger, *, targets: Targets, tls: Tls | None, clock: Clock
+        self, adapter: Adapter, ledger: Ledger, *, open_adapter: OpenAdapter, clock: Clock
     ) -> None:
         self._adapter = adapter
         self._ledger = ledger
         self._clock = clock
-        self._client = AdapterClient(
-            adapter.target,
-            adapter.tenant,
-            dict(adapter.credentials),
-            targets=targets,
-            tls=tls,
-            clock=clock,
-        )
+        self._client = open_adapter(adapter)
         self._wanted = adapter.wanted
         self._trouble = ""
         self.handled = 0
@@ -150,7 +137,7 @@ class Delivering:
             return None
         try:
             event = codec.decode(record.topic, record.value, record.headers)
-            _check(event)
+            check(event)
         except InvalidArgument as error:
             log_unreadable(record, error)
             METRICS.kafka_consumed.labels("hub", "invalid").inc()
@@ -233,7 +220,8 @@ class Delivering:
     async def _push(self, batch: Sequence[_Item]) -> list[Result]:
         spans = [self._span(item) for item in batch]
         sent = [
-            _traceparent(span) or item.traceparent for span, item in zip(spans, batch, strict=True)
+            telemetry.traceparent_of(span) or item.traceparent
+            for span, item in zip(spans, batch, strict=True)
         ]
         for item in batch:
             item.attempts += 1
@@ -275,9 +263,9 @@ class Delivering:
     async def _settle(self, ends: Sequence[tuple[_Item, Result]]) -> None:
         if not ends:
             return
-        now = self._clock.now()
+        now = to_micros(self._clock.now())
         for item, result in ends:
-            seconds = now.timestamp() - item.record.timestamp / 1000
+            seconds = now / 1e6 - item.record.timestamp / 1000
             METRICS.hub_delivery_seconds.observe(max(seconds, 0.0))
             if result.outcome is Outcome.REJECTED:
                 METRICS.hub_dead_letters.inc()
@@ -333,20 +321,3 @@ def _split(items: list[_Item], max_batch: int) -> tuple[list[_Item], list[_Item]
         if count == max_batch or (count and size > ANSWER_BYTES):
             return items[:count], items[count:]
     return items, []
-
-
-def _check(event: Event) -> None:
-    """An event that can be recorded: the contract's own form of ids and names."""
-    if not id_forms.is_uuid(event.event_id):
-        raise InvalidArgument("the event_id is no UUID", field="event_id")
-    for name in ("event_type", "trace_id"):
-        text = getattr(event, name)
-        if len(text) > _MAX_NAME or not text.isascii():
-            raise InvalidArgument(f"{name} has a wrong form", field=name)
-
-
-def _traceparent(span: Span) -> str:
-    context = span.get_span_context()
-    if not context.is_valid:
-        return ""
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 1:02x}"

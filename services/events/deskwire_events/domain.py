@@ -8,7 +8,6 @@ import json
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from enum import IntEnum
 from typing import Final, TypeAlias
 
@@ -243,7 +242,8 @@ class Adapter:
     delivered_count: int
     dead_letter_count: int
     rejected_in_row: int
-    create_time: datetime
+    created_at: int
+    """Microseconds."""
     version: int
     registration: int
     removed: bool
@@ -275,7 +275,8 @@ class Delivery:
     outcome: Outcome
     detail: str
     attempts: int
-    time: datetime
+    time: int
+    """Microseconds."""
     trace_id: str
     traceparent: str = ""
     number: int = 0
@@ -291,7 +292,7 @@ def register(
     event_types: Sequence[str],
     accepts: Sequence[str],
     credentials: Mapping[str, str],
-    now: datetime,
+    now: int,
 ) -> Adapter:
     """A registered adapter; `before` is the one of this id, if there was one.
 
@@ -312,7 +313,7 @@ def register(
         delivered_count=0 if before is None else before.delivered_count,
         dead_letter_count=0 if before is None else before.dead_letter_count,
         rejected_in_row=0,
-        create_time=now,
+        created_at=now,
         version=1 if before is None else before.version + 1,
         registration=1 if before is None else before.registration + 1,
         removed=False,

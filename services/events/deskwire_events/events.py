@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deskwire.events.v1 import adapter_pb2, hub_events_pb2
-from deskwire_common.clock import Clock, to_micros, to_timestamp
+from deskwire_common.clock import Clock, to_timestamp
 from deskwire_common.events import DomainEvent, new_event, system_actor
 from deskwire_common.ids import Ids
 from deskwire_events.domain import Adapter, AdapterState, Delivery, Outcome
@@ -34,7 +34,7 @@ def adapter_message(adapter: Adapter) -> adapter_pb2.Adapter:
         last_error=adapter.last_error,
         delivered_count=adapter.delivered_count,
         dead_letter_count=adapter.dead_letter_count,
-        create_time=to_timestamp(to_micros(adapter.create_time)),
+        create_time=to_timestamp(adapter.created_at),
         version=adapter.version,
     )
 
@@ -48,7 +48,7 @@ def delivery_message(adapter_id: str, delivery: Delivery) -> adapter_pb2.Deliver
         outcome=_OUTCOMES[delivery.outcome],
         detail=delivery.detail,
         attempts=delivery.attempts,
-        time=to_timestamp(to_micros(delivery.time)),
+        time=to_timestamp(delivery.time),
         trace_id=delivery.trace_id,
     )
 

@@ -8,22 +8,21 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.events.v1 import event_hub_service_pb2 as pb
 from deskwire.events.v1.event_pb2 import Event
 from deskwire_common import events as codec
-from deskwire_common import topics
 from deskwire_common.auth import Principal
 from deskwire_common.clock import Clock, from_micros
 from deskwire_common.errors import InvalidArgument, OutOfRange, Unavailable
 from deskwire_common.kafka import Reader, Record, cluster_id
-from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.pagination import ANSWER_BYTES
 from deskwire_common.quota import Quota
 from deskwire_events import spine
+from deskwire_events.callers import tenant_caller
 from deskwire_events.domain import (
     Cursor,
     Place,
@@ -36,6 +35,7 @@ from deskwire_events.domain import (
     readable_topics,
     revealed,
 )
+from deskwire_events.records import MAX_EVENT, json_of, log_too_large, log_unreadable
 
 #: Seconds of silence after which a stream gets a checkpoint.
 CHECKPOINT: Final = 15.0
@@ -43,8 +43,6 @@ CHECKPOINT: Final = 15.0
 LOOK_FOR_TABLES: Final = 5.0
 #: Most events in one answer.
 MAX_EVENTS: Final = 200
-#: Most bytes of one event: below the 4 MiB that gRPC and its clients take.
-MAX_EVENT: Final = 3 << 20
 _READ: Final = 500
 _OPENINGS: Final = 5
 _MAX_STATUS_CURSOR: Final = 4096
@@ -61,13 +59,14 @@ class Subscriptions:
     open: Quota
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def stream(
-        self, principal: Principal, requests: AsyncIterator[pb.SubscribeRequest]
+    async def serve(
+        self, requests: AsyncIterator[pb.SubscribeRequest], _context: Any
     ) -> AsyncGenerator[pb.SubscribeResponse]:
-        """One stream of what the principal's role may see in its tenant.
+        """One stream of what the caller's role may see in its tenant.
 
         Raises InvalidArgument, OutOfRange (CURSOR_EXPIRED), PermissionDenied, ResourceExhausted, Unavailable.
         """
+        principal = tenant_caller()
         with self.open.taken(principal.tenant, "open streams"):
             async with aclosing(self._stream(principal, requests)) as responses:
                 async for response in responses:
@@ -300,35 +299,6 @@ class _Subscription:
 
     def _cursor(self, places: Mapping[Place, int]) -> str:
         return encode_cursor(concealed(Cursor(self._cluster, places), self._tenant))
-
-
-def json_of(record: Record, event: Event) -> str:
-    """The JSON form of an event: what is on its topic, or made from it where that is protobuf."""
-    if topics.by_name(record.topic).value == "json" and record.value is not None:
-        return record.value.decode()
-    return codec.encode_event(event, topics.EXTERNAL).decode()
-
-
-def log_too_large(record: Record, size: int) -> None:
-    """Say that an event is larger than a message may be."""
-    get_logger().warning(
-        "event_too_large",
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        bytes=size,
-    )
-
-
-def log_unreadable(record: Record, error: InvalidArgument) -> None:
-    """Say that a record is no event: nobody can get it."""
-    get_logger().warning(
-        "record_unreadable",
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        error=error.message,
-    )
 
 
 def _begin(

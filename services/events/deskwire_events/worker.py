@@ -14,10 +14,8 @@ from deskwire_common.logging import get_logger
 from deskwire_common.loops import Backoff, every
 from deskwire_common.metrics import METRICS
 from deskwire_common.ownership import Held
-from deskwire_common.rpc import Tls
-from deskwire_common.targets import Targets
 from deskwire_events import spine, store
-from deskwire_events.clients import MAX_BATCH
+from deskwire_events.adapters import MAX_BATCH, OpenAdapter
 from deskwire_events.delivery import Delivering, Ledger
 from deskwire_events.domain import Adapter, AdapterState, topics_of
 
@@ -36,7 +34,7 @@ def slot_of(adapter: Adapter) -> str:
 
 async def slots_of_adapters(connection: AsyncConnection) -> list[str]:
     """The slots of all adapters that are registered and not stopped."""
-    adapters = await store.all_adapters(connection)
+    adapters = await store.adapters.every(connection)
     return [slot_of(each) for each in adapters if each.state is not AdapterState.STOPPED]
 
 
@@ -46,8 +44,7 @@ class Deliveries:
 
     kafka: str
     ledger: Ledger
-    targets: Targets
-    tls: Tls | None
+    open_adapter: OpenAdapter
     clock: Clock
     protocol: Literal["consumer", "classic"] = "consumer"
 
@@ -55,7 +52,7 @@ class Deliveries:
         """Deliver to the adapter of a slot until cancelled."""
         async with self.ledger.db.read() as connection:
             found = [
-                each for each in await store.all_adapters(connection) if slot_of(each) == held.id
+                each for each in await store.adapters.every(connection) if slot_of(each) == held.id
             ]
         if found:
             await self._deliver(found[0])
@@ -65,7 +62,7 @@ class Deliveries:
         log = get_logger().bind(tenant=adapter.tenant, adapter_id=adapter.adapter_id)
         log.info("delivering", target=adapter.target)
         delivering = Delivering(
-            adapter, self.ledger, targets=self.targets, tls=self.tls, clock=self.clock
+            adapter, self.ledger, open_adapter=self.open_adapter, clock=self.clock
         )
         pauses = Backoff(_FIRST_PAUSE, _MAX_PAUSE)
         try:
@@ -98,7 +95,7 @@ async def trim_deliveries(db: Database) -> None:
 
     async def trim() -> None:
         async with db.read() as connection:
-            adapters = await store.all_adapters(connection)
+            adapters = await store.adapters.every(connection)
         for adapter in adapters:
             await _trim(db, adapter)
 
@@ -107,6 +104,6 @@ async def trim_deliveries(db: Database) -> None:
 
 async def _trim(db: Database, adapter: Adapter) -> None:
     while await db.run(
-        lambda uow: store.trim_deliveries(uow, adapter.tenant, adapter.adapter_id, keep=KEEP)
+        lambda uow: store.deliveries.trim(uow, adapter.tenant, adapter.adapter_id, keep=KEEP)
     ):
         pass

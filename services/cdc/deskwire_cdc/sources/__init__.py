@@ -1,18 +1,33 @@
-"""Readers of external databases: one contract, one module per kind."""
+"""External databases: one port, one package for each kind.
+
+A new kind is a package with a `KIND` beside these, its line below and its value in the contract's SourceKind.
+"""
 
 from __future__ import annotations
 
-from deskwire_cdc.domain import Kind, Source
-from deskwire_cdc.sources.base import Reader, ReaderOptions
-from deskwire_cdc.sources.files import Files
-from deskwire_cdc.sources.mariadb import MariadbReader
-from deskwire_cdc.sources.sqlite import SqliteReader
+from typing import Final
 
-__all__ = ["Files", "Reader", "ReaderOptions", "open_reader"]
+from deskwire_cdc.domain.sources import Source, SourceUnusable
+from deskwire_cdc.sources import mariadb, sqlite
+from deskwire_cdc.sources.port import Reader, ReaderOptions, SourceKind
+from deskwire_common.errors import InvalidArgument
+
+__all__ = ["Reader", "ReaderOptions", "SourceKind", "kind_of", "open_reader"]
+
+_KINDS: Final = {kind.name: kind for kind in (mariadb.KIND, sqlite.KIND)}
+
+
+def kind_of(name: str) -> SourceKind:
+    """The kind of a name. Raises InvalidArgument for one that isn't captured."""
+    kind = _KINDS.get(name)
+    if kind is None:
+        raise InvalidArgument(f"sources of kind {name!r} can't be captured", field="source.kind")
+    return kind
 
 
 def open_reader(source: Source, options: ReaderOptions) -> Reader:
-    """The reader for a source's kind; connects only when it is used."""
-    if source.kind is Kind.SQLITE:
-        return SqliteReader(source, options)
-    return MariadbReader(source, options)
+    """The reader for a source; connects only when it is used. Raises SourceUnusable for a kind of another version."""
+    kind = _KINDS.get(source.kind)
+    if kind is None:
+        raise SourceUnusable("kind", f"Sources of kind {source.kind!r} can't be captured.")
+    return kind.reader(source, options)

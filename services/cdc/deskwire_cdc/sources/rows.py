@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deskwire_cdc.domain import Change, Operation, Row
+from deskwire_cdc.domain.changes import Change, Operation, Row
 
 
 def row_changes(
@@ -18,10 +18,7 @@ def row_changes(
     committed_at: int,
     read_at: int,
 ) -> list[Change]:
-    """One change.
-
-    For an update that changed the primary key a delete and an insert, since the subject is the key.
-    """
+    """One change; for an update of the primary key a delete and an insert, since the subject is the key."""
 
     def change(operation: Operation, before: Row | None, after: Row | None, at: str) -> Change:
         image = after if after is not None else before

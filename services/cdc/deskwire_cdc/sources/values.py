@@ -4,8 +4,7 @@
 |---|---|
 | NULL | null |
 | integers, YEAR | a number; outside ±(2^53 − 1), where a double would round, a string |
-| FLOAT, DOUBLE, REAL | a number, FLOAT by its shortest form; infinities as "Infinity",
-"-Infinity" |
+| FLOAT, DOUBLE, REAL | a number, FLOAT by its shortest form; infinities as "Infinity", "-Infinity" |
 | DECIMAL | a string with all its digits: "-12.500" |
 | CHAR, VARCHAR, TEXT, ENUM, JSON | a string |
 | SET | a string, members in the column's order: "x,z" |
@@ -29,7 +28,7 @@ import decimal
 import math
 import struct
 
-from deskwire_cdc.domain import Json
+from deskwire_cdc.domain.changes import Json
 
 MAX_EXACT = 2**53 - 1
 

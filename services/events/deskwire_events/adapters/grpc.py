@@ -1,7 +1,6 @@
-"""Outgoing calls: adapters, which are programs of others. They get no token of deskwire's.
+"""Adapters that are gRPC servers of others. They get no token of deskwire's.
 
-Their addresses come from tenants: each connection is made to addresses that the operator's rules allow, and a tenant
-is told the same words whether a rule forbids it, nothing answers, or what answers is no adapter.
+Their addresses come from tenants: each connection is made to addresses that the operator's rules allow.
 """
 
 from __future__ import annotations
@@ -9,84 +8,49 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
 
 from deskwire.adapters.v1 import system_adapter_service_pb2 as pb
 from deskwire.adapters.v1 import system_adapter_service_pb2_grpc
-from deskwire.common.v1 import error_reason_pb2
 from deskwire_common.clock import Clock, to_micros
-from deskwire_common.errors import FailedPrecondition, Unavailable, from_rpc_error
-from deskwire_common.logging import get_logger
+from deskwire_common.errors import Unavailable, from_rpc_error
 from deskwire_common.rpc import Tls, make_channel
 from deskwire_common.targets import TargetRefused, Targets, grpc_target
-from deskwire_events.domain import Outcome, outcome_of
+from deskwire_events.adapters.port import (
+    MAX_BATCH,
+    AdapterAway,
+    AdapterPort,
+    Result,
+    Schema,
+    TooLarge,
+    clean,
+)
+from deskwire_events.domain import Adapter, outcome_of
 
-#: Seconds that Schema and Auth may take, and a Push.
 ASK_SECONDS: Final = 3.0
+"""How long Schema and Auth may take."""
 PUSH_SECONDS: Final = 30.0
-#: Most events in one Push, and records between two commits of a place: so many may come again.
-MAX_BATCH: Final = 100
-_MAX_TEXT: Final = 500
 # As gRPC for C, Go, Java, .NET, Node.js and Rust say that a message is over a limit.
 _IS_SIZE: Final = re.compile(
     r"^(RESOURCE_EXHAUSTED|OUT_OF_RANGE): .*(larger than max|exceeds (the )?max|too large)",
     re.IGNORECASE,
 )
-NOT_THERE: Final = "no adapter answers there that this hub may call"
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """What an adapter says it can."""
-
-    program: str
-    event_types: tuple[str, ...]
-    max_batch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What an adapter says of one event; `retry_after` in seconds, None: the hub decides."""
-
-    outcome: Outcome
-    detail: str
-    retry_after: float | None
-
-
-class TooLarge(Unavailable):
-    """A Push was refused for its size, here or there: the same one always will be."""
-
-
-class AdapterAway(Unavailable):
-    """Nothing at the target proved to be an adapter. `detail` is the operator's, never the tenant's."""
-
-    def __init__(self, detail: str, *, retry_after: float | None = None) -> None:
-        super().__init__(NOT_THERE, retry_after=retry_after)
-        self.detail = detail
-
-
-class AdapterClient:
+class GrpcAdapter(AdapterPort):
     """One adapter's SystemAdapterService. A call that fails as a whole raises Unavailable."""
 
     def __init__(
-        self,
-        target: str,
-        tenant: str,
-        credentials: dict[str, str],
-        *,
-        targets: Targets,
-        tls: Tls | None,
-        clock: Clock,
+        self, adapter: Adapter, *, targets: Targets, tls: Tls | None, clock: Clock
     ) -> None:
-        self._target = target
+        self._target = adapter.target
         self._targets = targets
         self._tls = tls
         self._channel: grpc.aio.Channel | None = None
-        self._tenant = tenant
-        self._credentials = credentials
+        self._tenant = adapter.tenant
+        self._credentials = dict(adapter.credentials)
         self._clock = clock
         self._session: str | None = None
         self._expires: int | None = None
@@ -190,29 +154,6 @@ class AdapterClient:
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
-
-
-async def introduce(client: AdapterClient) -> Schema:
-    """Schema and Auth of an adapter that is being registered.
-
-    Raises FailedPrecondition (ADAPTER_UNUSABLE): what it answered once it has proved to be an adapter, else one text.
-    """
-    try:
-        schema = await client.schema()
-        await client.authenticate()
-    except Unavailable as error:
-        if isinstance(error, AdapterAway):
-            get_logger().warning("adapter_away", error=error.detail)
-        raise FailedPrecondition(
-            f"the adapter can't be used: {error.message}",
-            reason=error_reason_pb2.ERROR_REASON_ADAPTER_UNUSABLE,
-        ) from error
-    return schema
-
-
-def clean(text: str) -> str:
-    """A text of others for our tables and logs: not long, no control characters."""
-    return "".join(char if char.isprintable() else " " for char in text[:_MAX_TEXT])
 
 
 async def _call(call: Awaitable[Any]) -> Any:

@@ -4,11 +4,8 @@ Around mysql-replication, whose quiet ways of losing rows are closed here:
 
 - It reconnects by itself at the position that it was opened with. Here a lost connection ends the
   reader, and the worker opens a new one at the saved position.
-- A position inside a transaction is its GTID set *before* the transaction, the transaction's
-  GTID, and
-  the number of rows done: `0-1-56+0-1-57:3`. The server sends the transaction from its start, and
-  the
-  rows done are dropped here.
+- A position inside a transaction is its GTID set *before* the transaction, the transaction's GTID, and the number of
+  rows done: `0-1-56+0-1-57:3`. The server sends the transaction from its start, and the rows done are dropped here.
 - Events that it doesn't know (compressed rows, incidents, ...) would be filtered; here they end the
   capture with the setting that makes them.
 - Rows without all columns, or without column names, are refused.
@@ -42,8 +39,10 @@ from pymysqlreplication.row_event import (
     WriteRowsEvent,
 )
 
-from deskwire_cdc.domain import Batch, Change, Json, Operation, Source, SourceUnusable, parse_url
-from deskwire_cdc.sources.base import ReaderOptions
+from deskwire_cdc.domain.changes import Batch, Change, Json, Operation
+from deskwire_cdc.domain.sources import Source, SourceUnreachable, SourceUnusable
+from deskwire_cdc.sources.mariadb.server import Server
+from deskwire_cdc.sources.port import ReaderOptions
 from deskwire_cdc.sources.rows import row_changes
 from deskwire_cdc.sources.values import render, shortest_single
 from deskwire_common.clock import to_micros
@@ -56,8 +55,11 @@ STATEMENT = re.compile(r"^\s*(insert|update|delete|replace|load\s+data)\b", re.I
 TABLE_ENDING = re.compile(r"^\s*(truncate|drop\s+table|rename\s+table)\b", re.IGNORECASE)
 
 
-class ConnectionLostError(Exception):
+class ConnectionLost(SourceUnreachable):
     """The stream broke; a new reader goes on at the saved position."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("url", message)
 
 
 @dataclass(slots=True)
@@ -107,16 +109,9 @@ def server_id(source: Source) -> int:
 
 
 def open_stream(
-    dial: Callable[..., Any],
-    settings: Mapping[str, Any],
-    source: Source,
-    options: ReaderOptions,
-    position: Position,
+    server: Server, source: Source, options: ReaderOptions, position: Position
 ) -> BinLogStreamReader:
-    """A stream that ends with ConnectionLostError instead of reconnecting by itself.
-
-    `dial` makes its connections.
-    """
+    """A stream that ends with ConnectionLost instead of reconnecting by itself."""
     connections = 0
 
     def connect(**arguments: Any) -> Any:
@@ -124,18 +119,18 @@ def open_stream(
         connections += 1
         # The stream itself and its control connection; a third one would be a silent reconnect.
         if connections > 2:
-            raise ConnectionLostError("The connection to the database was lost.")
-        return dial(**arguments)
+            raise ConnectionLost("The connection to the database was lost.")
+        return server.dial(**arguments)
 
     return BinLogStreamReader(
-        dict(settings),
+        server.settings(),
         server_id=server_id(source),
         blocking=True,
         is_mariadb=True,
         auto_position=position.gtid_set(),
         slave_heartbeat=options.heartbeat_seconds,
         filter_non_implemented_events=False,
-        only_schemas=[parse_url(source.kind, source.url).database],
+        only_schemas=[server.address.database],
         only_tables=list(source.tables),
         enable_logging=False,
         pymysql_wrapper=connect,
@@ -169,19 +164,17 @@ class BinlogLoop:
         self._notice = ""
         self._emitted = ""
 
-    def run(
-        self, position: Position, settings: Mapping[str, Any], dial: Callable[..., Any]
-    ) -> None:
+    def run(self, position: Position, server: Server) -> None:
         """Until stopped; raises what ends the stream."""
         self._resume = (position.partial_gtid, position.partial_rows)
         self._position = Position(dict(position.done), *self._resume)
         self._emitted = "nothing yet"  # the first heartbeat says that the source is there
-        stream = open_stream(dial, settings, self._source, self._options, position)
+        stream = open_stream(server, self._source, self._options, position)
         try:
             while not self._stopped.is_set():
                 event = stream.fetchone()
                 if event is None:
-                    raise ConnectionLostError("The server ended the stream.")
+                    raise ConnectionLost("The server ended the stream.")
                 self._handle(event)
         finally:
             stream.close()

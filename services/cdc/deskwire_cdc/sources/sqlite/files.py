@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deskwire_cdc.domain import SourceUnreachable
+from deskwire_cdc.domain.sources import SourceUnreachable
 
 #: All that a tenant is told, whether there is nothing, no database, nothing that may be read, or another's.
 NOT_THERE: Final = "There is no SQLite database at this url that change capture may read."
@@ -17,9 +17,11 @@ NOT_THERE: Final = "There is no SQLite database at this url that change capture 
 _OWN_TABLE: Final = "deskwire_*_version"
 
 
-def not_there(detail: str) -> SourceUnreachable:
+class NotThere(SourceUnreachable):
     """The one error for a file; `detail` is the operator's."""
-    return SourceUnreachable("url", NOT_THERE, detail=detail)
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("url", NOT_THERE, detail=detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,29 +35,29 @@ class Files:
     own: Sequence[Path] = ()
 
     def allowed(self, path: Path) -> Path:
-        """The file that a path leads to, links resolved. To be asked before every opening. Raises SourceUnreachable."""
+        """The file that a path leads to, links resolved. To be asked before every opening. Raises NotThere."""
         try:
             file = path.resolve()
             roots = [root.resolve() for root in self.roots]
             inside = [root for root in roots if file.is_relative_to(root)]
             if not inside:
-                raise not_there(f"{file} is in no folder of DESKWIRE_SQLITE_ROOT")
+                raise NotThere(f"{file} is in no folder of DESKWIRE_SQLITE_ROOT")
             for folder in (each.resolve() for each in self.own):
                 deeper = any(root != folder and root.is_relative_to(folder) for root in inside)
                 if file.is_relative_to(folder) and not deeper:
-                    raise not_there(f"{file} is in the suite's own folder {folder}")
+                    raise NotThere(f"{file} is in the suite's own folder {folder}")
             if not stat.S_ISREG(file.stat().st_mode):
-                raise not_there(f"{file} is no regular file")
+                raise NotThere(f"{file} is no regular file")
         except (OSError, RuntimeError, ValueError) as error:
             # RuntimeError: a circle of links; ValueError: a NUL in the path.
-            raise not_there(str(error)) from None
+            raise NotThere(str(error)) from None
         return file
 
 
 def refuse_own(connection: sqlite3.Connection, file: Path) -> None:
-    """Refuse a database of the suite's, whatever link it was reached by. Reads only. Raises SourceUnreachable."""
+    """Refuse a database of the suite's, whatever link it was reached by. Reads only. Raises NotThere."""
     found = connection.execute(
         "SELECT name FROM sqlite_master WHERE name GLOB ?", (_OWN_TABLE,)
     ).fetchone()
     if found is not None:
-        raise not_there(f"{file} is a database of deskwire's: it has the table {found[0]}")
+        raise NotThere(f"{file} is a database of deskwire's: it has the table {found[0]}")

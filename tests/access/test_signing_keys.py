@@ -187,6 +187,8 @@ def test_keys_as_others_bring_them(run: Run, tmp_path: Path, website: Any) -> No
     }
     for source, told in wrong.items():
         assert told in failed(run("key", "add", source, "--tenant", "a", "--kid", "wrong"))
+    unencodable = r'{"kty": "OKP", "crv": "Ed25519", "x": "\ud800"}'
+    assert "key " in failed(run("key", "add", unencodable, "--tenant", "a"))
 
 
 @pytest.mark.parametrize(
@@ -210,6 +212,23 @@ def test_a_keys_file_of_services_elsewhere(run: Run, tmp_path: Path) -> None:
     assert [key.kid for key in KeySet.load(file).verifying_keys] == [second, first]
     missing = run("key", "list", "--signing", "--keys-file", str(tmp_path / "none.json"))
     assert "can't read the keys file" in failed(missing)
+
+
+def test_a_link_to_the_keys_file_is_followed(run: Run, tmp_path: Path, home: Home) -> None:
+    file, link = home.root / "shared.json", tmp_path / "link.json"
+    first = run("key", "rotate", "--keys-file", str(file)).stdout.strip()
+    link.symlink_to(file)
+    second = run("key", "rotate", "--keys-file", str(link)).stdout.strip()
+    assert link.is_symlink()
+    assert [key.kid for key in KeySet.load(file).verifying_keys] == [second, first]
+
+
+def test_what_only_verifies_is_not_made_to_sign(run: Run, home: Home) -> None:
+    (entry,) = KeySet.generate().entries
+    del entry["d"]
+    KeySet({"keys": [entry]}).save(home.root / "keys.json")
+    assert "has no private key" in failed(run("key", "rotate"))
+    assert KeySet.load(home.root / "keys.json").entries == [entry]
 
 
 async def welcomed(d: Desk, token: str) -> str:

@@ -180,6 +180,8 @@ def test_service_tokens_keep_the_limit_of_their_key() -> None:
 @pytest.mark.parametrize(
     "members",
     [
+        {"dw_role": ["visitor"]},
+        {"dw_": None},
         *({"dw_roles": value} for value in (None, "visitor", 7, ["root"], [None], [["visitor"]])),
         *({"dw_tenants": value} for value in (None, "a", {"a": 1}, ["a b"], [""], ["**"], [7])),
         *(

@@ -136,9 +136,9 @@ def rotate_key(keys_file: KeysFileOption = None) -> None:
         return
     with _problems(file), _locked(file):
         before = KeySet.load(file)
+        old = before.signing_key()
         after = before.rotated()
         after.save(file)
-    old = before.signing_key()
     print(after.signing_key().kid)
     print(
         f"key {old.kid} still verifies: `deskwire key remove {old.kid}` when its tokens have ended, "
@@ -189,7 +189,7 @@ def _rewrite(
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Be the one who changes the file: it is replaced whole, so a second one would undo the first's change."""
-    folder = os.open(file.absolute().parent, os.O_RDONLY)
+    folder = os.open(Path(os.path.realpath(file)).parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield

@@ -40,6 +40,9 @@ class Grant:
     @classmethod
     def of_jwk(cls, entry: Mapping[str, Any], *, private: bool) -> Grant:
         """Read the grant of a JWK; `private`: it has its private part. Raises ValueError that says what is wrong."""
+        # A limit that is misspelled, or of a later version, must not leave the key without one.
+        if unknown := [name for name in entry if name.startswith("dw_") and name not in MEMBERS]:
+            raise ValueError(f"{unknown[0]} is no limit that is known here: {_listed(MEMBERS)} are")
         default = _OF_PRIVATE if private else _OF_PUBLIC
         return cls(
             _roles(entry[ROLES_MEMBER]) if ROLES_MEMBER in entry else default.roles,

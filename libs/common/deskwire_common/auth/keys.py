@@ -80,8 +80,11 @@ class KeySet:
         return KeySet({**self._document, "keys": entries})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the set, private parts included, readable by the owner only; replaces the file whole. Blocks."""
-        target = Path(path)
+        """Write the set, private parts included, readable by the owner only; replaces the file whole. Blocks.
+
+        Where the path is a link, what it leads to is replaced: services may follow that by another path.
+        """
+        target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
@@ -171,7 +174,7 @@ class KeySet:
 
 def key_id(jwk: Mapping[str, Any]) -> str:
     """Return the id that a JWK without one gets here."""
-    return hashlib.sha256(str(jwk.get("x")).encode()).hexdigest()[:16]
+    return hashlib.sha256(str(jwk.get("x")).encode(errors="replace")).hexdigest()[:16]
 
 
 def read_key(entry: Any) -> VerifyingKey:

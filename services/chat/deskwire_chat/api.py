@@ -1,4 +1,4 @@
-"""Chat on gRPC: one row per RPC: who may call it, its use case, and whose owner must answer."""
+"""Chat on gRPC, one row per RPC: who may call it, its use case, and whose owner must answer."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ TABLE: Final = Table(
     ),
     Service(
         TENANTS,
-        # These operators are those of all tenants.
+        # These are the operators of the suite, which act for all tenants.
         unary(Tenants.CreateTenant).by(TenantActions.create, _OPERATOR, suite=True),
         unary(Tenants.GetTenant).by(TenantActions.get, _OPERATOR, suite=True),
         unary(Tenants.ListTenants).by(TenantActions.list, _OPERATOR, suite=True),
@@ -109,7 +109,7 @@ TABLE: Final = Table(
         unary(Keys.CreateIntegrationKey).by(IntegrationKeyActions.create, _OPERATOR),
         unary(Keys.ListIntegrationKeys).by(IntegrationKeyActions.list, _OPERATOR),
         unary(Keys.RevokeIntegrationKey).by(IntegrationKeyActions.revoke, _OPERATOR),
-        # No token is asked for: the secret in the request says who calls.
+        # The call needs no token: the secret in the request tells who calls.
         unary(Keys.ExchangeIntegrationKey).by(
             IntegrationKeyActions.exchange, _EVERYBODY, public=True
         ),
@@ -118,7 +118,7 @@ TABLE: Final = Table(
 )
 
 AUTHORIZATION: Final = TABLE.authorization
-"""Who may call each method, as the contract says it."""
+"""Who may call each method, as the contract states it."""
 
 PUBLIC: Final = TABLE.public
-"""What is called without a token."""
+"""The methods that need no token."""

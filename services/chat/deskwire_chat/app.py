@@ -1,4 +1,4 @@
-"""Puts chat together, in five steps: storage, routing, the log, what is live, the server."""
+"""Builds chat in five steps: storage, routing, the log, live streams, the server."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ from deskwire_common.ownership import Owner
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    """What is kept, and what use cases need to keep it."""
+    """The database, and what use cases need to write to it."""
 
     db: Database
     outbox: Outbox
@@ -75,7 +75,7 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True)
 class _Routing:
-    """Who gets what, and which of it is this process's to give."""
+    """Routing, and the partitions of this process, within which it may give work."""
 
     router: Router
     owner: Owner
@@ -89,7 +89,7 @@ class _Routing:
 
 @dataclass(frozen=True, slots=True)
 class _Log:
-    """What writes messages, and whom it tells."""
+    """The writer of messages, and what follows its commits."""
 
     admission: Admission
     connections: Connections
@@ -102,7 +102,7 @@ class _Log:
 
 @dataclass(frozen=True, slots=True)
 class _Live:
-    """What takes messages, and tells more than the log does."""
+    """The links and streams that take messages, and the feeds that they carry."""
 
     links: Links
     streams: MessageStreams
@@ -123,13 +123,13 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
 
 async def _storage(settings: Settings, runtime: Runtime[Settings]) -> _Storage:
-    """Open the database and see to Kafka's topics."""
+    """Open the database, and make sure of Kafka's topics."""
     db = await runtime.database("deskwire_chat")
     if db.dialect == "sqlite":
         # The heads of one file can't have two writers.
         await runtime.stack.enter_async_context(locked(db, "chat-shard", wait=False))
     await ensure_topics(settings.kafka)
-    # A MetaData of their own: this may be built twice in one process.
+    # The tables get a MetaData of their own, as one process may build chat twice.
     outbox = Outbox(dbs.metadata(), runtime.clock)
     idempotency = IdempotencyStore(dbs.metadata(), runtime.clock)
     relay = OutboxRelay(
@@ -150,7 +150,7 @@ async def _storage(settings: Settings, runtime: Runtime[Settings]) -> _Storage:
 
 
 def _routing(settings: Settings, runtime: Runtime[Settings], storage: _Storage) -> _Routing:
-    """Make routing and what says which partitions are ours; both begin when everything is there."""
+    """Make routing and ownership; both start when everything else is ready."""
     router = Router(
         now=lambda: to_micros(runtime.clock.now()), offer_seconds=settings.offer_seconds
     )
@@ -161,7 +161,7 @@ def _routing(settings: Settings, runtime: Runtime[Settings], storage: _Storage) 
 async def _log(
     settings: Settings, runtime: Runtime[Settings], storage: _Storage, routing: _Routing
 ) -> _Log:
-    """Make the writer, whom it tells after a commit, and what follows the committed log."""
+    """Make the writer, what it calls after a commit, and what follows the committed log."""
     db, router = storage.db, routing.router
     admission, held = Admission(), Held()
     connections = Connections(router, admission, held)
@@ -199,7 +199,7 @@ def _live(
     routing: _Routing,
     log: _Log,
 ) -> _Live:
-    """Make what gateways and integrators open streams to, and the way to the other owners."""
+    """Make what serves the streams of gateways and integrators, and the forwarding to other owners."""
     db, router, ownership = storage.db, routing.router, routing.ownership
     connections, presence, writer = log.connections, log.presence, log.writer
     receipts = Receipts(db, connections, writer.memory, runtime.clock)
@@ -212,7 +212,7 @@ def _live(
     offer_feed = OfferFeed(
         db, connections, router, seconds=settings.offer_seconds, is_ours=routing.is_ours
     )
-    # Routing hears of connections, and its offers go to connections: one of them must be told last.
+    # Routing needs the connections and its offers go to them, so one of the two must be set after both are made.
     router.tell(offer_feed)
     tasks, reads = Tasks(), asyncio.Semaphore(READS)
     frames = LinkFrames(
@@ -245,7 +245,7 @@ async def _serve(
     log: _Log,
     live: _Live,
 ) -> None:
-    """Make the use cases and serve them; then own partitions, and let routing begin."""
+    """Make the use cases and serve them; then take partitions, and start routing."""
     db, tools, router, ownership = storage.db, storage.tools, routing.router, routing.ownership
     conversations = ConversationActions(tools, log.writer, router)
     keeper = AdmissionKeeper(
@@ -288,13 +288,13 @@ async def _serve(
     ownership.bind(
         Handover(log.writer, log.publisher, router, routing.reader, live.links, log.watchers)
     )
-    # From here on others send their calls and conversations here.
+    # From here on other processes send calls and conversations here.
     await routing.owner.start(settings.shard_name, settings.address(port))
     runtime.spawn("ownership", routing.owner.run)
 
 
 def _drain_in_order(runtime: Runtime[Settings], routing: _Routing, log: _Log, live: _Live) -> None:
-    """At the end what waits is stored and answered, Kafka gets the rest, others get the partitions, streams end."""
+    """Have the end go in this order: store and answer what waits, publish it, give partitions away, end streams."""
     runtime.on_drain(live.links.drain)
     runtime.on_drain(log.writer.drain)
     runtime.on_drain(routing.owner.leave)
@@ -304,7 +304,7 @@ def _drain_in_order(runtime: Runtime[Settings], routing: _Routing, log: _Log, li
 
 
 async def _open_files(settings: Settings, runtime: Runtime[Settings]) -> AttachmentStore | None:
-    """Open the store of attachments; of a folder its HTTP side, too. None: there is none.
+    """Open the store of attachments, and for a folder its HTTP side too. None: attachments are off.
 
     Raises OSError for a folder that can't be written, or an address that is taken.
     """
@@ -335,6 +335,6 @@ async def _open_files(settings: Settings, runtime: Runtime[Settings]) -> Attachm
     port = await side.listen(host, port)
     runtime.stack.push_async_callback(side.close)
     runtime.extra_ports["attachments"] = port
-    # Without another name they are reached where they listen.
+    # Without a public URL, clients reach the files where they are served.
     signer.base = signer.base or settings.attachments_base(port)
     return store

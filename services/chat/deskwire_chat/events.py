@@ -1,4 +1,4 @@
-"""Changes of chat's things as events. Topic, key and form are the topic files'."""
+"""Changes in chat as events. The topic files define topic, key and form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deskwire_common.events import DomainEvent, event_type_of
 
 @dataclass(frozen=True, slots=True)
 class Occasion:
-    """Who changes something, when (microseconds since 1970 UTC), and in which trace; `event_id` is a new one."""
+    """Who makes a change, when (microseconds since 1970 UTC), and in which trace; `event_id` is a new id."""
 
     event_id: str
     now: int
@@ -33,7 +33,7 @@ class Occasion:
 def trace_id_of(traceparent: str, fallback: str) -> str:
     """Return the trace of a traceparent; without one, the 32 hex digits of the UUID `fallback`.
 
-    Untraced changes so have a trace id that stays the same however often their event is sent.
+    So an untraced change keeps one trace id however often its event is sent.
     """
     return traceparent[3:35] if traceparent else fallback.replace("-", "")
 
@@ -43,7 +43,7 @@ def _value(thing: Any) -> struct_pb2.Value:
 
 
 def changed(changes: Mapping[str, Change]) -> dict[str, event_pb2.FieldChange]:
-    """Return changes as the contract has them."""
+    """Return changes in the form of the contract."""
     result = {}
     for name, change in changes.items():
         field = event_pb2.FieldChange(to=_value(change.after))
@@ -127,7 +127,7 @@ def conversation_closed(
 
 
 def customer_created(on: Occasion, item: Customer, *, correlation_id: str = "") -> DomainEvent:
-    """Deskwire met a customer."""
+    """A customer was created."""
     data = chat_events_pb2.CustomerCreated(customer=views.messages.customer(item))
     return _event(
         on,
@@ -139,7 +139,7 @@ def customer_created(on: Occasion, item: Customer, *, correlation_id: str = "") 
 
 
 def customer_updated(on: Occasion, item: Customer, changes: Mapping[str, Change]) -> DomainEvent:
-    """Something about a customer really changed; data begins with what the CRM asked for."""
+    """A customer really changed; the fields that the CRM asked for come first in data."""
     data = chat_events_pb2.CustomerUpdated(
         user_id=item.user_id,
         new_mobile=item.mobile,
@@ -171,7 +171,7 @@ def agent_status_changed(
 
 
 def agent_created(on: Occasion, item: Agent, *, connected: bool) -> DomainEvent:
-    """An operator made an agent known."""
+    """An operator created an agent."""
     data = chat_events_pb2.AgentCreated(agent=views.messages.agent(item, connected=connected))
     return _of_agent(on, item, data)
 
@@ -186,12 +186,12 @@ def agent_switched(
 
 
 def _of_tenant(on: Occasion, item: Tenant, data: Message) -> DomainEvent:
-    """The event is that tenant's, not the operator's."""
+    """Return an event that belongs to the tenant, not to the operator's own."""
     return _event(on, data, subject=item.tenant_id, sequence=item.version, tenant=item.tenant_id)
 
 
 def tenant_created(on: Occasion, item: Tenant) -> DomainEvent:
-    """A tenant was made known."""
+    """A tenant was created."""
     return _of_tenant(on, item, access_events_pb2.TenantCreated(tenant=views.messages.tenant(item)))
 
 
@@ -202,7 +202,7 @@ def tenant_switched(on: Occasion, item: Tenant, changes: Mapping[str, Change]) -
 
 
 def integration_key_created(on: Occasion, item: IntegrationKey) -> DomainEvent:
-    """A system outside was given a key."""
+    """An outside system got a key."""
     data = access_events_pb2.IntegrationKeyCreated(key=views.messages.integration_key(item))
     return _event(on, data, subject=item.key_id, sequence=item.version)
 
@@ -210,7 +210,7 @@ def integration_key_created(on: Occasion, item: IntegrationKey) -> DomainEvent:
 def integration_key_revoked(
     on: Occasion, item: IntegrationKey, changes: Mapping[str, Change]
 ) -> DomainEvent:
-    """A key gives no more tokens."""
+    """A key was revoked: it gives no more tokens."""
     data = access_events_pb2.IntegrationKeyRevoked(
         key=views.messages.integration_key(item), changed=changed(changes)
     )

@@ -1,4 +1,4 @@
-"""What happens with a partition that comes or goes, in the order that keeps every promise."""
+"""What happens when this process gains or loses a partition, in the order that keeps every promise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deskwire_chat.streams.watch import Watchers
 
 
 class Handover:
-    """Tells all who know something of a partition (ownership.Holder)."""
+    """Notifies every part of chat that keeps something about a partition (ownership.Holder)."""
 
     def __init__(
         self,
@@ -33,30 +33,30 @@ class Handover:
         self._watchers = watchers
 
     def gained(self, owned: Sequence[Partition]) -> None:
-        """Begin with what the database says, and nothing older."""
-        numbers = {each.id for each in owned}
+        """Begin with what the database has, and with nothing older."""
+        numbers = {partition.id for partition in owned}
         self._writer.forget_partitions(numbers)
         self._publisher.own(owned)
         self._reader.gained(numbers)
         self._links.gained(numbers)
 
     def lost(self, gone: Sequence[Partition]) -> None:
-        """Forget. What waits in the writer's lanes is refused when its turn comes."""
-        numbers = {each.id for each in gone}
+        """Forget the partitions. Commands that wait in the writer's lanes are refused in their turn."""
+        numbers = {partition.id for partition in gone}
         self._writer.forget_partitions(numbers)
         self._publisher.disown(numbers)
         self._watchers.lost(numbers)
         self._router.drop_partitions(numbers)
 
     async def finish(self, leaving: Sequence[Partition]) -> None:
-        """Nothing new is taken any more: store what waits, then have Kafka take it, and keep how far it has."""
-        numbers = {each.id for each in leaving}
+        """Store what waits, then have Kafka take it, and keep how far Kafka is; no new commands are taken meanwhile."""
+        numbers = {partition.id for partition in leaving}
         self._router.drop_partitions(numbers)
         await self._writer.finish()
         await self._publisher.finish(numbers)
         published = self._publisher.published(numbers)
-        for each in leaving:
-            each.published = published.get(each.id, each.published)
+        for partition in leaving:
+            partition.published = published.get(partition.id, partition.published)
 
     def owners_changed(self) -> None:
         """Tell the gateways."""

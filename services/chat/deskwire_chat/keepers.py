@@ -1,4 +1,4 @@
-"""What runs beside the calls: who was disabled is shut out, and what they or lost bots have goes back to the queue."""
+"""Work beside the calls: disabled users are shut out, and conversations of theirs or of lost bots are put back."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from deskwire_common.loops import every
 _BOTS_SECONDS: Final = 1.0
 _BOTS_CHUNK: Final = 500
 _LOOK_SECONDS: Final = 3.0
-"""How long this process may take to notice what another one disabled; the contract allows 5 s."""
+"""How long this process may take to notice what another process disabled; the contract allows 5 s."""
 
 
 class AdmissionKeeper:
-    """Tells admission who is disabled, ends what they have open, and puts disabled agents' conversations back."""
+    """Keeps admission current, ends what disabled users have open, and puts disabled agents' conversations back."""
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class AdmissionKeeper:
         conversation_actions: ConversationActions,
         ownership: Ownership,
     ) -> None:
-        """`expel` ends the connections, and the streams, of all who aren't let in any more."""
+        """`expel` ends the connections, and the streams, of all who aren't admitted any more."""
         self._db = db
         self._ownership = ownership
         self._admission = admission
         self._expel = expel
         self._conversations = conversation_actions
-        # One look at a time: a later one must not be overwritten by an earlier.
+        # One read at a time: an earlier one must not overwrite a later one.
         self._looking = asyncio.Lock()
         self._asked = asyncio.Event()
 
@@ -54,13 +54,13 @@ class AdmissionKeeper:
                     expel()
 
     async def look(self) -> None:
-        """Read at once, as somebody was disabled or enabled. What fails is done again by `run`."""
+        """Read at once, as somebody was disabled or enabled. If that fails, `run` does it again."""
         with suppress(*AWAY):
             await self.load()
         self._asked.set()
 
     async def run(self) -> None:
-        """Look every few seconds until cancelled; outlasts a database that is away."""
+        """Read every few seconds until cancelled; outlasts a database that is away."""
         await every(
             _LOOK_SECONDS, self._round, failed="admission_not_kept", outlast=AWAY, wake=self._asked
         )
@@ -70,17 +70,17 @@ class AdmissionKeeper:
         await self._put_back()
 
     async def _put_back(self) -> None:
-        """Also after a restart between the disabling and this, and for what routing gave away at the same moment."""
+        """Put back what disabled agents have: also after a restart, and what routing gave them at the same moment."""
         async with self._db.read() as c:
             found = await conversations.of_disabled_agents(c)
         for conversation_id, agent_id in found:
-            # The others are their owners' to put back.
+            # The owners of the others put those back.
             if self._ownership.term_of(partition_of(conversation_id)):
                 await self._conversations.put_back(conversation_id, agent_id)
 
 
 class BotKeeper:
-    """Puts the conversations of bots that are gone back into the queue, for people: none is left alone."""
+    """Puts conversations of bots that are gone back into the queue, for people, so that none is left alone."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class BotKeeper:
         *,
         away_seconds: float,
     ) -> None:
-        """`away_seconds`: how long a bot may be without a connection that is open and not only parked."""
+        """`away_seconds`: how long a bot may be without a connection that is open, not just parked."""
         self._db = db
         self._router = router
         self._conversations = conversation_actions
@@ -99,7 +99,7 @@ class BotKeeper:
         self._seconds = away_seconds
 
     async def run(self) -> None:
-        """Look every second until cancelled; outlasts a database that is away."""
+        """Look for lost bots every second until cancelled; outlasts a database that is away."""
         seconds = min(_BOTS_SECONDS, self._seconds / 2)
         await every(seconds, self._round, failed="bots_not_kept", outlast=AWAY, at_once=False)
 
@@ -112,7 +112,7 @@ class BotKeeper:
         async with self._db.read() as c:
             found = await conversations.of_bots(c, gone)
         for conversation_id, tenant, bot in found:
-            # The others are their owners' to put back, and some bot may have come meanwhile.
+            # The owners of the others put those back, and a bot may have connected meanwhile.
             is_ours = self._ownership.term_of(partition_of(conversation_id)) > 0
             if is_ours and not self._router.agents.is_connected(tenant, bot):
                 await self._conversations.put_back(conversation_id, bot)

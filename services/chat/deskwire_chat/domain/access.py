@@ -21,14 +21,14 @@ from deskwire_common.errors import (
 )
 
 SECRET_BYTES: Final = 32
-"""How much chance is in the secret of an integration key."""
+"""How many random bytes the secret of an integration key has."""
 
 _SECRET: Final = re.compile(rf"dwk_([0-9a-f]{{32}})_([0-9a-f]{{{2 * SECRET_BYTES}}})")
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One desk with everything that belongs to it, as far as it was created."""
+    """A tenant that was created."""
 
     tenant_id: str
     display_name: str
@@ -40,7 +40,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class IntegrationKey:
-    """What lets a system outside have tokens."""
+    """A key with which an outside system gets tokens."""
 
     key_id: str
     tenant: str
@@ -59,9 +59,9 @@ SwitchedT = TypeVar("SwitchedT", Agent, Tenant)
 def switched(
     thing: SwitchedT, *, disabled: bool, expected_version: int
 ) -> tuple[SwitchedT, dict[str, Change]]:
-    """Return an agent or a tenant after it was disabled or enabled, and what that changes.
+    """Disable or enable an agent or a tenant; return it, and the fields that changed.
 
-    Raises VersionMismatch, or FailedPrecondition (INVALID_STATE) when it is so already.
+    Raises VersionMismatch, or FailedPrecondition (INVALID_STATE) when it is in that state already.
     """
     check_version(thing.version, expected_version)
     if thing.disabled is disabled:
@@ -83,7 +83,7 @@ def tenant_not_found(tenant_id: str) -> NotFound:
 
 
 def tenant_disabled(tenant_id: str) -> PermissionDenied:
-    """Return the error for everybody of a disabled tenant."""
+    """Return the error for every caller of a disabled tenant."""
     return PermissionDenied(
         f"tenant {tenant_id} is disabled", reason=reasons.ERROR_REASON_TENANT_DISABLED
     )
@@ -102,7 +102,7 @@ def secret_text(key_id: str, secret: bytes) -> str:
 
 
 def read_secret(text: str) -> tuple[str, bytes] | None:
-    """Return key_id and secret of a text that `secret_text` made; None for any other."""
+    """Return key_id and secret of a text that `secret_text` made; None for any other text."""
     match = _SECRET.fullmatch(text)
     if match is None:
         return None
@@ -112,14 +112,14 @@ def read_secret(text: str) -> tuple[str, bytes] | None:
 
 
 def secret_hash(secret: bytes) -> bytes:
-    """Return what is stored of a secret. A plain hash is enough for 256 random bits: there is nothing to guess."""
+    """Return the hash that is stored for a secret. A plain hash is enough, as nobody can guess 256 random bits."""
     return hashlib.sha256(secret).digest()
 
 
 def opened(key: IntegrationKey | None, secret: bytes) -> IntegrationKey:
-    """Return the key if `secret` is its own and it isn't revoked; the time tells nothing of the hash.
+    """Return the key if `secret` is right and it isn't revoked; the time that it takes reveals nothing of the hash.
 
-    Raises Unauthenticated (INTEGRATION_KEY_INVALID), the same one whatever is wrong.
+    Raises Unauthenticated (INTEGRATION_KEY_INVALID), the same error whatever is wrong.
     """
     wanted = key.secret_hash if key is not None else bytes(SECRET_BYTES)
     fits = hmac.compare_digest(wanted, secret_hash(secret))
@@ -141,7 +141,7 @@ def key_not_found(key_id: str) -> NotFound:
 def revoked(
     key: IntegrationKey, *, expected_version: int, now: int
 ) -> tuple[IntegrationKey, dict[str, Change]]:
-    """Return the key after it was revoked, and what that changes.
+    """Revoke a key; return it, and the fields that changed.
 
     Raises VersionMismatch, or FailedPrecondition (INVALID_STATE) when it is revoked already.
     """

@@ -9,7 +9,7 @@ from typing import Final
 from deskwire_common.auth import Principal, Profile, Role
 
 HOME_ORIGIN: Final = "deskwire"
-"""The origin of what begins here."""
+"""The origin of changes that begin in the suite."""
 
 
 UserKey = tuple[str, int, str]
@@ -17,7 +17,7 @@ UserKey = tuple[str, int, str]
 
 
 class ActorRole(IntEnum):
-    """Who writes messages; the numbers are the contract's and the database's."""
+    """The role of whoever writes a message; the numbers are those of the contract and the database."""
 
     VISITOR = 1
     AGENT = 2
@@ -51,7 +51,7 @@ class Actor:
 
     @classmethod
     def of(cls, principal: Principal) -> Actor:
-        """Take it from a token. Origin is the system of an integration's token, never of a request."""
+        """Return the actor of a token. The origin is the system of an integration's token, never one from a request."""
         return cls(
             tenant=principal.tenant,
             role=_ROLES[principal.role],
@@ -63,5 +63,5 @@ class Actor:
 
     @classmethod
     def system(cls, tenant: str) -> Actor:
-        """Return deskwire itself, for the greeting and routing's decisions."""
+        """Return deskwire itself as the actor of the greeting and of routing's decisions."""
         return cls(tenant=tenant, role=ActorRole.SYSTEM, subject=HOME_ORIGIN, name=HOME_ORIGIN)

@@ -16,18 +16,18 @@ from deskwire_common.errors import (
 )
 
 DEFAULT_CAPACITY: Final = 5
-"""How many conversations a new agent takes at once, unless they say otherwise."""
+"""How many conversations a new agent takes at once, unless they choose another number."""
 
 
 class Status(IntEnum):
-    """What an agent says of themselves; the numbers are the contract's and the database's."""
+    """Whether an agent takes work; the numbers are those of the contract and the database."""
 
     AVAILABLE = 1
     AWAY = 2
 
 
 class OfferEnd(IntEnum):
-    """How an offer ended; the numbers are the contract's."""
+    """How an offer ended; the numbers are those of the contract."""
 
     ACCEPTED = 1
     EXPIRED = 2
@@ -37,7 +37,7 @@ class OfferEnd(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """One person at the desk, or a bot: which of them is never changed."""
+    """One person at the desk, or a bot; a person never becomes a bot, nor the other way round."""
 
     tenant: str
     agent_id: str
@@ -52,7 +52,7 @@ class Agent:
 
 
 def status_name(status: Status) -> str:
-    """Return the name as the JSON form of events has it."""
+    """Return the name of a status in the JSON form of events."""
     return f"AGENT_STATUS_{status.name}"
 
 
@@ -62,7 +62,7 @@ def agent_not_found(agent_id: str) -> NotFound:
 
 
 def agent_has_no_room(agent_id: str) -> FailedPrecondition:
-    """Return the error for an agent who is away, disabled or has all the conversations that they take."""
+    """Return the error for an agent who is away or disabled, or has as many conversations as they take."""
     return FailedPrecondition(
         f"agent {agent_id} is away, disabled or has no room",
         reason=reasons.ERROR_REASON_AGENT_UNAVAILABLE,
@@ -78,7 +78,7 @@ def offer_not_found(conversation_id: str) -> NotFound:
 
 
 def check_is(agent: Agent, who: Actor) -> None:
-    """Raise AlreadyExists for a bot that has the id of a person at the desk, and the other way round."""
+    """Raise AlreadyExists for a bot with the id of a person at the desk, and the other way round."""
     if who.role in {ActorRole.AGENT, ActorRole.BOT} and agent.bot != (who.role == ActorRole.BOT):
         what = "a bot" if agent.bot else "a person"
         raise AlreadyExists(
@@ -89,7 +89,7 @@ def check_is(agent: Agent, who: Actor) -> None:
 def changed_agent(
     agent: Agent, *, status: Status, capacity: int, display_name: str
 ) -> tuple[Agent, dict[str, Change]]:
-    """Return the agent after they spoke, and what that changes; 0 and "" mean "as before"."""
+    """Return the agent with what they set, and the fields that changed; 0 and "" mean "as before"."""
     after = replace(
         agent,
         status=status,

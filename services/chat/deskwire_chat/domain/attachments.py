@@ -1,4 +1,4 @@
-"""What holds for attachments. Pure, as `domain` is: no I/O, no protobuf, no clock reads."""
+"""The rules of attachments: which files are taken, who sees and sends them, and their states."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ UNSENT_SECONDS: Final = 24 * 3600
 
 
 class AttachmentState(IntEnum):
-    """Where it is in its life; the numbers are the contract's and the database's. REMOVED is never shown."""
+    """The state of an attachment; the numbers are those of the contract and the database. REMOVED is never shown."""
 
     PENDING = 1
     READY = 2
     SENT = 3
     REMOVED = 4
-    """Its object is to be removed, and then its row: the durable mark that the remover works from."""
+    """The object is to be removed, and then the row: the durable mark from which the remover works."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a message says of an attachment."""
+    """How a message refers to an attachment."""
 
     attachment_id: str
     file_name: str
@@ -45,7 +45,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One file of a conversation. `remove_at`: when its object may go, 0: it stays."""
+    """One file of a conversation. `remove_at`: when its object may be removed, 0: it stays."""
 
     attachment_id: str
     tenant: str
@@ -64,11 +64,11 @@ class Attachment:
 
     @property
     def reference(self) -> Reference:
-        """What a message that carries it must say."""
+        """The reference that a message which carries it must have."""
         return Reference(self.attachment_id, self.file_name, self.content_type, self.size_bytes)
 
     def is_of(self, who: Actor) -> bool:
-        """Whether `who` has made it."""
+        """Whether `who` created it."""
         return (self.tenant, self.uploader_role, self.uploader_id) == (
             who.tenant,
             int(who.role),
@@ -77,7 +77,7 @@ class Attachment:
 
 
 def not_found(attachment_id: str) -> NotFound:
-    """Return the error for attachments that aren't there, or aren't the caller's to see or send."""
+    """Return the error for attachments that don't exist, or that the caller may not see or send."""
     return NotFound(
         f"no attachment {attachment_id} that you can see, or send here",
         reason=reasons.ERROR_REASON_ATTACHMENT_NOT_FOUND,
@@ -85,21 +85,21 @@ def not_found(attachment_id: str) -> NotFound:
 
 
 def not_ready(state: AttachmentState, why: str) -> FailedPrecondition:
-    """Return the error for what a READY attachment is needed for."""
+    """Return the error for a step that needs a READY attachment."""
     return FailedPrecondition(
         why, reason=reasons.ERROR_REASON_ATTACHMENT_NOT_READY, metadata={"state": state.name}
     )
 
 
 def not_uploaded(why: str) -> FailedPrecondition:
-    """Return the error for bytes that aren't there, or aren't the declared ones."""
+    """Return the error for bytes that are missing, or differ from the declared ones."""
     return not_ready(AttachmentState.PENDING, f"{why}: PUT the declared bytes to the upload URL")
 
 
 def check_file(
     file_name: str, content_type: str, size: int, *, allowed: Sequence[str], max_bytes: int
 ) -> None:
-    """Raise InvalidArgument for a file that isn't taken. `allowed`: types, or their beginnings with a * behind."""
+    """Raise InvalidArgument for a file that isn't taken. `allowed`: types, or beginnings of types followed by a *."""
     if not file_name.isprintable() or file_name != file_name.strip() or not file_name.strip("."):
         raise InvalidArgument(
             "file_name may hold printable characters only, none of them a blank at an end, and not only dots",
@@ -125,7 +125,7 @@ def _matches(content_type: str, pattern: str) -> bool:
 
 
 def check_unsent(count: int, limit: int) -> None:
-    """Raise ResourceExhausted (RATE_LIMITED) for somebody with too many files that no message carries."""
+    """Raise ResourceExhausted (RATE_LIMITED) for a user with too many files that no message carries."""
     if count >= limit:
         raise ResourceExhausted(
             f"{count} of your attachments aren't sent yet: send one, or wait until they are removed",
@@ -135,24 +135,24 @@ def check_unsent(count: int, limit: int) -> None:
 
 
 def is_visible(item: Attachment | None, conversation: Conversation | None, who: Actor) -> bool:
-    """Whether `who` may fetch it: the uploader, and once it is sent whoever sees the conversation."""
+    """Whether `who` may fetch it: its uploader, and once it is sent everybody who sees the conversation."""
     if item is None or item.tenant != who.tenant or item.state == AttachmentState.REMOVED:
         return False
     if item.is_of(who):
-        # An agent's own stays theirs; a visitor's conversation may not be there yet.
+        # An agent may always fetch their own file; a visitor's conversation may not exist yet.
         return True
     sent = item.state == AttachmentState.SENT
     return sent and conversation is not None and may_see(conversation, who)
 
 
 def check_may_send(
-    item: Attachment | None, said: Reference, conversation_id: str, who: Actor
+    item: Attachment | None, reference: Reference, conversation_id: str, who: Actor
 ) -> Attachment:
     """Return the record of an attachment that `who` wants to send.
 
-    Raises NotFound (ATTACHMENT_NOT_FOUND) unless it is theirs and this conversation's, FailedPrecondition
-    (ATTACHMENT_NOT_READY) unless its bytes were checked and no message has it, InvalidArgument for a reference that
-    says something else than the record.
+    Raises NotFound (ATTACHMENT_NOT_FOUND) unless it belongs to them and to this conversation, FailedPrecondition
+    (ATTACHMENT_NOT_READY) unless its bytes were checked and no message carries it, InvalidArgument for a reference
+    that differs from the record.
     """
     if (
         item is None
@@ -160,14 +160,14 @@ def check_may_send(
         or item.conversation_id != conversation_id
         or item.state == AttachmentState.REMOVED
     ):
-        raise not_found(said.attachment_id)
+        raise not_found(reference.attachment_id)
     if item.state == AttachmentState.PENDING:
         raise not_ready(
             item.state, "the attachment isn't complete: PUT its bytes, then call CompleteAttachment"
         )
     if item.state == AttachmentState.SENT:
         raise not_ready(item.state, "a message has the attachment already: create another one")
-    if said != item.reference:
+    if reference != item.reference:
         raise InvalidArgument(
             "the attachment has another name, type or size than the message says",
             field="content.attachment",
@@ -176,12 +176,12 @@ def check_may_send(
 
 
 def sent(item: Attachment, seq: int) -> Attachment:
-    """Return it as it is in a message: it stays."""
+    """Return the attachment once a message carries it: it stays."""
     return replace(item, state=AttachmentState.SENT, seq=seq, remove_at=0)
 
 
 def disposition(file_name: str) -> str:
-    """Return a Content-Disposition that has browsers save a file, never show it (RFC 6266, RFC 8187)."""
+    """Return a Content-Disposition with which browsers save a file and never show it (RFC 6266, RFC 8187)."""
     plain = unicodedata.normalize("NFKD", file_name).encode("ascii", "ignore").decode()
     safe = "".join(each if each.isalnum() or each in " ._-()" else "_" for each in plain).strip()
     encoded = quote(file_name, safe="")

@@ -1,4 +1,4 @@
-"""What every kind of thing shares: a field's change, and the version that the caller expects."""
+"""Rules for every kind of object: a field's change, and the version that the caller expects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deskwire_common.errors import (
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One field's way from one value to another; None is no value."""
+    """A field's value before and after; None is no value."""
 
     before: Any
     after: Any

@@ -1,4 +1,4 @@
-"""The rules of conversations: who sees, writes and alters them, their states, and which partition each is in."""
+"""The rules of conversations: who sees, writes and alters them, their states, and their partitions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTITIONS: Final = 16
 
 
 class State(IntEnum):
-    """Where a conversation is in its life; the numbers are the contract's and the database's."""
+    """The state of a conversation; the numbers are those of the contract and the database."""
 
     QUEUED = 1
     ACTIVE = 2
@@ -31,7 +31,7 @@ class State(IntEnum):
 
 @dataclass(slots=True)
 class Conversation:
-    """One customer's talk with the desk."""
+    """One thread between a customer and the desk."""
 
     conversation_id: str
     tenant: str
@@ -48,7 +48,7 @@ class Conversation:
     traceparent: str = ""
     agent_is_bot: bool = False
     human_wanted: bool = False
-    """Whether it was handed off: from the queue only people take it."""
+    """Whether it was handed off to people: only they get it from the queue."""
 
     @property
     def partition(self) -> int:
@@ -57,11 +57,11 @@ class Conversation:
 
     @property
     def agent_role(self) -> ActorRole:
-        """What the one who has it is; say it only while somebody has."""
+        """The role of the agent or bot that has it; meaningful only while one has it."""
         return ActorRole.BOT if self.agent_is_bot else ActorRole.AGENT
 
     def copy(self) -> Conversation:
-        """Return a copy; dataclasses.replace takes four times as long, and this is on the path of every message."""
+        """Return a copy. dataclasses.replace takes four times as long, and every message needs this."""
         return Conversation(
             self.conversation_id,
             self.tenant,
@@ -81,14 +81,14 @@ class Conversation:
         )
 
 
-@lru_cache(65_536)  # asked several times per message
+@lru_cache(65_536)  # called several times per message
 def partition_of(conversation_id: str) -> int:
     """Return the partition, 0 to PARTITIONS-1, of a conversation."""
     return zlib.crc32(conversation_id.encode()) % PARTITIONS
 
 
 def conversation_not_found(conversation_id: str) -> NotFound:
-    """Return the error for ids that the caller's tenant, or the visitor, doesn't have."""
+    """Return the error for a conversation that the caller's tenant, or the visitor, doesn't have."""
     return NotFound(
         f"no conversation {conversation_id} that you can see",
         reason=reasons.ERROR_REASON_CONVERSATION_NOT_FOUND,
@@ -96,7 +96,7 @@ def conversation_not_found(conversation_id: str) -> NotFound:
 
 
 def not_a_participant() -> PermissionDenied:
-    """Return the error for agents who do what only the conversation's agent may."""
+    """Return the error for an agent who tries what only the conversation's agent may do."""
     return PermissionDenied(
         "the conversation is not assigned to you",
         reason=reasons.ERROR_REASON_NOT_A_PARTICIPANT,
@@ -104,14 +104,14 @@ def not_a_participant() -> PermissionDenied:
 
 
 def may_see(conversation: Conversation, who: Actor) -> bool:
-    """Whether `who` may read the conversation: a visitor their own, the others all of their tenant."""
+    """Whether `who` may read the conversation: a visitor only their own, others every one of their tenant."""
     if conversation.tenant != who.tenant:
         return False
     return who.role != ActorRole.VISITOR or conversation.visitor_id == who.subject
 
 
 def takes_part(conversation: Conversation, who: Actor) -> bool:
-    """Whether `who` is one of those that talk: the visitor, and the agent or bot that has it."""
+    """Whether `who` is a participant: the visitor, or the agent or bot that has it."""
     if conversation.tenant != who.tenant:
         return False
     if who.role == ActorRole.VISITOR:
@@ -120,7 +120,7 @@ def takes_part(conversation: Conversation, who: Actor) -> bool:
 
 
 def participants(conversation: Conversation) -> list[UserKey]:
-    """Return who is told of what happens in a conversation: the visitor first, and the agent or bot that has it."""
+    """Return who gets pushes of a conversation: the visitor first, then the agent or bot that has it."""
     users: list[UserKey] = [(conversation.tenant, ActorRole.VISITOR, conversation.visitor_id)]
     if conversation.agent_id:
         users.append((conversation.tenant, conversation.agent_role, conversation.agent_id))
@@ -130,8 +130,8 @@ def participants(conversation: Conversation) -> list[UserKey]:
 def check_may_write(conversation: Conversation, who: Actor) -> None:
     """Raise unless `who` may add a message to the conversation.
 
-    NotFound for what `who` can't see, PermissionDenied (NOT_A_PARTICIPANT) for an agent or bot that isn't the
-    conversation's, FailedPrecondition (CONVERSATION_CLOSED) when it is over.
+    NotFound for a conversation that `who` can't see, PermissionDenied (NOT_A_PARTICIPANT) for an agent or bot that
+    doesn't have it, FailedPrecondition (CONVERSATION_CLOSED) when it is closed.
     """
     if not may_see(conversation, who):
         raise conversation_not_found(conversation.conversation_id)
@@ -153,7 +153,7 @@ def check_may_alter(conversation: Conversation, who: Actor) -> None:
 
 
 def close(conversation: Conversation, *, expected_version: int, now: int) -> dict[str, Change]:
-    """Close the conversation in place and return what changed.
+    """Close the conversation in place and return the fields that changed.
 
     Raises VersionMismatch, or FailedPrecondition (INVALID_STATE) when it is closed already.
     """
@@ -172,7 +172,7 @@ def close(conversation: Conversation, *, expected_version: int, now: int) -> dic
 
 
 def assign(conversation: Conversation, *, agent_id: str, bot: bool, now: int) -> dict[str, Change]:
-    """Give a QUEUED conversation to an agent or a bot, in place, and return what changed."""
+    """Give a QUEUED conversation to an agent or a bot, in place, and return the fields that changed."""
     before = conversation.state
     conversation.state = State.ACTIVE
     conversation.agent_id = agent_id
@@ -189,11 +189,11 @@ def assign(conversation: Conversation, *, agent_id: str, bot: bool, now: int) ->
 def transfer(
     conversation: Conversation, *, agent_id: str, bot: bool = False, expected_version: int, now: int
 ) -> dict[str, Change]:
-    """Give an open conversation to another agent or a `bot` (empty: to the queue), in place; return what changed.
+    """Give an open conversation to another agent or a `bot` (empty: the queue), in place; return the changed fields.
 
-    What goes to the queue waits for a person, as somebody wasn't enough; who gives it to a bot doesn't want one now.
+    In the queue it then waits for a person, as its last agent or bot wasn't enough; given to a bot it doesn't.
 
-    Raises VersionMismatch, or FailedPrecondition (INVALID_STATE) when it is closed or there already.
+    Raises VersionMismatch, or FailedPrecondition (INVALID_STATE) when it is closed, or already where it should go.
     """
     check_version(conversation.version, expected_version)
     if conversation.state == State.CLOSED or conversation.agent_id == agent_id:
@@ -225,10 +225,10 @@ def _role_name(conversation: Conversation) -> str | None:
 
 
 def state_name(state: State) -> str:
-    """Return the name as the JSON form of events has it."""
+    """Return the name of a state in the JSON form of events."""
     return f"CONVERSATION_STATE_{state.name}"
 
 
 def greeting(agent_name: str) -> str:
-    """Return what deskwire says when an agent takes a conversation."""
+    """Return the text that deskwire sends when an agent takes a conversation."""
     return f"{agent_name} is here to help you."

@@ -1,4 +1,4 @@
-"""The rules of customers: one person, whatever the number of systems that know them."""
+"""The rules of customers: one person each, however many systems know them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VISITOR_NAMESPACE: Final = "visitor"
 """The identity namespace of visitor tokens' subjects."""
 
 MAX_IDENTITIES: Final = 16
-"""How many identities a customer may have, as the contract says."""
+"""How many identities a customer may have, as the contract states."""
 
 CUSTOMER_FIELDS: Final = ("display_name", "email", "mobile")
 """The fields of a customer that an update_mask may name."""
@@ -38,7 +38,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """One person, whatever the number of systems that know them."""
+    """One person, however many systems know them."""
 
     customer_id: str
     tenant: str
@@ -52,7 +52,7 @@ class Customer:
 
     @property
     def user_id(self) -> str:
-        """The id in the visitor's system when there is one, else customer_id."""
+        """The customer's id in the visitors' system if there is one, else customer_id."""
         for identity in self.identities:
             if identity.namespace == VISITOR_NAMESPACE:
                 return identity.value
@@ -60,9 +60,9 @@ class Customer:
 
 
 def normalise_mobile(text: str, *, default_region: str = "") -> str:
-    """Return a mobile number as E.164 where it can be read as one, else as given without outer blanks.
+    """Return a mobile number as E.164 if it can be read so, else as given without outer blanks.
 
-    `default_region` (`CN`, `DE`, …) is how numbers without a leading + are read; empty: they stay.
+    `default_region` (`CN`, `DE`, …) is the region of numbers without a leading +; empty: they stay as given.
     """
     given = text.strip()
     if not given or (not given.startswith("+") and not default_region):
@@ -100,9 +100,9 @@ def changed_customer(
     add_identities: Iterable[Identity] = (),
     now: int,
 ) -> tuple[Customer, dict[str, Change]]:
-    """Return the customer with `values` and more identities, and what that changes.
+    """Return the customer with `values` and more identities, and the fields that changed.
 
-    An empty dict of changes means that nothing really changed: the customer is returned as it was.
+    An empty dict of changes means that nothing really changed: the customer is returned as they were.
     """
     changes = {
         name: Change(getattr(customer, name) or None, value or None)
@@ -137,13 +137,13 @@ def with_values(customer: Customer, values: Mapping[str, str]) -> Customer:
 
 
 def identities_of(visitor: Actor) -> list[Identity]:
-    """Return who the visitor is by their token: the subject first, which counts most."""
+    """Return the identities in a visitor's token: first the subject, which counts most."""
     ids = visitor.profile.ids if visitor.profile else ()
     return [Identity(VISITOR_NAMESPACE, visitor.subject), *(Identity(*each) for each in ids)]
 
 
 def filled(customer: Customer, visitor: Actor, *, default_region: str) -> dict[str, str]:
-    """Return the fields that are empty and that the visitor's token can fill."""
+    """Return values from the visitor's token for fields that are empty."""
     profile = visitor.profile or Profile()
     offered = {
         "display_name": visitor.name,

@@ -16,7 +16,7 @@ from deskwire_common.errors import (
 
 
 class Kind(IntEnum):
-    """What an entry of a conversation is; the numbers are those of Content's kinds, and the database's."""
+    """The kind of a message; the numbers are those of Content's kinds, and of the database."""
 
     TEXT = 1
     EDIT = 2
@@ -45,14 +45,14 @@ class Message:
     traceparent: str = ""
     kind: int = Kind.TEXT
     target_seq: int = 0
-    """Of an edit or a redaction: which message."""
+    """The message that an edit or a redaction changes; 0 for other kinds."""
     changed_at: int = 0
-    """When it was edited or redacted last; 0: never."""
+    """When it was last edited or redacted; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How far somebody has got in a conversation; it never goes back."""
+    """How far a user has got in a conversation; it never goes back."""
 
     conversation_id: str
     role: int
@@ -62,7 +62,7 @@ class Receipt:
 
 
 def check_kind(kind: int, who: Actor) -> None:
-    """Raise PermissionDenied for what `who` may not write: notes are the desk's."""
+    """Raise PermissionDenied for a kind that `who` may not write: only the desk writes notes."""
     if kind == Kind.NOTE and who.role == ActorRole.VISITOR:
         raise PermissionDenied(
             "notes are for the desk", reason=reasons.ERROR_REASON_ROLE_NOT_ALLOWED
@@ -73,7 +73,7 @@ def check_may_change(target: Message | None, kind: int, seq: int, who: Actor) ->
     """Return the message that an edit or a redaction changes.
 
     Raises NotFound (MESSAGE_NOT_FOUND), FailedPrecondition (MESSAGE_UNCHANGEABLE), and PermissionDenied
-    (NOT_A_PARTICIPANT) for who isn't its sender; agents and bots may redact what others said.
+    (NOT_A_PARTICIPANT) for anybody but its sender; agents and bots may redact messages of others.
     """
     if target is None or (who.role == ActorRole.VISITOR and target.kind == Kind.NOTE):
         raise NotFound(
@@ -94,7 +94,7 @@ def check_may_change(target: Message | None, kind: int, seq: int, who: Actor) ->
 
 
 def check_client_msg_id(client_msg_id: str) -> None:
-    """Raise InvalidArgument for what isn't the same id on every database: MariaDB ignores blanks at the end."""
+    """Raise InvalidArgument for an id that databases compare differently: MariaDB ignores blanks at the end."""
     if not client_msg_id.isprintable() or client_msg_id.endswith(" "):
         raise InvalidArgument(
             "client_msg_id may hold printable characters only, the last one no blank",

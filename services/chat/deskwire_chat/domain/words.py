@@ -1,9 +1,9 @@
-"""What a text is found by: the same words on every database, which only compares them.
+"""The words by which a text is found: the same on every database, which only compares them.
 
 Texts and queries are cut into words here. Letters are compared without case and in their compatibility form (NFKC).
 Scripts that put no space between words (Chinese, Japanese, Thai …) are cut into pairs of neighbours, which overlap; the
-last character of such a run stands alone too, so that every character begins a word. Words are written in ASCII, at
-least three characters long and no stop word of anybody, so that no database's own parser changes them.
+last character of such a run also stands alone, so that every character begins a word. Words are written in ASCII, have
+at least three characters and are no database's stop words, so that no database's own parser changes them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deskwire_common.errors import InvalidArgument
 MAX_TERMS: Final = 16
 _MIN_PREFIX: Final = 2
 MAX_BYTES: Final = 38
-"""Bytes of a word that count; longer ones are found by their beginning."""
+"""How many bytes of a word count; longer words are found by their beginning."""
 _ASCII: Final = re.compile(r"[a-z0-9]+")
 _CHUNKS: Final = re.compile(r'"([^"]*)"|([^\s"]+)')
 _UNSPACED: Final = re.compile(
@@ -36,7 +36,7 @@ _UNSPACED: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """Words that must follow each other; `prefix`: there is one, and it may go on."""
+    """Words that must follow each other; `prefix`: there is one word, and the text's word may be longer."""
 
     words: tuple[str, ...]
     prefix: bool = False
@@ -45,7 +45,7 @@ class Term:
 def of_text(text: str) -> list[str]:
     """Return the words of a text, in order."""
     if text.isascii():
-        # As _coded has it: most texts come here.
+        # The same as _coded gives, but faster; most texts are ASCII.
         return ["ww" + word[:MAX_BYTES] for word in _ASCII.findall(text.lower())]
     found: list[str] = []
     for run, unspaced in _runs(text):
@@ -57,7 +57,7 @@ def of_text(text: str) -> list[str]:
 
 
 def of_query(query: str) -> tuple[Term, ...]:
-    """Return what must be found, all of it: words, "words in quotes" next to each other, and beginnings*.
+    """Return the terms that must all be found: words, "words in quotes" next to each other, and beginnings*.
 
     Raises InvalidArgument (INVALID_FIELD).
     """
@@ -84,7 +84,7 @@ def _terms(chunk: str, *, star: bool) -> Iterator[Term]:
         words += [run[place : place + 2] for place in range(len(run))] if unspaced else [run]
     last, unspaced = runs[-1]
     if unspaced and len(last) > 1:
-        # It may go on in the text.
+        # The word in the text may be longer.
         words += [last[place : place + 2] for place in range(len(last) - 1)]
         yield _term(words)
         return
@@ -110,7 +110,7 @@ def _runs(text: str) -> Iterator[tuple[str, bool]]:
         if _UNSPACED.match(character):
             kind = True
         elif character.isalnum() or unicodedata.category(character).startswith("M"):
-            # A mark belongs to what it is on.
+            # A mark belongs to its base character.
             kind = bool(run) and unspaced and not character.isalnum()
         else:
             if run:

@@ -1,4 +1,4 @@
-"""Work items: what waits until routing finds an agent for it."""
+"""Work items: they wait until routing finds an agent for them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class WorkKind(StrEnum):
 
 
 class WorkItem(NamedTuple):
-    """Something that waits for an agent, as routing knows it. `since` is microseconds since 1970 UTC.
+    """A work item as routing knows it. `since` is microseconds since 1970 UTC.
 
-    `queue` is the tenant's queue that it waits in, "" the only one; `skills` are what an agent must have for it.
+    `queue` is the tenant's queue in which it waits, "" the only one; `skills` are those that its agent must have.
     `human_wanted`: bots don't get it, as it was handed off to people.
     """
 

@@ -1,4 +1,4 @@
-"""What chat says of its things: domain → contract, as messages, as frames, and what is in a message."""
+"""Mapping from the domain to the contract: its messages, its frames, and the contents of messages."""
 
 from deskwire_chat.views import content, frames, messages
 

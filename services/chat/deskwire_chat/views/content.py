@@ -1,4 +1,4 @@
-"""The contents of messages: what a client wants to write, and what the log holds."""
+"""The contents of messages: those that a client wants to write, and those that the log holds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REDACTED: Final = conversation_pb2.Content(redacted=conversation_pb2.Redacted())
 
 
 def kind_of(content: conversation_pb2.Content) -> tuple[Kind, int]:
-    """Return what a client wants to write, and the seq of the message that it changes.
+    """Return the kind of a client's content, and the seq of the message that it changes.
 
     Raises InvalidArgument for kinds that only the server writes.
     """
@@ -43,9 +43,9 @@ def edited(body: bytes) -> bytes:
 
 
 def reference_of(body: bytes) -> Reference:
-    """Return what the body of an ATTACHMENT message says of its file."""
-    said = conversation_pb2.Content.FromString(body).attachment
-    return Reference(said.attachment_id.lower(), said.file_name, said.content_type, said.size_bytes)
+    """Return the reference to its file in the body of an ATTACHMENT message."""
+    file = conversation_pb2.Content.FromString(body).attachment
+    return Reference(file.attachment_id.lower(), file.file_name, file.content_type, file.size_bytes)
 
 
 def text_content(text: str) -> bytes:
@@ -54,28 +54,28 @@ def text_content(text: str) -> bytes:
 
 
 def checked(
-    said: frame_pb2.Send | conversation_service_pb2.StreamedMessage,
+    message: frame_pb2.Send | conversation_service_pb2.StreamedMessage,
     validator: Validator,
     *,
     lower_case: bool = False,
 ) -> tuple[Kind, int]:
-    """Return what a client wants to write, and the seq that it changes. Raises InvalidArgument.
+    """Check a client's message; return its kind, and the seq that it changes. Raises InvalidArgument.
 
-    The contract's rules by hand for what is usual, as this is the hot path; the validator knows the rest, and words it.
-    `lower_case`: conversation_id must be, as it is used as it came.
+    The usual cases are checked by hand, as this is the hot path; the validator knows all rules, and their error texts.
+    `lower_case`: conversation_id must be in lower case, as it is used unchanged.
     """
-    client_msg_id, conversation_id = said.client_msg_id, said.conversation_id
-    content = said.content
+    client_msg_id, conversation_id = message.client_msg_id, message.conversation_id
+    content = message.content
     check_client_msg_id(client_msg_id)
     if (
         is_uuid(conversation_id)
         and 0 < len(client_msg_id) <= MAX_CLIENT_MSG_ID
         and content.WhichOneof("kind") == "text"
         and 0 < len(content.text) <= MAX_TEXT
-        and len(said.traceparent) <= MAX_TRACEPARENT
+        and len(message.traceparent) <= MAX_TRACEPARENT
     ):
         return Kind.TEXT, 0
-    validator.check(said)
+    validator.check(message)
     if lower_case and not is_uuid(conversation_id):
         raise InvalidArgument("write conversation_id in lower case", field="conversation_id")
     return kind_of(content)

@@ -1,4 +1,4 @@
-"""Things of chat as the frames that clients get."""
+"""The objects of the domain as the frames that clients get."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deskwire_common.pagination import fit
 from deskwire_wire.batches import encoded
 
 SYNCED_BYTES: Final = 256 * 1024
-"""Of one Synced: the gateway keeps 1 MiB for a slow connection, which should have room for the answers of several."""
+"""Most bytes of one Synced: of the 1 MiB that the gateway keeps for a slow connection, several should fit."""
 
 
 def conversation_push(item: Conversation) -> bytes:
@@ -36,7 +36,7 @@ def customer_push(item: Customer) -> bytes:
 
 
 def offer_push(item: Conversation, of: Customer | None, expires_at: int) -> frame_pb2.Push:
-    """Return what an agent is told of an offer."""
+    """Return the Push that tells an agent of an offer."""
     return frame_pb2.Push(
         offer=frame_pb2.Offer(
             conversation=conversation(item),
@@ -55,7 +55,7 @@ def offer_ended(conversation_id: str, end: OfferEnd) -> bytes:
 
 
 def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
-    """Return the Frames that tell where a conversation stands; to agents and bots also whose it is."""
+    """Return the Frames with a conversation's state; for agents and bots its customer (`of`) too."""
     frames = [
         frame_pb2.Frame(
             head=frame_pb2.Head(
@@ -72,7 +72,7 @@ def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
 def synced(
     item: Conversation, run: Sequence[Message], receipts: Sequence[Receipt], who: Actor
 ) -> bytes:
-    """Return an encoded Batch with a run of messages: of `run` what goes into SYNCED_BYTES."""
+    """Return an encoded Batch with the messages of `run` that fit into SYNCED_BYTES."""
     return encoded(
         synced=frame_pb2.Synced(
             conversation_id=item.conversation_id,

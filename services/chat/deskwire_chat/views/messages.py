@@ -1,4 +1,4 @@
-"""Things of chat as the messages of the contract."""
+"""The objects of the domain as messages of the contract."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from deskwire_common.clock import to_timestamp
 
 
 def actor(who: Actor) -> actor_pb2.Actor:
-    """Return who caused a change."""
+    """Return who caused a change, as callers see it."""
     return actor_pb2.Actor(
         role=actor_pb2.Role.ValueType(int(who.role)),
         subject=who.subject,
@@ -117,7 +117,7 @@ def tenant(item: Tenant) -> tenant_pb2.Tenant:
 
 
 def integration_key(item: IntegrationKey) -> integration_key_pb2.IntegrationKey:
-    """Return an integration key as operators see it: nothing of its secret."""
+    """Return an integration key as operators see it, without its secret."""
     return integration_key_pb2.IntegrationKey(
         key_id=item.key_id,
         system_id=item.system_id,
@@ -162,7 +162,7 @@ def signed_url(item: Signed, expires: int) -> attachment_service_pb2.SignedUrl:
 
 
 def receipt(item: Receipt) -> conversation_pb2.Receipt:
-    """Return how far somebody has got."""
+    """Return how far a user has got."""
     return conversation_pb2.Receipt(
         conversation_id=item.conversation_id,
         user=actor_pb2.Actor(role=actor_pb2.Role.ValueType(item.role), subject=item.subject),

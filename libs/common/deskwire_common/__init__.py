@@ -1,1 +1,1 @@
-"""What every deskwire service shares; it knows no business word."""
+"""The library that every deskwire service shares; it knows nothing of the business."""

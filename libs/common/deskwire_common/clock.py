@@ -1,4 +1,4 @@
-"""Time, injected: nothing in domain or actions reads a clock of its own."""
+"""The clock, injected: domain and actions read no clock of their own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ManualClock:
 
 
 def to_micros(moment: datetime) -> int:
-    """Microseconds since 1970-01-01 UTC, exactly: how times stand in databases."""
+    """Microseconds since 1970-01-01 UTC, exactly: the form of times in databases."""
     return (moment - EPOCH) // MICROSECOND
 
 

@@ -1,6 +1,6 @@
-"""Settings: environment variables with the prefix DESKWIRE_, checked whole at the start.
+"""Settings: environment variables with the prefix DESKWIRE_, all checked at the start.
 
-A service's Settings is put together from the parts here:
+A service's Settings combines the parts here:
 `class Settings(DatabaseSettings, KafkaSettings, ServiceSettings)`.
 """
 
@@ -42,7 +42,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_wildcard(host: str) -> bool:
-    """Whether what listens on `host` listens on all addresses, and so can't be called at it."""
+    """Whether `host` means all addresses: a server can listen on it, but nobody can call it there."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
@@ -88,7 +88,7 @@ DatabaseUrl = Annotated[str, AfterValidator(_database)]
 
 
 class _Part(BaseSettings):
-    """What all parts agree on. The string below a field is its description, in docs/operations/settings.md too."""
+    """The base of all parts. The string below a field is its description, in docs/operations/settings.md too."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, extra="ignore", frozen=True, use_attribute_docstrings=True
@@ -184,10 +184,10 @@ def redacted(settings: ServiceSettings) -> dict[str, Any]:
 def problems(error: ValidationError) -> list[str]:
     """Return one line per mistake, naming the environment variable."""
     lines = []
-    for each in error.errors(include_url=False, include_input=False):
-        name = "_".join(str(part) for part in each["loc"])
-        text = each["msg"].removeprefix("Value error, ")
-        if each["type"] == "missing":
+    for mistake in error.errors(include_url=False, include_input=False):
+        name = "_".join(str(part) for part in mistake["loc"])
+        text = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "missing":
             text = "is not set"
         lines.append(f"{PREFIX}{name.upper()}: {text}" if name else text)
     return lines

@@ -1,4 +1,4 @@
-"""Domain errors, and the one way between them and google.rpc.Status.
+"""Domain errors, and their only translation to and from google.rpc.Status.
 
 Code raises one of these classes with a reason of the contract and a message that says what to do. The error
 interceptor of `rpc` turns it into a Status with one ErrorInfo; nobody else sets a gRPC code.
@@ -92,7 +92,7 @@ class RequestIdReused(AlreadyExists):
 
 
 class PermissionDenied(DeskwireError):
-    """The caller is known, and may not."""
+    """The caller is known, and may not do this."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
     default_reason = error_reason_pb2.ERROR_REASON_ROLE_NOT_ALLOWED
@@ -113,7 +113,7 @@ class FailedPrecondition(DeskwireError):
 
 
 class Aborted(DeskwireError):
-    """Somebody else was faster: read again, decide again."""
+    """Another caller changed it first: read again and decide again."""
 
     code = grpc.StatusCode.ABORTED
     default_reason = error_reason_pb2.ERROR_REASON_VERSION_MISMATCH
@@ -130,21 +130,21 @@ class VersionMismatch(Aborted):
 
 
 class OutOfRange(DeskwireError):
-    """A position that is not kept any more."""
+    """The position is no longer kept."""
 
     code = grpc.StatusCode.OUT_OF_RANGE
     default_reason = error_reason_pb2.ERROR_REASON_CURSOR_EXPIRED
 
 
 class ResourceExhausted(DeskwireError):
-    """A limit: come back after `retry_after`."""
+    """A limit is reached: come back after `retry_after`."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     default_reason = error_reason_pb2.ERROR_REASON_OVERLOADED
 
 
 class Unavailable(DeskwireError):
-    """Something that is needed doesn't answer; nothing was stored."""
+    """Something that the call needs doesn't answer; nothing was stored."""
 
     code = grpc.StatusCode.UNAVAILABLE
     default_reason = error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
@@ -158,7 +158,7 @@ class DeadlineExceeded(DeskwireError):
 
 
 class Internal(DeskwireError):
-    """A fault of ours."""
+    """A fault of the server."""
 
 
 _BY_CODE: Final[dict[grpc.StatusCode, type[DeskwireError]]] = {
@@ -181,7 +181,7 @@ _BY_CODE: Final[dict[grpc.StatusCode, type[DeskwireError]]] = {
 
 
 def to_status(error: DeskwireError) -> status_pb2.Status:
-    """The Status with its details: one ErrorInfo, BadRequest where fields are named, RetryInfo where it helps."""
+    """The Status with its details: one ErrorInfo, BadRequest if fields are named, RetryInfo if a retry helps."""
     details: list[Message] = [
         error_details_pb2.ErrorInfo(
             reason=error.reason_name, domain=DOMAIN, metadata=error.metadata

@@ -33,7 +33,7 @@ from deskwire_common.ids import Ids
 from deskwire_common.topics import Topic
 
 PACKAGE: Final = "deskwire.events.v1"
-#: `origin` of what began here.
+#: `origin` of changes that began in deskwire.
 ORIGIN: Final = "deskwire"
 Headers = list[tuple[str, bytes]]
 _KEYS: Final = frozenset(
@@ -79,7 +79,7 @@ class DomainEvent:
 
     @property
     def target(self) -> Topic:
-        """The topic it goes to."""
+        """The topic of the event."""
         return self.topic or topics.topic_for(self.event_type)
 
     @property
@@ -160,7 +160,7 @@ def new_event(
     topic: Topic | None = None,
     key: str = "",
 ) -> DomainEvent:
-    """An event of now, by the current principal, in the current trace; every part can be given instead.
+    """An event that happens now, by the current principal, in the current trace, unless a part is given.
 
     The origin is the system id of the token, never of the request; `deskwire` when the token has none.
     """
@@ -171,7 +171,7 @@ def new_event(
         actor = actor or actor_of(principal)
     traceparent = traceparent or telemetry.current_traceparent()
     if not trace_id:
-        # The trace of the header and of the envelope is the same one.
+        # The header and the envelope name the same trace.
         trace_id = traceparent.split("-")[1] if traceparent else telemetry.current_trace_id()
     return DomainEvent(
         event_id=event_id or ids.uuid7(),
@@ -309,10 +309,10 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def from_json(value: bytes | str, *, external: bool | None = None) -> Event:
-    """The envelope of a JSON form. Raises InvalidArgument for anything that is none.
+    """The envelope of a JSON form. Raises InvalidArgument for anything else.
 
-    `external` says that `data` is a free Struct; by default it is for event types that the contract lacks.
-    Unknown keys of the envelope and fields of `data` are ignored: a newer writer may have more of them.
+    `external`: `data` is a free Struct; by default this holds for event types that the contract lacks.
+    Unknown keys of the envelope and unknown fields of `data` are ignored: a newer writer may have more of them.
     """
     try:
         document = json.loads(value)
@@ -343,9 +343,9 @@ def from_json(value: bytes | str, *, external: bool | None = None) -> Event:
 def decode(
     topic: Topic | str, value: bytes | None, headers: Sequence[tuple[str, bytes]] | None = None
 ) -> Event:
-    """The envelope of a Kafka value. Raises InvalidArgument for bytes that are none.
+    """The envelope of a Kafka value. Raises InvalidArgument for any other bytes.
 
-    The form is the topic's; a `content-type` header that says otherwise is believed.
+    The topic decides the form, unless a `content-type` header names another.
     """
     if not value:
         raise InvalidArgument("the record has no value")

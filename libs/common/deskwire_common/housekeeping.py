@@ -1,4 +1,4 @@
-"""What runs beside the calls of every service with a database: the outbox is measured, old requests are forgotten."""
+"""Background work of every service with a database: measure the outbox, forget old requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def forget_requests(db: Database, idempotency: IdempotencyStore) -> None:
 
 
 async def measure_outbox(db: Database, outbox: Outbox, clock: Clock) -> None:
-    """Keep the outbox's gauges, until cancelled."""
+    """Keep the outbox's gauges current, until cancelled."""
 
     async def measure() -> None:
         count, oldest = await outbox.pending(db)

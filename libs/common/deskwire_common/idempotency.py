@@ -42,7 +42,7 @@ class Request(Protocol):
         """The caller's own id of this call."""
 
     def SerializeToString(self, deterministic: bool = ...) -> bytes:  # noqa: N802 - protobuf's name
-        """Encode."""
+        """Return the encoded message."""
 
 
 def idempotency_table(metadata: sa.MetaData) -> sa.Table:
@@ -76,13 +76,13 @@ class IdempotencyStore:
         request: Any,
         work: Callable[[], Awaitable[ResponseT]],
     ) -> ResponseT:
-        """Do `work` in the transaction `uow`, or return what it returned the first time.
+        """Do `work` in the transaction `uow`, or return the response of its first time.
 
         `request` is a message with `request_id`. Don't commit inside `work`; commit after this, also for a
         repeated call. Let errors of `work` pass, so that the transaction rolls back and the row with it. Call it
         first in the transaction: it takes no locks before its own, and `db.run` retries the deadlocks that remain.
 
-        Raises InvalidArgument without a request_id, RequestIdReused when the id came with another body before.
+        Raises InvalidArgument without a request_id, RequestIdReused when an earlier call had the id with another body.
         """
         row = self._row(method, request)
         if await dbs.insert_if_absent(uow, self.table, row):
@@ -99,7 +99,7 @@ class IdempotencyStore:
             return response
         found = await self._find(uow.connection, row)
         if found is None:
-            # Purged between the two statements: the next attempt inserts.
+            # The row was purged between the two statements: the next attempt inserts.
             raise WriteConflict("a repeated call met the clean-up of its first one; try again")
         return cast("ResponseT", found)
 
@@ -111,10 +111,10 @@ class IdempotencyStore:
         request: Any,
         work: Callable[[UnitOfWork], Awaitable[ResponseT]],
     ) -> ResponseT:
-        """Do `work` in a transaction of its own, once per request_id; see `execute`, and raises what it raises.
+        """Do `work` in a transaction of its own, once per request_id. Raises the errors of `execute`.
 
-        `work` may run several times, each in a new transaction, until one is committed. A row that another caller
-        inserted meanwhile is for the next attempt to see.
+        `work` may run several times, each in a new transaction, until one is committed. The next attempt sees a row
+        that another caller inserted meanwhile.
         """
 
         async def attempt(uow: UnitOfWork) -> ResponseT:
@@ -132,16 +132,16 @@ class IdempotencyStore:
     async def answered(
         self, db: Database, *, method: str, request: Any, response_class: type[ResponseT]
     ) -> ResponseT | None:
-        """What a request got before; None when it is new, or still under way. Raises like `execute`.
+        """The response that a request got before; None when it is new or still under way. Raises like `execute`.
 
-        For what has to be asked elsewhere before the transaction, and not again for a repeated call.
+        For use cases that call another system before the transaction, which a repeated call must not do again.
         """
         async with db.read() as connection:
             found = await self._find(connection, self._row(method, request))
         return found if isinstance(found, response_class) else None
 
     async def purge(self, db: Database, *, keep: float = KEEP) -> int:
-        """Forget responses older than `keep` seconds, in small transactions; how many."""
+        """Forget responses older than `keep` seconds, in small transactions; return how many."""
         before = to_micros(self._clock.now()) - int(keep * 1_000_000)
         keys = [self.table.c[name] for name in self._keys]
         total = 0

@@ -12,7 +12,7 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9
 
 
 class Ids(Protocol):
-    """Where new ids come from."""
+    """The source of new ids."""
 
     def uuid7(self) -> str:
         """A new UUIDv7 as 36 lower-case characters."""
@@ -32,5 +32,5 @@ def is_uuid(text: str) -> bool:
 
 
 def random_trace_id() -> str:
-    """32 hex digits for work that no trace began (W3C trace context)."""
+    """32 hex digits for work that has no trace yet (W3C trace context)."""
     return secrets.token_hex(16)

@@ -37,7 +37,7 @@ OK, FAILED, USAGE = 0, 1, 2
 """Exit codes: done; it failed, and one line says why; the command or a setting is wrong."""
 
 _CLOSE_SECONDS: Final = 10.0
-"""For each thing that is closed; then it is left as it is, and the next one closed."""
+"""Seconds for closing each thing; after them it is left as it is, and the next one is closed."""
 
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
 P = ParamSpec("P")
@@ -45,12 +45,12 @@ T = TypeVar("T")
 
 
 class ClosingStack(AsyncExitStack):
-    """Closes what it was given, last one first; a process that ends waits for none of them for ever."""
+    """Closes what it was given, last one first. It waits for none of them for ever."""
 
     def push_async_callback(
         self, callback: Callable[P, Awaitable[T]], /, *args: P.args, **kwds: P.kwargs
     ) -> Callable[P, Awaitable[T]]:
-        """Have this called, and log `close_cut_short` when it takes too long."""
+        """Call this at the end, and log `close_cut_short` when it takes too long."""
 
         async def close() -> None:
             try:
@@ -66,7 +66,7 @@ class ClosingStack(AsyncExitStack):
 
 
 class Runtime(Generic[SettingsT]):
-    """What a service is built with. Everything that is opened through it is closed by it, last one first."""
+    """Opens what a service is built with, and closes it all, last one first."""
 
     def __init__(self, name: str, settings: SettingsT, stack: ClosingStack) -> None:
         self.name = name
@@ -114,7 +114,7 @@ class Runtime(Generic[SettingsT]):
         return producer
 
     def channel(self, target: str, *, bare: bool = False) -> grpc.aio.Channel:
-        """A channel that bears a service token of the tenant that is being served (`*` outside of a call)."""
+        """A channel with a service token of the tenant that is being served (`*` outside of a call)."""
         channel = rpc.make_channel(
             target,
             tls=self.tls,
@@ -135,7 +135,7 @@ class Runtime(Generic[SettingsT]):
                 me = asyncio.current_task()
                 if me is None or me.cancelling():
                     raise
-                # Something that it waited for was: it would be gone without a word.
+                # Something that it waited for was cancelled: without this the work would end without a trace.
                 error = RuntimeError("what it waited for was cancelled")
                 error.__cause__ = caught
             except Exception as caught:  # noqa: BLE001 - the process ends with it
@@ -149,7 +149,7 @@ class Runtime(Generic[SettingsT]):
 
         async def cancel() -> None:
             task.cancel()
-            # Not a gather: that, once it is cancelled itself, waits for a task that doesn't end.
+            # Not a gather: a cancelled gather still waits for a task that doesn't end.
             await asyncio.wait([task])
 
         self.stack.push_async_callback(cancel)

@@ -1,7 +1,7 @@
-"""Held lines: what was refused for now must come again before anything later of its line.
+"""Held lines: an item that was refused for now must come again before any later item of its line.
 
-A line is what keeps its order: the Sends of one connection in one conversation, say. Without this, a message behind a
-refused one would overtake it.
+The items of a line keep their order, for example the Sends of one connection in one conversation. Without this, a
+message behind a refused one would overtake it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LineT = TypeVar("LineT", bound=Hashable)
 
 
 class HeldLines(Generic[LineT]):
-    """Line → the id that must return first. Empty it is false, and takes no room worth sparing."""
+    """Line → the id that must come again first. False while no line is held."""
 
     __slots__ = ("_first",)
 
@@ -33,7 +33,7 @@ class HeldLines(Generic[LineT]):
         return iter(self._first)
 
     def hold(self, line: LineT, item_id: str) -> None:
-        """`item_id` was refused for now; a line that is held already goes on waiting for its first one."""
+        """Note that `item_id` was refused for now. A line that is held already still waits for its first one."""
         self._first.setdefault(line, item_id)
 
     def first(self, line: LineT) -> str | None:
@@ -47,12 +47,12 @@ class HeldLines(Generic[LineT]):
             raise line_held(first)
 
     def release(self, line: LineT) -> None:
-        """The line may go on, held or not."""
+        """Let the line go on, held or not."""
         self._first.pop(line, None)
 
 
 def line_held(first: str) -> ResourceExhausted:
-    """Return the error for what comes before the id that its line waits for."""
+    """Return the error for an item that comes before the id that its line waits for."""
     return ResourceExhausted(
         f"send {first!r} again first: it was refused for now, and order is kept",
         reason=reasons.ERROR_REASON_LINE_HELD,

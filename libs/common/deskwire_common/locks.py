@@ -1,9 +1,9 @@
-"""Locks: for what is over in a moment (a migration), and for a SQLite file, whose processes share one machine.
+"""Locks: for short work (a migration), and for a SQLite file, whose processes share one machine.
 
-PostgreSQL: a session's advisory lock on a connection of its own. MariaDB/MySQL: GET_LOCK, likewise. SQLite: a lock
-file beside the database, which the kernel frees with the process, however that ends. What running services own is not
-decided here but by leases (ownership): the session of a node that lost power keeps its lock until the server's TCP
-keepalive notices. That takes 11 s on PostgreSQL, as asked for here, and on MariaDB what the machine has set (2 h).
+PostgreSQL: a session's advisory lock on a connection of its own. MariaDB/MySQL: GET_LOCK, likewise. SQLite: a lock file
+beside the database, which the kernel frees when the process ends in whatever way. Leases, not these locks, decide what
+running services own (ownership): the session of a node that lost power keeps its lock until the server's TCP keepalive
+notices. That takes 11 s on PostgreSQL, as asked for here, and on MariaDB what the machine has set (2 h).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ async def _take(stack: contextlib.AsyncExitStack, db: Database, name: str) -> bo
         closing.push_async_callback(engine.dispose)
         with translate_errors():
             connection = await engine.connect()
-            # Closing the session gives the lock back; a broken one has none to give.
+            # Closing the session frees the lock; a broken session has none.
             closing.push_async_callback(_close, connection)
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             if db.dialect == "postgresql":

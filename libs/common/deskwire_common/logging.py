@@ -1,6 +1,6 @@
 """Logs: one JSON line per event on stderr; static event names, facts as fields, trace_id on each line.
 
-Never a token, never a message's text: a processor takes both out, should they get in.
+Never a token, never a message's text: a processor removes both if they get in.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ REDACTED = "[redacted]"
 _SECRET_FIELDS = frozenset(
     {"token", "authorization", "password", "secret", "body", "text", "content", "d"}
 )
-# A JWT anywhere in a text, and the password in a URL.
+# A JWT anywhere in a text; the password in a URL.
 _JWT = re.compile(r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]*")
-# The secret part of an integration key; what is before it is the key's id.
+# The secret part of an integration key; the key's id stands before it.
 _KEY = re.compile(r"(dwk_[0-9a-f]{32}_)[0-9a-f]+")
 _URL_PASSWORD = re.compile(r"(\w[\w+.-]*://[^\s:/@]*:)[^\s@/]+@")
 
@@ -94,7 +94,7 @@ def setup_logging(service: str, level: str = "INFO") -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Libraries speak up from WARNING on; DEBUG asks for all of them.
+    # Libraries log from WARNING on; DEBUG shows all that they log.
     root.setLevel(number if number <= logging.DEBUG else max(number, logging.WARNING))
 
 

@@ -1,4 +1,4 @@
-"""Loops: how work is done again and again, and how long it pauses after a failure; the only home of both."""
+"""Loops: how work is repeated, and how long it pauses after a failure. All loops and pauses come from here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Sleep = Callable[[float], Awaitable[None]]
 Uniform = Callable[[float, float], float]
 
 OUTLAST: Final[tuple[type[Exception], ...]] = (DeskwireError, OSError)
-"""What a loop outlasts unless it says more (`db.AWAY` where it uses a database)."""
+"""The errors that a loop outlasts unless it names others (`db.AWAY` where it uses a database)."""
 
 
 class Backoff:
@@ -36,12 +36,12 @@ class Backoff:
         self._uniform = uniform
 
     def reset(self) -> None:
-        """It went well: the next failure is a first one."""
+        """Note a success: the next failure counts as the first."""
         self.failures = 0
 
     def next(self) -> float:
-        """Count a failure; the seconds to pause after it."""
-        # 2**30 is more than any longest/first, and a float for ever.
+        """Count a failure; return the seconds to pause after it."""
+        # 2**30 is more than any longest/first, and never overflows a float.
         top = min(self.first * 2.0 ** min(self.failures, 30), self.longest)
         self.failures += 1
         return self._uniform(top / 2, top)
@@ -52,7 +52,7 @@ class Backoff:
 
 
 async def wait(event: asyncio.Event, seconds: float) -> bool:
-    """Sleep until `event` is set, `seconds` at the most; whether it is set."""
+    """Sleep until `event` is set, `seconds` at the most; return whether it is set."""
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()
@@ -70,10 +70,10 @@ async def every(
     at_once: bool = True,
     sleep: Sleep = asyncio.sleep,
 ) -> NoReturn:
-    """Do `work`, sleep `seconds`, again, until cancelled.
+    """Do `work` and sleep `seconds`, again and again, until cancelled.
 
-    What it raises of `outlast` is logged as the event `failed`, and the work comes again in its time; anything else
-    ends the loop. `wake` ends a sleep early. Without `at_once` the first thing is a sleep.
+    An error of `outlast` is logged as the event `failed`, and the work is done again after the sleep; any other error
+    ends the loop. `wake` ends a sleep early. Without `at_once` it sleeps first.
     """
 
     async def pause() -> None:
@@ -86,7 +86,7 @@ async def every(
         await pause()
     while True:
         if wake is not None:
-            # Cleared before the work: what is set during it is work that it may have missed.
+            # Clear it before the work: a `wake` during the work stands for something that the work may have missed.
             wake.clear()
         try:
             await work()

@@ -51,7 +51,7 @@ class Tally:
 class Tallies:
     """A counter for what happens many thousand times a second, on the event loop only.
 
-    prometheus_client's own takes a lock and some 0.7 µs each time.
+    prometheus_client's own counter takes a lock and some 0.7 µs each time.
     """
 
     def __init__(self, name: str, text: str, *labels: str) -> None:
@@ -62,14 +62,14 @@ class Tallies:
         REGISTRY.register(self)
 
     def labels(self, *values: str) -> Tally:
-        """Return the tally of some label values, or of none: ask once, and keep it."""
+        """Return the tally of some label values, or of none: call this once, and keep the result."""
         found = self._tallies.get(values)
         if found is None:
             found = self._tallies[values] = Tally()
         return found
 
     def collect(self) -> Iterator[Metric]:
-        """Tell prometheus_client."""
+        """Return the values for prometheus_client."""
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
         for values, tally in list(self._tallies.items()):
             family.add_metric(values, tally.value)
@@ -85,7 +85,7 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -
 
 
 class Metrics:
-    """All of them. Labels have few values by construction: never an id, a tenant or a text."""
+    """All metrics. Labels have few values by construction: never an id, a tenant or a text."""
 
     def __init__(self) -> None:  # noqa: PLR0915 - one line each
         # gRPC
@@ -248,7 +248,7 @@ def serve_workers_metrics(listen: str, workers: Sequence[str]) -> MetricsServer 
 
 
 class _Together:
-    """Collects what workers serve."""
+    """Collects the metrics that workers serve."""
 
     def __init__(self, workers: Sequence[str]) -> None:
         self._workers = workers

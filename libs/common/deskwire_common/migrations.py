@@ -3,8 +3,9 @@
 Servers don't migrate: `python -m <package> migrate` does, under a lock, so jobs may run side by side. Each
 service has a version table of its own, `<package>_version`.
 
-A revision is frozen. It spells its own tables and types and imports no code of deskwire, so what it makes is the same
-for ever, in a new database as in one that is upgraded. A test compares what all of them make with the metadata.
+A revision is frozen. It spells its own tables and types and imports no code of deskwire, so it makes the same schema
+for ever, in a new database and in one that is upgraded. A test compares the schema that all of them make with the
+metadata.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ STATEMENT_TIMEOUT: Final = 900
 
 
 def version_table(package: str) -> str:
-    """The table that says which migration a database has."""
+    """The table that records which migration a database has."""
     return f"{package}_version"
 
 
@@ -103,7 +104,7 @@ async def _set_timeouts(connection: AsyncConnection, dialect: str) -> None:
 
 
 async def migrate(url: str, package: str) -> list[str]:
-    """Bring the database to the newest schema; the revisions that were applied, oldest first.
+    """Bring the database to the newest schema; return the revisions that were applied, oldest first.
 
     Safe to run several at once. On PostgreSQL and SQLite all or nothing; MariaDB commits every DDL statement
     by itself, so there a migration that failed half-way is repaired by hand. Raises Unavailable.

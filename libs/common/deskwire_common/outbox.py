@@ -33,7 +33,7 @@ from deskwire_common.ownership import Held, TermOver
 
 #: Rows per round of the relay.
 BATCH: Final = 500
-#: Seconds between looks at the table when nobody wakes the relay (another process wrote).
+#: Seconds between looks at the table when nothing wakes the relay (another process wrote).
 POLL: Final = 0.5
 #: Pauses after failures, in seconds.
 FIRST_BACKOFF: Final = 0.2
@@ -78,7 +78,7 @@ def outbox_table(metadata: sa.MetaData) -> sa.Table:
 
 
 class Outbox:
-    """Where use cases put their events."""
+    """The place where use cases put their events."""
 
     def __init__(self, metadata: sa.MetaData, clock: Clock | None = None) -> None:
         self.table = outbox_table(metadata)
@@ -104,7 +104,7 @@ class Outbox:
         topic = event.target
         value = codec.encode(event, topic)
         if len(value) > MAX_RECORD_BYTES:
-            # It would stand at the head of the outbox for ever.
+            # Such an event would stay at the head of the outbox for ever.
             raise InvalidArgument(f"the event has {len(value)} bytes, more than {MAX_RECORD_BYTES}")
         headers = [
             [name, item.decode()] for name, item in codec.headers(event) if name != "traceparent"
@@ -120,7 +120,7 @@ class Outbox:
         }
 
     async def pending(self, db: Database) -> tuple[int, int]:
-        """How many rows wait, and when the oldest was written (microseconds; 0 when none waits)."""
+        """Return how many rows wait, and when the oldest was written (microseconds; 0 when none waits)."""
         async with db.read() as connection:
             statement = sa.select(
                 sa.func.count(), sa.func.min(self.table.c.created_at)
@@ -146,7 +146,7 @@ class Outbox:
         await db.run(work)
 
     async def forget(self, db: Database, *, keep: float) -> int:
-        """Remove what was published more than `keep` seconds ago from `outbox_published`; how many."""
+        """Remove rows that were published more than `keep` seconds ago from `outbox_published`; return how many."""
         before = to_micros(self._clock.now()) - int(keep * 1_000_000)
 
         async def work(uow: UnitOfWork) -> int:
@@ -157,13 +157,13 @@ class Outbox:
 
 
 class Faults(Protocol):
-    """Named seams for tests; production has none."""
+    """Named seams for tests; production sets none."""
 
     async def before_publish(self, rows: Sequence[Any]) -> None:
-        """Rows were read and are about to be handed to Kafka."""
+        """Called after rows were read and before they are handed to Kafka."""
 
     async def after_publish_before_delete(self, rows: Sequence[Any]) -> None:
-        """Kafka has acknowledged the rows, which are still in the table."""
+        """Called when Kafka has acknowledged the rows, which are still in the table."""
 
 
 class OutboxRelay:
@@ -197,12 +197,12 @@ class OutboxRelay:
         """Publish while the slot is held; outlasts a database or a broker that is away.
 
         The producer is the relay's own: on a failure everything in it is purged. A relay whose term is over deletes no
-        row; what it publishes until it knows that is a repetition, as its successor begins at the lowest row.
+        row. Until it notices, it may publish rows a second time, since its successor begins at the lowest row.
         """
         pauses = Backoff(FIRST_BACKOFF, MAX_BACKOFF, sleep=held.wait)
         try:
             while held.is_held:
-                # Cleared before reading: a commit after the read sets it again.
+                # Clear it before reading: a commit after the read sets it again.
                 self._outbox.wake.clear()
                 try:
                     count = await self._round(held)
@@ -218,12 +218,12 @@ class OutboxRelay:
                 if count < self._batch:
                     await held.wait(self._poll, self._outbox.wake)
         except BaseException:
-            # What is under way is the successor's to publish.
+            # The successor publishes the rows that are under way.
             await self._producer.purge_and_rebuild()
             raise
 
     async def drain(self, timeout: float = 10.0) -> bool:
-        """Wait up to `timeout` seconds until the outbox is empty; is it? (`work` must be done somewhere.)"""
+        """Wait up to `timeout` seconds until the outbox is empty; return whether it is. A relay must be at work."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while (await self._outbox.pending(self._db))[0]:

@@ -1,8 +1,8 @@
 """Pacing: when there is much to do, do it in larger portions.
 
-A write, a commit or a wake-up has a price of its own, whatever it carries, and who takes every portion at once pays it
-most often exactly when there is no time for it. So a round that carried much is followed by a pause until `spacing`
-after its start; after one that carried little there is only `linger`.
+A write, a commit or a wake-up has a fixed price, whatever it carries. A loop that takes every portion at once pays this
+price most often exactly when it has no time for it. So a round that carried much is followed by a pause until `spacing`
+after its start; after a round that carried little there is only `linger`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ class Pace:
         self._due = 0.0
 
     def pause(self, now: float) -> float:
-        """Return how long to wait before the round that is to begin."""
+        """Return how long to wait before the next round begins."""
         return max(self._linger, self._due - now)
 
     def began(self, now: float, count: int) -> None:
-        """A round began that carries so much."""
+        """Note that a round began, and how much it carries."""
         self._due = now + self._spacing if count >= self._many else 0.0
 
 
 def link_pace(links: int = 1, *, longest: float = 0.04) -> Pace:
-    """Return the pace of either side of a batched stream that is one of so many.
+    """Return the pace for either side of a batched stream, of which there are `links`.
 
     No linger at all was the slowest setting; a batch costs some 180 µs of both sides, whatever it carries. So the more
-    links share what there is to say, the longer each waits; `longest` seconds at the most.
+    links share the traffic, the longer each of them waits; `longest` seconds at the most.
     """
     return Pace(linger=0.002, spacing=min(0.006 + 0.006 * links, longest), many=3)

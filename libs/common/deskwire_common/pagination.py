@@ -1,11 +1,11 @@
-"""Pages of list calls: how much goes into one, and the tokens that lead to the next.
+"""Pages of list calls: the size of a page, and the tokens that lead to the next one.
 
-A page ends after `page_size` items or some 1 MiB, whichever comes first: gRPC refuses a message over 4 MiB, and what is
-refused there is lost for all who share the call's stream.
+A page ends after `page_size` items or some 1 MiB, whichever comes first: gRPC refuses a message over 4 MiB, and such a
+refusal hits everybody who shares the call's stream.
 
-A token is opaque to callers, and good only for the list and filters that made it. It is not a secret and not a
-permission: it names a position. Every query that continues from it is limited to the caller's tenant as the first page
-was.
+A token is opaque to callers, and good only for the list and filters that made it. It is neither a secret nor a
+permission: it names a position. Every query that continues from it is limited to the caller's tenant, like that of the
+first page.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PAGE_SIZE: Final = 50
 """Items on a page when the caller doesn't say."""
 
 _CHUNK: Final = 50
-"""Rows read at once: what a page that ends by its bytes has read in vain stays small."""
+"""Rows read at once: few, so that a page that ends by its bytes has read little in vain."""
 _ITEM_OVERHEAD: Final = 6  # the tag and the length of an item in its list
 _DIGEST_BYTES = 9
 _INT64 = 1 << 63
@@ -49,8 +49,8 @@ def _digest(kind: str, filters: Mapping[str, object]) -> bytes:
 def encode_page(kind: str, filters: Mapping[str, object], key: Sequence[str | int]) -> str:
     """Return the token of the page after `key`.
 
-    `kind` names the list (its RPC method), `filters` are all request fields that select rows, in a form that JSON can
-    say; page_size is none of them, so that a caller may change it between pages.
+    `kind` names the list (its RPC method); `filters` are all request fields that select rows, in a form that fits into
+    JSON. page_size is none of them, so that a caller may change it between pages.
     """
     body = json.dumps(list(key), separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(_digest(kind, filters) + body).rstrip(b"=").decode()
@@ -61,9 +61,9 @@ def decode_page(
 ) -> PageKey | None:
     """Return the key in `token`, or None for the empty token (the first page).
 
-    `shape` is the type of each part of the key. Anyone can make a token (it is not signed), so what is returned is
-    what a database column can be compared with: integers of 64 bits, and texts of up to 1,024 bytes that are valid
-    Unicode without NUL. Raises InvalidArgument with INVALID_PAGE_TOKEN for what `encode_page` did not make with
+    `shape` is the type of each part of the key. Anyone can make a token (it is not signed), so the key has only values
+    that a database column can be compared with: integers of 64 bits, and texts of up to 1,024 bytes that are valid
+    Unicode without NUL. Raises InvalidArgument with INVALID_PAGE_TOKEN for a token that `encode_page` did not make with
     the same `kind` and `filters`.
     """
     if not token:
@@ -106,9 +106,9 @@ class ListRequest(Protocol):
 
 
 def fit(items: Iterable[MessageT], limit: int = ANSWER_BYTES) -> list[MessageT]:
-    """Return the first items, at least one, as far as they go into `limit` encoded bytes of an answer.
+    """Return the first items, at least one, that fit into `limit` encoded bytes of an answer.
 
-    What comes after them isn't taken from `items`.
+    Later items are not taken from `items`.
     """
     fitting: list[MessageT] = []
     for item in items:

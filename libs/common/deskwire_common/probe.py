@@ -1,7 +1,7 @@
 """`python -m deskwire_common.probe`: does the service in this container serve?
 
 Asks grpc.health.v1 on the port of DESKWIRE_GRPC_LISTEN, with the service's own certificate where
-TLS is set. Exit codes: 0 it serves; 1 it doesn't, with one line that says what it answered.
+TLS is set. Exit codes: 0 it serves; 1 it doesn't, with its answer in one line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import grpc
 from cryptography import x509
 from grpc_health.v1 import health_pb2
 
-TIMEOUT = 4.0  # seconds; below the timeout of who runs the probe
+TIMEOUT = 4.0  # seconds; below the timeout of the system that runs the probe
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
@@ -46,7 +46,7 @@ def ask(channel: grpc.Channel) -> health_pb2.HealthCheckResponse:
 
 
 def open_channel(target: str, environ: Mapping[str, str]) -> grpc.Channel:
-    """Plaintext, or mTLS as peers do it; the certificate names a host that isn't 127.0.0.1."""
+    """Plaintext, or mTLS like other services; the certificate names a host that isn't 127.0.0.1."""
     certificate_file = environ.get("DESKWIRE_TLS_CERT", "")
     if not certificate_file:
         return grpc.insecure_channel(target)

@@ -1,4 +1,4 @@
-"""How much of one kind a tenant may have under way at the same time."""
+"""Quotas: how many of one kind a tenant may have under way at the same time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Quota:
 
     @contextmanager
     def taken(self, tenant: str, what: str) -> Iterator[None]:
-        """One more while the block runs; `what` names it in the plural. Raises ResourceExhausted (RATE_LIMITED)."""
+        """Count one more during the block; `what` names them in the plural. Raises ResourceExhausted (RATE_LIMITED)."""
         if self._taken[tenant] >= self._limit:
             raise too_many(what, self._limit, retry_after=1.0)
         self._taken[tenant] += 1
@@ -32,7 +32,7 @@ class Quota:
 
 
 def too_many(what: str, limit: int, *, retry_after: float) -> ResourceExhausted:
-    """The error of a tenant that has `limit` already."""
+    """The error for a tenant that has `limit` already."""
     return ResourceExhausted(
         f"a tenant may have {limit} {what}",
         reason=error_reason_pb2.ERROR_REASON_RATE_LIMITED,

@@ -46,14 +46,14 @@ _NOT_PUBLIC: Final = _networks(
 )  # fmt: skip
 _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
-# What no name may stand for.
+# Networks that no name may stand for.
 _NEVER_BY_NAME: Final = _networks(
     "0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/128", "fe80::/10", "fec0::/10", "ff00::/8"
 )
 
 
 class TargetRefused(Exception):
-    """No rule allows it, or its name can't be resolved. The message is the operator's, never a tenant's."""
+    """No rule allows the target, or its name can't be resolved. The message is for the operator, never for a tenant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def _is_name(host: str) -> bool:
 
 
 def is_public(address: IpAddress) -> bool:
-    """Whether it is an address of the public internet, and none that leads back into a private network."""
+    """Whether it is an address of the public internet that doesn't lead back into a private network."""
     address = plain(address)
     if isinstance(address, ipaddress.IPv6Address):
         if address in _NAT64:
@@ -156,7 +156,7 @@ def system_resolve(host: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What may be called. `resolve` is asked once for each `addresses`."""
+    """The targets that may be called. Each `addresses` calls `resolve` once."""
 
     rules: tuple[Rule, ...]
     resolve: Resolve = system_resolve
@@ -164,7 +164,7 @@ class Targets:
     def addresses(self, host: str, port: int) -> list[IpAddress]:
         """The addresses to dial for `host`, each of them allowed, best first. Blocks while it resolves.
 
-        To be asked before every connection: what a name stood for yesterday says nothing about today.
+        Call this before every connection: what a name stood for yesterday proves nothing about today.
         Raises TargetRefused; one address that isn't allowed refuses them all.
         """
         name = host.lower().removesuffix(".")
@@ -195,7 +195,7 @@ class Targets:
 def grpc_target(addresses: Sequence[IpAddress], port: int) -> str:
     """A gRPC target of exactly these addresses, which nothing resolves again.
 
-    gRPC takes addresses of one version only; of both, those of IPv4 are written as IPv6 writes them.
+    gRPC takes addresses of one version only; if there are both, those of IPv4 are written in the form of IPv6.
     """
     if all(address.version == 4 for address in addresses):
         return "ipv4:" + ",".join(f"{address}:{port}" for address in addresses)

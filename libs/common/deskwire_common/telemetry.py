@@ -75,13 +75,14 @@ def setup_telemetry(
     sample_ratio: float = 1.0,
     processor: SpanProcessor | None = None,
 ) -> Telemetry:
-    """Start tracing for this process. What comes with a decision keeps it; a new trace is sampled by `sample_ratio`.
+    """Start tracing for this process. A trace that comes with a decision keeps it; a new one is sampled by
+    `sample_ratio`.
 
     `otlp_endpoint` is a collector's gRPC address (`http://host:4317`, `https://…` for TLS, host:port is plaintext);
     "" exports nothing. `processor` receives the spans as well (tests).
     """
     global _tracer  # noqa: PLW0603 (one tracer per process, like one log)
-    # Without anybody who takes spans, new traces are born unsampled: ids travel, nothing is recorded.
+    # When nobody takes spans, new traces begin unsampled: ids travel, nothing is recorded.
     ratio = sample_ratio if otlp_endpoint or processor else 0.0
     provider = TracerProvider(
         sampler=ParentBased(TraceIdRatioBased(ratio)),
@@ -91,7 +92,7 @@ def setup_telemetry(
     if processor is not None:
         provider.add_span_processor(processor)
     if otlp_endpoint:
-        # A fifth of the time in which a command starts, for those who export.
+        # Import here: it takes a fifth of a command's start, and only those who export need it.
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415
             OTLPSpanExporter,
         )
@@ -178,7 +179,7 @@ def span(
     """Run a block in a span: a child of `traceparent` where it is valid, else of the current span.
 
     An exception marks the span as failed (by its type: messages may hold what doesn't belong into traces)
-    and goes on.
+    and passes on.
     """
     current = _tracer.start_span(
         name,

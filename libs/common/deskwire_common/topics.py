@@ -38,7 +38,7 @@ class Topic:
 
     @property
     def templated(self) -> bool:
-        """Is the name a template (`deskwire.changes.<source>.<table>`) and no topic by itself?"""
+        """Whether the name is a template (`deskwire.changes.<source>.<table>`) and no topic by itself."""
         return "<" in self.name
 
     def config(self) -> dict[str, str]:
@@ -121,7 +121,7 @@ def changes_topic(source: str, table: str) -> Topic:
 
 
 def by_name(name: str) -> Topic:
-    """The topic of a name as Kafka has it, also of a captured table; InvalidArgument when it is none of ours."""
+    """The topic of a name on Kafka, also of a captured table; InvalidArgument when it isn't a topic of deskwire."""
     topic = TOPICS.get(name)
     if topic is not None and not topic.templated:
         return topic

@@ -1,8 +1,8 @@
 """The contract's limits (protovalidate), checked on plain generated messages.
 
 The stubs carry no rules, so that integrators need no protovalidate. The rules travel beside them in
-`deskwire/contract/descriptors.binpb`; here that set is loaded into a private pool, and a message is checked as the
-twin of its type there: serialise, parse, check.
+`deskwire/contract/descriptors.binpb`; here that set is loaded into a private pool, and a message is checked as the same
+type of that pool: serialise, parse, check.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ violation costs ~100 µs, and a message of 4 MiB can have millions."""
 
 
 class Validator:
-    """Checks messages of the contract; build one per process, it compiles the rules of a type at its first use."""
+    """Checks messages of the contract. Build one per process: it compiles the rules of a type at its first use."""
 
     def __init__(self) -> None:
         data = (files("deskwire") / "contract" / "descriptors.binpb").read_bytes()
@@ -55,7 +55,7 @@ class Validator:
 
     def _twin(self, name: str) -> type[Message] | None:
         if not name.startswith(_PREFIX):
-            return None  # health, reflection: not ours to judge
+            return None  # health and reflection aren't in the contract
         return message_factory.GetMessageClass(self._pool.FindMessageTypeByName(name))
 
 

@@ -1,7 +1,7 @@
-"""Who calls: JWTs signed with Ed25519 by a key of the keys file (a JWK set, RFC 7517/8037).
+"""Authentication of callers: JWTs signed with Ed25519 by a key of the keys file (a JWK set, RFC 7517/8037).
 
-The tenant is always the token's. The algorithm is the key's, never the token header's. A key signs only what its grant
-allows: which roles, for which tenants, for how long.
+The tenant always comes from the token. The algorithm comes from the key, never from the token's header. A key signs
+only what its grant allows: which roles, for which tenants, for how long.
 """
 
 from deskwire_common.auth.grants import (

@@ -1,4 +1,4 @@
-"""Public keys that somebody outside brings: a JWK, a JWK set of one, or PEM."""
+"""Public keys from outside the suite: a JWK, a JWK set of one, or PEM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ PUBLIC_MEMBERS: Final[tuple[str, ...]] = ("kty", "crv", "x", "kid")
 def public_jwk(text: str, kid: str = "") -> dict[str, Any]:
     """Return the public JWK in a text, without its private part and without limits.
 
-    Its id is `kid`, else its own, else one made of the key. Raises KeysError that says what to bring instead.
+    Its id is `kid`, else the JWK's own, else one derived from the key. Raises KeysError that says what to bring
+    instead.
     """
     found = _of_pem(text) if "-----BEGIN" in text else _of_json(text)
     entry: dict[str, Any] = {name: found[name] for name in PUBLIC_MEMBERS if name in found}

@@ -19,11 +19,11 @@ LIFETIME_MEMBER: Final = "dw_max_lifetime"
 MEMBERS: Final = (ROLES_MEMBER, TENANTS_MEMBER, LIFETIME_MEMBER)
 
 MAX_LIFETIME: Final = 30 * 86400
-"""The longest that any token may be good for, in seconds: what the suite itself mints ends within an hour, what
+"""The longest lifetime of any token, in seconds: tokens that the suite mints for itself end within an hour, those that
 `deskwire token` gives to people within these 30 days."""
 
 PUBLIC_KEY_LIFETIME: Final = 86400
-"""The longest for a key without its private part that names no other, in seconds."""
+"""The longest lifetime for a key without its private part whose grant names no other, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Grant:
             return f"may not sign role {principal.role.value}, only {_listed(self.roles)}"
         if ANY_TENANT not in self.tenants and principal.tenant not in self.tenants:
             return f"may not sign tenant {principal.tenant}, only {_listed(self.tenants)}"
-        # The fraction is given: who reads a clock once for iat and again for exp lives a moment longer.
+        # Allow for the fraction: who reads the clock once for iat and again for exp gets a slightly longer lifetime.
         if not lifetime < self.max_lifetime + 1:
             return f"may not sign for longer than {self.max_lifetime} seconds (exp - iat)"
         return ""

@@ -31,7 +31,7 @@ class KeysError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class VerifyingKey:
-    """A key of the set: how its signatures are checked, and what it may sign."""
+    """A key of the set: the part that checks its signatures, and what it may sign."""
 
     kid: str
     public: Ed25519PublicKey
@@ -142,7 +142,7 @@ class KeySet:
         ]
 
     def refresh(self) -> None:
-        """Read the file again if it changed. A file that is broken for the moment leaves the old keys."""
+        """Read the file again if it changed. While the file is broken, the old keys stay."""
         if self._path is None:
             return
         seen = _stamp(self._path)
@@ -153,7 +153,7 @@ class KeySet:
             self._seen, document = _read(self._path)
             self._adopt(document)
         except KeysError as error:
-            # Once for each state of the file: somebody waits for a limit that isn't in force.
+            # Log it once for each state of the file: somebody expects a limit that isn't in force.
             get_logger().warning("keys_file_refused", reason=str(error))
 
     def _adopt(self, document: Mapping[str, Any]) -> None:
@@ -178,7 +178,7 @@ def key_id(jwk: Mapping[str, Any]) -> str:
 
 
 def read_key(entry: Any) -> VerifyingKey:
-    """Return the key that a JWK says. Raises KeysError that names it."""
+    """Return the key that a JWK describes. Raises KeysError that names it."""
     if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str) or not entry["kid"]:
         raise KeysError("a key of the keys file has no kid")
     kid = entry["kid"]
@@ -197,7 +197,7 @@ def read_key(entry: Any) -> VerifyingKey:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What differs when the file was written or replaced; empty while there is none."""
+    """A state of the file that differs after each write or replacement; empty while there is no file."""
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Callers: their roles, what a token says about them, and who makes the call that is being served."""
+"""Callers: their roles, the claims of their tokens, and the caller of the call that is being served."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deskwire.common.v1.error_reason_pb2 import ErrorReason
 from deskwire_common.errors import Unauthenticated
 
 ANY_TENANT: Final = "*"
-"""The tenant of a service that speaks for many, and of an operator of the whole suite; nobody else may have it."""
+"""The tenant of a service that acts for many, and of an operator of the whole suite; nobody else may have it."""
 
 _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 _MAX_DISPLAY_NAME = 128
@@ -25,7 +25,7 @@ _MAX_ID = 128
 
 
 class Role(StrEnum):
-    """What a token's holder is to deskwire; the values are those of the `role` claim."""
+    """The role of a token's holder; the values are those of the `role` claim."""
 
     VISITOR = "visitor"
     AGENT = "agent"
@@ -40,7 +40,7 @@ _ANY_TENANT_ROLES: Final = frozenset({Role.SERVICE, Role.OPERATOR})
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a visitor's token vouches for: the website has verified it. `ids`: (system, the visitor's id there)."""
+    """What a visitor's token vouches for, as the website has verified it. `ids`: (system, the visitor's id there)."""
 
     email: str = ""
     mobile: str = ""
@@ -68,7 +68,7 @@ class Principal:
 
 
 def is_name(text: str) -> bool:
-    """Whether a tenant, subject or system may be called so."""
+    """Whether a tenant, subject or system may have this name."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -111,7 +111,7 @@ _PRINCIPAL: ContextVar[Principal] = ContextVar("deskwire_principal")
 
 
 def current_principal() -> Principal:
-    """Return who makes the call that is being served. Raises Unauthenticated outside of a call."""
+    """Return the caller of the call that is being served. Raises Unauthenticated outside of a call."""
     principal = _PRINCIPAL.get(None)
     if principal is None:
         raise Unauthenticated(
@@ -127,7 +127,7 @@ def set_current_principal(principal: Principal) -> None:
 
 @contextmanager
 def acting_as(principal: Principal) -> Iterator[None]:
-    """Run a block on behalf of `principal`: consumers and timers, which no token called."""
+    """Run a block on behalf of `principal`: for consumers and timers, which have no token."""
     token = _PRINCIPAL.set(principal)
     try:
         yield

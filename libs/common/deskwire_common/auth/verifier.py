@@ -51,7 +51,7 @@ class TokenVerifier:
         self._name_silent_keys()
 
     def verify(self, token: str) -> Principal:
-        """Return who the token speaks for.
+        """Return the principal of a token.
 
         Raises Unauthenticated with TOKEN_MISSING (empty), TOKEN_EXPIRED or TOKEN_INVALID. Costs ~150 µs the
         first time, ~2 µs after; looks at the keys file at most once a second.
@@ -82,7 +82,7 @@ class TokenVerifier:
         return known
 
     def seconds_until(self, expires: float) -> float:
-        """Return how long a token that expires at that time (seconds since 1970) is still taken."""
+        """Return for how many seconds a token that expires at that time (seconds since 1970) is still accepted."""
         return max(0.0, expires + _LEEWAY - self._clock.now().timestamp())
 
     def _follow_keys(self) -> None:
@@ -92,7 +92,7 @@ class TokenVerifier:
             self._keys.refresh()
         if self._keys.generation != self._generation:
             self._generation = self._keys.generation
-            self._cache.clear()  # a key that was taken away, or may sign less, takes its tokens with it
+            self._cache.clear()  # when a key is removed, or may sign less, its tokens end too
             self._name_silent_keys()
 
     def _name_silent_keys(self) -> None:
@@ -117,7 +117,7 @@ class TokenVerifier:
                     "verify_nbf": False,
                 },
             )
-        # A text of brackets only, which anybody can send, nests deeper than the parser goes.
+        # Anybody can send a text of brackets only, which nests deeper than the parser goes.
         except (jwt.InvalidTokenError, ValueError, RecursionError) as error:
             raise Unauthenticated("the token can't be verified") from error
         principal = _principal(claims)
@@ -194,7 +194,7 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
 
 
 def _name(text: str) -> str:
-    """Return a name that can be stored and sent, else none: it is for show, and shuts nobody out."""
+    """Return a name that can be stored and sent, else "": it is only displayed, so a bad one refuses nobody."""
     return "" if any(unicodedata.category(each) in {"Cc", "Cs"} for each in text) else text
 
 

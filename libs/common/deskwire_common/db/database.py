@@ -29,7 +29,7 @@ _AFTER_LOSS: Final = 0.3
 _LONGEST_PAUSE: Final = 4.0
 """Seconds between the tries of a transaction."""
 _LAST_CHECKOUTS: Final = 5.0
-"""Seconds that closing waits for checkouts which nobody waits for any more."""
+"""Seconds for which closing waits for checkouts whose caller was cancelled."""
 
 
 class Database:
@@ -77,13 +77,13 @@ class Database:
         return database
 
     def statements(self) -> Statements:
-        """A connection for an owner who writes all the time. Raises FailedPrecondition where it isn't PostgreSQL."""
+        """A connection for one owner that writes all the time. Raises FailedPrecondition unless it is PostgreSQL."""
         if self.dialect != "postgresql":
             raise FailedPrecondition(f"not a PostgreSQL database but {self.dialect}")
         return Statements(self._reader)
 
     async def close(self) -> None:
-        """Close all connections, also those that a caller who was cancelled had asked for."""
+        """Close all connections, also those that a cancelled caller had asked for."""
         if self._abandoned:
             await asyncio.wait(self._abandoned, timeout=_LAST_CHECKOUTS)
         await self.engine.dispose()
@@ -154,8 +154,8 @@ class Database:
     async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         """A connection of the pool.
 
-        SQLAlchemy loses one whose checkout is cancelled: the pool would lack it until the garbage collector finds it.
-        So the checkout goes on by itself then, and what it got is given back.
+        SQLAlchemy loses a connection whose checkout is cancelled: the pool would lack it until the garbage collector
+        finds it. So a cancelled checkout goes on in the background, and its connection is given back.
         """
         connection = engine.connect()
         starting = asyncio.create_task(connection.start())

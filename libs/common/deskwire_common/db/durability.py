@@ -1,4 +1,4 @@
-"""What a database promises about a power cut, by its settings."""
+"""Durability: what the settings of a database promise about a power cut."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from deskwire_common.db.database import Database
 
 
 async def durability(db: Database) -> dict[str, str]:
-    """What the database promises about a power cut, as the settings that decide it."""
+    """The settings that decide what the database promises about a power cut."""
     report = {"dialect": db.dialect}
     if db.dialect == "sqlite":
         async with db.transaction() as uow:
@@ -31,7 +31,7 @@ async def durability(db: Database) -> dict[str, str]:
 
 
 def is_durable(report: Mapping[str, str]) -> bool:
-    """Does a committed transaction survive a power cut, by the settings that `durability` reported?"""
+    """Whether a committed transaction survives a power cut, by the settings that `durability` reported."""
     match report["dialect"]:
         case "sqlite":
             return report["synchronous"] in {"full", "extra"}

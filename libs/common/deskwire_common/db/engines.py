@@ -1,4 +1,4 @@
-"""Engines: how each dialect is opened, and what its connections are told."""
+"""Engines: how each dialect is opened, and the settings of its connections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRIVERS: Final = {
 }
 _STRICT_MODE: Final = "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO"
 _IDLE_IN_TRANSACTION: Final = 10
-"""Seconds after which the server ends a transaction whose client says nothing: what a dead node locked is free then."""
+"""Seconds after which the server ends a transaction whose client is silent: this frees the locks of a dead node."""
 
 
 def normalize_url(url: str | URL) -> URL:
@@ -148,7 +148,7 @@ def _postgres_engine(
         "application_name": url.query.get("application_name", "deskwire"),
     }
     url = url.difference_update_query(["options", "application_name"])
-    # Without it SQLAlchemy doesn't ask psycopg how many rows an INSERT wrote.
+    # Without this option SQLAlchemy doesn't ask psycopg how many rows an INSERT wrote.
     return create_async_engine(
         url, connect_args=arguments, execution_options={"preserve_rowcount": True}, **options
     )
@@ -175,7 +175,7 @@ def _mysql_engine(
             else f"max_execution_time={int(statement_timeout * 1000)}"
         )
         locks = f"innodb_lock_wait_timeout={max(1, int(lock_timeout))}, " if lock_timeout else ""
-        # The constants above and numbers of settings; nothing of a request gets here.
+        # Only the constants above and numbers of settings get here, nothing of a request.
         cursor.execute(
             f"SET SESSION {locks}{timeout}, sql_mode='{_STRICT_MODE}', time_zone='+00:00'"
         )

@@ -35,7 +35,7 @@ _SQLITE_UNIQUE: Final = frozenset(
 
 
 AWAY: Final[tuple[type[Exception], ...]] = (DeskwireError, sa.exc.SQLAlchemyError, OSError)
-"""What work with a database raises when it, or something else that is needed, is away: loops outlast it."""
+"""The errors of work whose database, or something else that it needs, is away. Loops outlast them."""
 
 
 class WriteConflict(Unavailable):
@@ -56,7 +56,7 @@ def _mysql_code(orig: BaseException | None) -> int | None:
 
 
 def is_unique_violation(error: BaseException) -> bool:
-    """Is it a violation of a primary or unique key? (True for SQLAlchemy's exception, on every dialect.)"""
+    """Whether it is a violation of a primary or unique key. (True for SQLAlchemy's exception, on every dialect.)"""
     if not isinstance(error, IntegrityError):
         return False
     orig = error.orig
@@ -67,12 +67,12 @@ def is_unique_violation(error: BaseException) -> bool:
 
 
 def is_division_by_zero(error: DataError) -> bool:
-    """Did a PostgreSQL statement divide by zero?"""
+    """Whether a PostgreSQL statement divided by zero."""
     return getattr(error.orig, "sqlstate", None) == "22012"
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Is it a deadlock, serialisation failure or lock timeout, after which the same transaction may succeed?"""
+    """Whether it is a deadlock, serialisation failure or lock timeout, after which the same transaction may succeed."""
     if not isinstance(error, DBAPIError):
         return False
     orig = error.orig
@@ -84,7 +84,7 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def is_connection_lost(error: BaseException) -> bool:
-    """Is the database not there (refused, gone, shutting down, or slower than the statement timeout)?"""
+    """Whether the database is away (refused, gone, shutting down, or slower than the statement timeout)."""
     if not isinstance(error, DBAPIError):
         return isinstance(error, PoolTimeoutError | OSError)
     if error.connection_invalidated or isinstance(error, InterfaceError):
@@ -103,7 +103,7 @@ def is_connection_lost(error: BaseException) -> bool:
 
 def _translate(error: BaseException) -> DeskwireError | None:
     if isinstance(error, DataError) and "NUL" in str(error.orig):
-        # psycopg's, which has no code for it.
+        # psycopg's own error, which has no code.
         return InvalidArgument("text may not hold the character NUL (U+0000)")
     if is_conflict(error):
         return WriteConflict("two transactions collided; try again", retry_after=0.05)
@@ -128,7 +128,7 @@ def translate_errors() -> Any:
 
 @contextlib.contextmanager
 def driver_errors() -> Iterator[None]:
-    """Turn psycopg's own errors into SQLAlchemy's, by which the rest of this module judges."""
+    """Turn psycopg's own errors into SQLAlchemy's, which the other functions here expect."""
     import psycopg  # noqa: PLC0415 (only where PostgreSQL is used)
 
     try:

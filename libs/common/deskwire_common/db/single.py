@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Statements:
     """A PostgreSQL connection that stays with one owner, for single statements that commit themselves.
 
-    The pool, a transaction and SQLAlchemy's own work cost four times as much as a small statement does. One at a time.
+    The pool, a transaction and SQLAlchemy's own work cost four times as much as a small statement. One call at a time.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -32,7 +32,7 @@ class Statements:
         self._driver: psycopg.AsyncConnection[Any] | None = None
 
     async def run(self, sql: LiteralString, params: Sequence[Any]) -> int:
-        """Run a statement, and return how many rows it wrote. psycopg prepares what comes again and again.
+        """Run a statement, and return how many rows it wrote. psycopg prepares statements that are repeated.
 
         Raises as `Database.transaction` and its commit do; a connection that broke is replaced at the next call.
         """
@@ -65,7 +65,7 @@ class Statements:
             return
         with contextlib.suppress(DBAPIError, OSError):
             if connection.sync_connection is not None:
-                # What broke is found out by SQLAlchemy itself, so that it throws away what else is in its pool.
+                # SQLAlchemy itself must find that a connection broke, so that it discards the others of its pool.
                 await connection.exec_driver_sql("SELECT 1")
         with contextlib.suppress(DBAPIError, OSError):
             await connection.close()

@@ -1,4 +1,4 @@
-"""Statements that every dialect says in its own way."""
+"""Statements that every dialect writes in its own way."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def upsert(
     statement: Any
     if uow.dialect == "mysql":
         insert = mysql.insert(table)
-        # Without other columns an assignment of a key to itself leaves the row alone.
+        # When there are no other columns, the assignment of a key to itself changes nothing.
         names = others or [keys[0]]
         statement = insert.on_duplicate_key_update({name: insert.inserted[name] for name in names})
     else:
@@ -46,7 +46,7 @@ async def upsert(
 async def insert_if_absent(uow: UnitOfWork, table: sa.Table, values: Mapping[str, Any]) -> bool:
     """Insert one row; False when a unique key has it already. Waits for a concurrent writer of the same key.
 
-    Only a unique violation is forgiven (unlike INSERT IGNORE), and the transaction goes on.
+    It ignores only a unique violation (unlike INSERT IGNORE), and the transaction goes on.
     """
     if uow.dialect == "mysql":
         try:

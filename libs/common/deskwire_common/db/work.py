@@ -78,7 +78,7 @@ async def raw_psycopg(uow: UnitOfWork) -> AsyncIterator[psycopg.AsyncConnection[
     """The psycopg connection of a PostgreSQL unit of work, in the same transaction (COPY, pipelines, unnest)."""
     if uow.dialect != "postgresql":
         raise FailedPrecondition(f"not a PostgreSQL database but {uow.dialect}")
-    # A DBAPI call through SQLAlchemy makes sure that BEGIN is the driver's, which starts at the first statement.
+    # A DBAPI call through SQLAlchemy makes the driver send BEGIN, which it does at the first statement.
     raw = await uow.connection.get_raw_connection()
     with driver_errors():
         yield cast("psycopg.AsyncConnection[Any]", raw.driver_connection)

@@ -1,7 +1,7 @@
-"""Kafka: a thin asyncio face of confluent-kafka's plain Producer and Consumer.
+"""Kafka: a thin asyncio interface to confluent-kafka's plain Producer and Consumer.
 
-librdkafka does the work on its own threads. Waiting for it blocks, so each producer and consumer has its own thread,
-and it hands over to the event loop what comes.
+librdkafka does the work on its own threads. Waiting for it blocks, so each producer and consumer has a thread of its
+own, which hands the results to the event loop.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Consumer:
     ) -> None:
         """Handle records until cancelled. The handler's records are in order per partition.
 
-        What it raises ends the run, and the same ones come again to the next one.
+        An error of the handler ends the run, and the next run gets the same records again.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -96,5 +96,5 @@ class Consumer:
                 asynchronous=False,
             )
         except KafkaException as error:
-            # Revoked meanwhile: the next owner handles them again, which at-least-once allows.
+            # The partition was revoked meanwhile: its next owner handles them again, which at-least-once allows.
             get_logger().warning("offsets_not_committed", group=self.group, error=str(error))

@@ -1,4 +1,4 @@
-"""The producer: idempotent, in batches that are awaited as a whole."""
+"""The producer: idempotent; each batch is awaited as a whole."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _QUEUE: Final = 200_000
 class Producer:
     """Idempotent, acks=all; records go in batches, each awaited as a whole.
 
-    librdkafka reports failures only: every report takes the interpreter's lock, for which it waits while there is much
-    to do. That everything was delivered shows in its queue, which is empty then.
+    librdkafka reports failures only: every report takes the interpreter's lock, which it waits for while the process is
+    busy. An empty queue shows that everything was delivered.
     """
 
     def __init__(self, bootstrap: str, client_id: str, *, linger_ms: float = 2.0) -> None:
@@ -52,14 +52,14 @@ class Producer:
         self._ending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin; the broker need not be there yet."""
+        """Start; the broker need not answer yet."""
         self._life = _Life(self._config)
 
     def send_batch(self, records: Sequence[Outgoing]) -> asyncio.Future[None]:
         """Queue records in their order; the future is done when all are on the broker, or one failed.
 
-        When it fails, some of the later ones may be on the broker: `purge_and_rebuild` and start again. Of batches that
-        are under way together none is done before all are.
+        When it fails, some of the later ones may be on the broker: `purge_and_rebuild` and start again. When several
+        batches are under way, none is done before all are.
         """
         batch = _Batch()
         try:
@@ -71,18 +71,18 @@ class Producer:
         return batch.future
 
     async def purge_and_rebuild(self) -> None:
-        """Forget what is queued or in flight, and begin with a new producer."""
+        """Forget the records that are queued or in flight, and start a new producer."""
         METRICS.kafka_producer_restarts.inc()
         await self._end(flush=0.0)
         if self._life is None:
             self._life = _Life(self._config)
 
     async def close(self) -> None:
-        """Wait up to five seconds for what is queued, then stop."""
+        """Wait up to five seconds for the queued records, then stop."""
         await self._end(flush=5.0)
 
     async def _end(self, *, flush: float) -> None:
-        """End the present life. Who comes after a caller that was cancelled waits for the same end."""
+        """End the present life. If a caller was cancelled here, the next one waits for the same end."""
         life, self._life = self._life, None
         if life is not None:
             self._ending = asyncio.create_task(asyncio.to_thread(life.end, flush))
@@ -91,9 +91,9 @@ class Producer:
 
 
 class _Life:
-    """One librdkafka producer, the thread that watches its queue, and the batches that wait for that to be empty.
+    """One librdkafka producer, the thread that watches its queue, and the batches that wait for an empty queue.
 
-    They end together: a batch of one life told by the thread of the next one would be told delivered.
+    They end together: otherwise the next life's thread would report this life's batches as delivered.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ class _Life:
             while not self._stop.is_set() and self._rd.flush(0.1):
                 pass
             if batch is not None:
-                # At the end it is for `end` to say how it went.
+                # Once stopped, `end` settles the batch.
                 self._batches.put(batch) if self._stop.is_set() else batch.delivered()
 
     def take(self, records: Iterable[Outgoing], batch: _Batch) -> None:
@@ -128,7 +128,7 @@ class _Life:
         self._batches.put(batch)
 
     def end(self, flush: float) -> None:
-        """Wait `flush` seconds for what is queued, and forget the rest. Blocks."""
+        """Wait `flush` seconds for the queued records, and forget the rest. Blocks."""
         delivered = bool(flush) and self._rd.flush(flush) == 0
         self._stop.set()
         self._batches.put(None)
@@ -142,7 +142,7 @@ class _Life:
 
 
 class _Batch:
-    """Records whose deliveries are awaited together. Its methods are for other threads than the event loop's."""
+    """Records whose deliveries are awaited together. Other threads than the event loop's call its methods."""
 
     __slots__ = ("_began", "_loop", "future")
 
@@ -152,7 +152,7 @@ class _Batch:
         self._began = self._loop.time()
 
     def delivered(self) -> None:
-        """All are on the broker, or a failure was told before."""
+        """All are on the broker, or a failure was reported before."""
         self._tell(None)
 
     def failed(self, error: KafkaError | None, message: RdMessage) -> None:
@@ -162,7 +162,7 @@ class _Batch:
             self._tell(_unavailable(error))
 
     def forgotten(self) -> None:
-        """The producer has ended, and nobody knows."""
+        """The producer has ended, and nobody knows whether they were delivered."""
         self._tell(Unavailable("the Kafka producer was stopped"))
 
     def _tell(self, error: DeskwireError | None) -> None:

@@ -17,7 +17,7 @@ from deskwire_common.kafka.records import Place, Record, good, patiently, silent
 
 
 class Reader:
-    """Reads topics without a group: every partition from a place of the caller's choice."""
+    """Reads topics without a group: every partition from an offset that the caller chooses."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Reader:
         )
         self._rd = rd
         try:
-            # Asked for by name, so that topics nobody wrote to yet are made.
+            # Ask by name, so that the broker makes topics that nobody has written to.
             found = [
                 TopicPartition(topic, partition)
                 for topic in self._topics
@@ -91,7 +91,7 @@ class Reader:
             self.positions[place.topic, place.partition] = offset
 
     async def read(self, max_records: int = 500, timeout: float = 0.5) -> list[Record]:
-        """Return what is there, waiting up to `timeout` seconds for the first; empty when there was nothing."""
+        """Return the records that are there, waiting up to `timeout` seconds for the first; empty when none came."""
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, self._read, max_records, timeout
         )

@@ -1,4 +1,4 @@
-"""Records, and the errors that reading them may end in."""
+"""Records, and the errors of reading them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOT_YET: Final = frozenset(
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
-        # A group's coordinator of a broker that has just started.
+        # The answer of a group's coordinator when its broker has just started.
         KafkaError.NOT_COORDINATOR,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -30,7 +30,7 @@ _NOT_YET: Final = frozenset(
 _OUT_OF_RANGE: Final = frozenset(
     {
         KafkaError.OFFSET_OUT_OF_RANGE,
-        # What librdkafka makes of it where auto.offset.reset is "error"; it fetches no more of that partition.
+        # librdkafka's form of it where auto.offset.reset is "error"; it fetches no more of that partition.
         KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001 - its public name has the underscore
     }
 )
@@ -50,7 +50,7 @@ class Record:
 
 
 def silent(_error: KafkaError) -> None:
-    """Connection errors are seen where they matter: in reports and time-outs."""
+    """Ignore connection errors here: delivery reports and time-outs show them where they matter."""
 
 
 def _record(message: RdMessage) -> Record:
@@ -86,7 +86,7 @@ def patiently(ask: Callable[[], Any]) -> Any:
 
 
 def good(messages: Iterable[RdMessage]) -> list[Record]:
-    """Return what was read. Raises Unavailable when a partition can't be read on."""
+    """Return the records that were read. Raises Unavailable when a partition can't be read any further."""
     records = []
     for message in messages:
         error = message.error()

@@ -1,7 +1,8 @@
-"""Ownership: of all processes of a service, one owns a slot at a time, and whoever is replaced can't write any more.
+"""Ownership: one process of a service owns a slot at a time, and an owner that was replaced can't write any more.
 
-A slot is whatever only one process may work on: a partition, the outbox, an adapter, a source. Nothing rests on a
-session lock, which the database keeps for hours when a node loses power: see owner.py for how the dead are replaced.
+A slot is whatever only one process may work on: a partition, the outbox, an adapter, a source. Nothing relies on a
+session lock, which the database keeps for hours when a node loses power: owner.py explains how dead processes are
+replaced.
 
     owner = Owner(db, clock, ids.uuid7(), lease_seconds=settings.lease_seconds)
     owner.employ("outbox", relay.work)
@@ -50,9 +51,10 @@ _MAX_NAME: Final = 128
 
 
 def member_name(port: int) -> str:
-    """The name of a process that has none of its own: its host and the port on which it listens.
+    """The name of a process that is given none: its host and the port on which it listens.
 
-    No other living process of the host has it, and its next life after a kill -9 has: that one takes over at once.
+    No other living process of the host has it. After a kill -9 the next life of the process has it, and takes over at
+    once.
     """
     host = socket.gethostname()
     if len(host) > _MAX_NAME - 6:
@@ -61,7 +63,7 @@ def member_name(port: int) -> str:
 
 
 async def join(runtime: Runtime[Any], owner: Owner) -> None:
-    """Make a process that serves by now a member until it drains. Raises Unavailable."""
+    """Make a process that already serves a member until it drains. Raises Unavailable."""
     await owner.start(member_name(runtime.port), runtime.settings.grpc_listen)
     runtime.spawn("ownership", owner.run)
     runtime.on_drain(owner.leave)

@@ -1,8 +1,8 @@
-"""Who should own what: rendezvous hashing (Thaler and Ravishankar, 1998). Pure: no clock, no I/O.
+"""The member that should own each slot: rendezvous hashing (Thaler and Ravishankar, 1998). Pure: no clock, no I/O.
 
-Each slot goes to the member that weighs most for it. All processes that see the same members say the same without a
-word between them, and a member that comes or goes moves only the slots that it gets or had. The price: shares are as
-even as throws of a die are, not exactly even.
+Each slot goes to the member with the greatest weight for it. All processes that see the same members compute the same
+without talking to each other, and a member that joins or leaves moves only the slots that it gets or had. The price:
+shares are as even as throws of a die, not exactly even.
 """
 
 from __future__ import annotations

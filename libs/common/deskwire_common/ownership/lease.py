@@ -1,4 +1,4 @@
-"""The lease of this process: its row among the members, and until when it lives, by its own clock."""
+"""The lease of this process: its row among the members, and when it ends by the process's own clock."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Lease:
 
     @property
     def left(self) -> float:
-        """Seconds until others may take this process for dead; none or less: they may by now."""
+        """Seconds until others may take this process for dead; 0 or less: they may already."""
         return self._ends - self._clock.monotonic()
 
     def now(self) -> int:
-        """The time of day in microseconds, by which leases are compared."""
+        """The time of day in microseconds, which leases are compared with."""
         return to_micros(self._clock.now())
 
     async def take(self, name: str, address: str) -> None:
@@ -50,7 +50,7 @@ class Lease:
         return await self._prolong(self._renew)
 
     async def end(self) -> None:
-        """Be no member any more. Raises Unavailable."""
+        """Leave the members. Raises Unavailable."""
         await self.forget([self._prolonged()])
 
     async def forget(self, members: Iterable[Member]) -> None:
@@ -70,7 +70,7 @@ class Lease:
         return await self._members.renew(uow.connection, me, now=self.now())
 
     async def _prolong(self, write: Callable[[UnitOfWork, Member], Awaitable[bool]]) -> bool:
-        # By the clock of before: the answer may be long in coming.
+        # Use the time before the call: the answer may take long.
         ends = self._clock.monotonic() + self.seconds
         me = self._prolonged()
         holds = await self._db.run(lambda uow: write(uow, me))

@@ -1,4 +1,4 @@
-"""Which processes of a service live: each has a row with an end, which it moves on while it lives."""
+"""Members: the living processes of a service. Each has a row with the end of its lease, which it prolongs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deskwire_common import db as dbs
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One row of `members`: a process, until `lease_until` (microseconds) unless it prolongs that."""
+    """One row of `members`: a process, which counts as alive until `lease_until` (microseconds)."""
 
     name: str
     instance: str
@@ -46,7 +46,7 @@ class Members:
         return [Member(row.name, row.instance, row.address, row.lease_until) for row in rows]
 
     async def register(self, c: AsyncConnection, member: Member) -> None:
-        """Take the place of this name, whoever had it. Raises IntegrityError when its other life does so now."""
+        """Take this name, whoever had it. Raises IntegrityError when its other life does so at the same time."""
         row = self.table.c
         found = await c.execute(
             sa.update(self.table).where(row.name == member.name).values(_values(member))
@@ -55,7 +55,7 @@ class Members:
             await c.execute(sa.insert(self.table).values(name=member.name, **_values(member)))
 
     async def renew(self, c: AsyncConnection, member: Member, *, now: int) -> bool:
-        """Prolong a lease, or take up one that nobody prolongs; False when another life has the name."""
+        """Prolong a lease, or take over one that has ended; False when another life has the name."""
         row = self.table.c
         changed = await c.execute(
             sa.update(self.table)
@@ -73,7 +73,7 @@ class Members:
         return found is None
 
     async def forget(self, c: AsyncConnection, member: Member) -> None:
-        """Remove one that has ended, unless it prolonged its lease or its next life came meanwhile."""
+        """Remove a dead member, unless it prolonged its lease or its next life started meanwhile."""
         row = self.table.c
         await c.execute(
             sa.delete(self.table).where(

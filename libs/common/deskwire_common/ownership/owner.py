@@ -1,10 +1,10 @@
-"""This process among the others of its service: it lives as long as it renews its lease, and owns its share of slots.
+"""The owner: this process as one of its service. It lives while it renews its lease, and owns its share of the slots.
 
-The database decides, and no clock is trusted with more than when to begin: a slot is claimed by compare-and-set as
-its next term, and a write proves the term. Leases are ends in microseconds that each process writes by its own clock
-and others read by theirs. While clocks differ by less than two thirds of a lease, no living process is taken for
-dead; when they differ by more, slots change hands that needn't, and nothing is lost. A dead one is replaced when its
-lease has ended, at the next look: lease + difference of the clocks + look.
+The database decides, and clocks only decide when to try: a slot is claimed by compare-and-set as its next term, and a
+write proves the term. A lease is its end in microseconds, which each process writes by its own clock and others read by
+theirs. While clocks differ by less than two thirds of a lease, no living process is taken for dead; when they differ by
+more, slots change owners needlessly, and nothing is lost. A dead process is replaced at the first look after the end of
+its lease: lease + difference of the clocks + look.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from deskwire_common.ownership.slots import SlotT, slot_rows, slots_table
 from deskwire_common.ownership.workers import Work, Workers
 
 LEASE_SECONDS: Final = 9.0
-"""A dead process is replaced within 15 s."""
+"""Seconds of a lease: a dead process is replaced within 15 s."""
 LOOK_SECONDS: Final = 0.5
 PATIENCE: Final = 2.0
 _WAITING_SECONDS: Final = 0.1
-"""Between two looks while a slot of ours is still another's."""
+"""Seconds between two looks while another process still has a slot that should be this one's."""
 _STUCK_LEASES: Final = 3
-"""Leases after which a look that has not ended counts as stuck; handing over takes seconds, never so long."""
+"""A look that lasts longer than this many leases counts as stuck; a handover takes seconds, never so long."""
 _FORGET_LEASES: Final = 20
-"""Leases after whose end a dead process is forgotten."""
+"""A dead process is forgotten this many leases after the end of its own."""
 
 
 class Owner:
@@ -51,11 +51,11 @@ class Owner:
         look_seconds: float = LOOK_SECONDS,
         alone: bool = False,
     ) -> None:
-        """`instance`: an id of this life of the process. `alone`: nobody else can be, something else sees to that."""
+        """`instance`: an id of this life of the process. `alone`: something else ensures that there is no other."""
         self.db = db
         self.clock = clock
         self.live: dict[str, Member] = {}
-        """The living ones by name, as of the last look."""
+        """The living members by name, as of the last look."""
         metadata = new_metadata()
         self._members = Members(metadata)
         self._slots = slots_table(metadata)
@@ -82,13 +82,13 @@ class Owner:
 
     @property
     def address(self) -> str:
-        """Where others reach this process; "" until it has started."""
+        """The address at which others reach this process; "" until it has started."""
         return self._lease.me.address
 
     # ---------------------------------------------------------------------------------------- slots
 
     def add(self, share: Share[SlotT], duties: Duties[SlotT]) -> None:
-        """Own a share of one more kind, before `start`."""
+        """Own a share of one more kind of slots. Call this before `start`."""
         share.bind(self, duties)
         self._shares.append(share)
 
@@ -101,10 +101,10 @@ class Owner:
         outlast: tuple[type[Exception], ...] = AWAY,
         patience: float = PATIENCE,
     ) -> None:
-        """Have `work` done for each slot of a kind while this process owns it, before `start`.
+        """Do `work` for each slot of a kind while this process owns it. Call this before `start`.
 
-        It begins again when it raises of `outlast`; what else it raises ends `run`. When the slot is given up, it has
-        `patience` seconds to end by itself, then it is cancelled.
+        Work that raises one of `outlast` begins again; any other error ends `run`. When the slot is given up, the work
+        has `patience` seconds to end by itself, then it is cancelled.
         """
         rows = slot_rows(self._slots, kind)
         workers = Workers(self, kind, rows, work, outlast=outlast, patience=patience)
@@ -112,28 +112,28 @@ class Owner:
         self.add(Share(kind, rows, ids), workers)
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Call this whenever who lives or who owns what is another than before. It must not block."""
+        """Call `callback` whenever the living members or the owners have changed. It must not block."""
         self._listeners.append(callback)
 
     async def wait_for_change(self, seconds: float) -> None:
-        """Return when who owns what is another than before, or after a while."""
+        """Return when the owners have changed, or after a while."""
         await loops.wait(self._changed, seconds)
 
     def lease_holds(self) -> bool:
-        """Whether nobody can have taken this process for dead, by its own clock."""
+        """Whether, by its own clock, nobody can have taken this process for dead."""
         return self._lease.left > 0
 
     def crashed(self, error: Exception) -> None:
-        """Have `run` raise this: what happened is no outage."""
+        """Make `run` raise this error, which is no outage."""
         if not self._crash.done():
             self._crash.set_exception(error)
 
     # ----------------------------------------------------------------------------------------- life
 
     async def start(self, name: str, address: str) -> None:
-        """Be there for others, and claim what is to be had at once. Raises Unavailable.
+        """Become a member, and claim the free slots at once. Raises Unavailable.
 
-        `name` is the place of this process: its next life, with the same name, takes over at once.
+        `name` identifies this process across its lives: the next one, with the same name, takes over at once.
         """
         await self._lease.take(name, address)
         await self.look(first=True)
@@ -145,15 +145,15 @@ class Owner:
                 group.create_task(self._keep_lease())
                 group.create_task(self._watch_lease())
                 group.create_task(self._keep_shares())
-                # It ends with an exception, or not at all: who has left goes on until the process is stopped.
+                # It ends with an exception, or not at all: after leaving it goes on until the process is stopped.
                 await self._crash
         finally:
             self._drop(self._shares)
-            for each in self._workers:
-                await each.close()
+            for workers in self._workers:
+                await workers.close()
 
     async def leave(self) -> None:
-        """Give everything up to the others, or to the next life, and be gone."""
+        """Give all slots up to the others, or to the next life, and leave."""
         self._closing = True
         async with self._looking:
             try:
@@ -176,7 +176,7 @@ class Owner:
             if self._closing:
                 return
             if self._is_stuck():
-                # Others may have connections that answer: let them take over.
+                # Other processes may have working connections: let them take over.
                 get_logger().error("lease_given_up", member=self.name)
                 continue
             try:
@@ -189,7 +189,7 @@ class Owner:
             pause = seconds / 3
 
     async def _watch_lease(self) -> None:
-        """Stop what must not outlive the lease, also when the database doesn't answer at all."""
+        """Stop the work that must not outlive the lease, also when the database doesn't answer at all."""
         while not self._closing:
             left = self._lease.left
             if left <= 0:
@@ -213,7 +213,7 @@ class Owner:
     # ----------------------------------------------------------------------------------------- look
 
     async def look(self, *, first: bool = False) -> None:
-        """See who lives and who has what; give up what is too much, claim what is missing."""
+        """Read who lives and who owns what; give up the slots that are too many, claim those that are missing."""
         async with self._looking:
             if self._closing:
                 return
@@ -225,10 +225,10 @@ class Owner:
 
     async def _look(self, *, first: bool) -> None:
         if not self.lease_holds():
-            # It stood still, or the database was away: others may have taken it for dead.
+            # This process stood still, or the database was away: others may have taken it for dead.
             await self._renew_lease()
         everybody = await self._see_all()
-        # Somebody new is told of first, and gets slots at the next look.
+        # A new member is only announced at this look, and gets slots at the next one.
         names = [each for each in sorted(self.live) if first or each in self._planned]
         self._planned = sorted(self.live)
         for share in self._shares:
@@ -239,7 +239,7 @@ class Owner:
             await self._lease.forget(dead)
 
     def _is_stuck(self) -> bool:
-        """Whether a look doesn't end: its connection may be one that nobody answers any more."""
+        """Whether a look doesn't end: perhaps nobody answers on its connection any more."""
         since = self._looking_since
         return (
             since is not None
@@ -261,9 +261,9 @@ class Owner:
     def _living(self, everybody: Iterable[Member]) -> dict[str, Member]:
         now = self._lease.now()
         return {
-            each.name: each
-            for each in everybody
-            if each.lease_until > now or each.instance == self._lease.me.instance
+            member.name: member
+            for member in everybody
+            if member.lease_until > now or member.instance == self._lease.me.instance
         }
 
     def _see(self, live: dict[str, Member], found: Sequence[Sequence[Any]]) -> None:
@@ -285,7 +285,7 @@ class Owner:
         return lives, [each.owners() for each in self._shares]
 
     async def may_claim(self, c: AsyncConnection) -> Callable[[str], bool] | None:
-        """Return which owners' slots are to be had; None while this process itself isn't a living member."""
+        """Return the test for owners whose slots may be claimed; None while this process isn't a living member."""
         now = self._lease.now()
         living = [each for each in await self._members.load(c) if each.lease_until > now]
         if not any(each.instance == self._lease.me.instance for each in living):
@@ -294,23 +294,23 @@ class Owner:
         return lambda owner: self._alone or owner in {"", self.name} or owner not in live
 
     def _step_aside(self) -> None:
-        """Another process has this one's name: a newer life."""
+        """Another process, a newer life, has the name of this one."""
         if not self._superseded:
             get_logger().error("superseded", member=self.name)
         self._superseded = True
         self._drop(self._shares)
 
     def _lapse(self) -> None:
-        """Others may have this process's slots by now."""
+        """Others may already have this process's slots."""
         self._drop([each for each in self._shares if not each.outlives_lease])
 
     def _drop(self, shares: Iterable[Share[Any]]) -> None:
-        for each in shares:
-            each.drop(set(each.owned))
+        for share in shares:
+            share.drop(set(share.owned))
 
     def changed(self) -> None:
-        """Tell all who want to know that who lives or who owns what is another than before."""
+        """Tell all listeners that the living members or the owners have changed."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        for each in self._listeners:
-            each()
+        for listener in self._listeners:
+            listener()

@@ -1,4 +1,4 @@
-"""One kind of slots, as one process sees it: which ones it owns, which it should own, and who has the others."""
+"""One kind of slots, as one process sees it: those that it owns, those that it should own, and who has the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deskwire_common.ownership import hashing
 from deskwire_common.ownership.slots import SlotRow, SlotRows, SlotT
 
 IdsOf = Callable[[AsyncConnection], Awaitable[Collection[Any]]]
-"""Reads which slots there are to be."""
+"""Reads which slots there should be."""
 
 SlotT_contra = TypeVar("SlotT_contra", bound=SlotRow, contravariant=True)
 
@@ -24,20 +24,20 @@ class Duties(Protocol[SlotT_contra]):
     """What a process does with its slots of a kind."""
 
     def gained(self, slots: Sequence[SlotT_contra]) -> None:
-        """These are this process's from now on. It must not block."""
+        """This process owns these slots from now on. It must not block."""
         ...
 
     def lost(self, slots: Sequence[SlotT_contra]) -> None:
-        """These aren't any more: nothing of them may be remembered. It must not block."""
+        """This process no longer owns these slots: it must forget everything about them. It must not block."""
         ...
 
     async def finish(self, slots: Sequence[SlotT_contra]) -> None:
-        """Finish what was begun under their terms; they are given up when this returns."""
+        """Finish the work that was begun under their terms; they are given up when this returns."""
         ...
 
 
 class Process(Protocol):
-    """What a share needs of its process (owner.Owner)."""
+    """The part of its process that a share needs (owner.Owner)."""
 
     db: Database
     wake: asyncio.Event
@@ -46,11 +46,11 @@ class Process(Protocol):
     def name(self) -> str: ...
 
     def changed(self) -> None:
-        """Who owns what is another than before."""
+        """Note that the owners have changed."""
         ...
 
     async def may_claim(self, c: AsyncConnection) -> Callable[[str], bool] | None:
-        """Return which owners' slots are to be had; None while this process may claim nothing."""
+        """Return the test for owners whose slots may be claimed; None while this process may claim nothing."""
         ...
 
 
@@ -65,19 +65,19 @@ class Share(Generic[SlotT]):
         *,
         outlives_lease: bool = False,
     ) -> None:
-        """`ids`: the slots that there are, or what reads them where they come and go.
+        """`ids`: the slots, or a function that reads them if they come and go.
 
-        `outlives_lease`: whatever is done under a term is a fenced write, so it may go on when this process's lease
-        has ended and nobody has claimed the slot. All else stops then.
+        `outlives_lease`: all work under a term is fenced writes, so it may go on when this process's lease has ended
+        and nobody has claimed the slot. Other work stops then.
         """
         self.kind = kind
         self.rows = rows
         self.owned: dict[Any, SlotT] = {}
         self.leaving: set[Any] = set()
         self.seen: dict[Any, SlotT] = {}
-        """All slots as of the last look, this process's as it has them."""
+        """All slots as of the last look; this process's own in their present state."""
         self.missing = False
-        """Whether a slot that should be this process's still is another's."""
+        """Whether another process still has a slot that should be this one's."""
         self.outlives_lease = outlives_lease
         self._process: Process
         self._duties: Duties[SlotT]
@@ -85,7 +85,7 @@ class Share(Generic[SlotT]):
         self._there = set() if callable(ids) else set(ids)
 
     def bind(self, process: Process, duties: Duties[SlotT]) -> None:
-        """Say whose share it is, and what is done with it."""
+        """Set the process of this share, and what it does with its slots."""
         self._process = process
         self._duties = duties
 
@@ -99,21 +99,21 @@ class Share(Generic[SlotT]):
         return {each.id: (each.owner, each.term) for each in self.seen.values()}
 
     async def load(self, c: AsyncConnection) -> list[SlotT]:
-        """Return the slots that are there, and learn which should be."""
+        """Return the slots in the table, and read which there should be."""
         found = await self.rows.load(c)
         if callable(self._ids):
             self._there = set(await self._ids(c))
         return found
 
     async def create(self, found: Iterable[SlotT], live: Collection[str]) -> bool:
-        """Add the slots that are missing, take out those that needn't be and nobody has; whether there were any."""
+        """Add missing slots, remove needless ones that nobody owns; return whether there were any."""
         rows = {each.id: each for each in found}
         new = self._there - set(rows)
-        # Another version of this program may have other fixed ones: those stay.
+        # Fixed slots of another version of this program stay.
         old = [
-            each.id
-            for each in rows.values()
-            if callable(self._ids) and each.id not in self._there and each.owner not in live
+            slot.id
+            for slot in rows.values()
+            if callable(self._ids) and slot.id not in self._there and slot.owner not in live
         ]
         if not new and not old:
             return False
@@ -127,14 +127,14 @@ class Share(Generic[SlotT]):
         return True
 
     def see(self, found: Sequence[SlotT]) -> None:
-        """Take note of what is there; what another has claimed is lost."""
+        """Take note of the slots in the table; those that another process has claimed are lost."""
         self.adopt(found)
         self.seen = {each.id: each for each in found} | self.owned
 
     def adopt(
         self, found: Iterable[SlotT], keep: Callable[[SlotT, SlotT], None] | None = None
     ) -> None:
-        """Lose what another has claimed. `keep` is called with (ours, the row) of what is still this process's."""
+        """Drop the slots that another has claimed. Calls `keep` with (our slot, the row) for those still owned."""
         by_id = {each.id: each for each in found}
         over: set[Any] = set()
         for slot, mine in self.owned.items():
@@ -149,7 +149,7 @@ class Share(Generic[SlotT]):
             self._process.wake.set()
 
     async def settle(self, names: Collection[str]) -> None:
-        """Give up what is too much, claim what is missing, when `names` share."""
+        """Give up slots beyond this process's share among `names`, and claim the missing ones."""
         wanted = hashing.share(self.kind, self._there, names, self._process.name)
         too_many = (set(self.owned) - wanted) | self.leaving
         if too_many:
@@ -165,7 +165,7 @@ class Share(Generic[SlotT]):
         try:
             return await self._process.db.run(partial(self._claim, wanted), attempts=1)
         except WriteConflict:
-            # A transaction of the last owner holds one of the rows: that one waits for the next look, no other does.
+            # A transaction of the last owner locks one of the rows: only this slot waits for the next look.
             return await self._claim_each(wanted)
 
     async def _claim_each(self, wanted: Collection[Any]) -> list[SlotT]:
@@ -182,14 +182,14 @@ class Share(Generic[SlotT]):
         if is_free is None:
             return []
         taken: dict[Any, int] = {}
-        for each in await self.rows.load(uow.connection):
+        for slot in await self.rows.load(uow.connection):
             if (
-                each.id in wanted
-                and is_free(each.owner)
-                and await self.rows.claim(uow.connection, each, owner=self._process.name)
+                slot.id in wanted
+                and is_free(slot.owner)
+                and await self.rows.claim(uow.connection, slot, owner=self._process.name)
             ):
-                taken[each.id] = each.term + 1
-        # Read again: until the claim the last owner could write what else is in the row.
+                taken[slot.id] = slot.term + 1
+        # Read the rows again: until the claim the last owner could write their other columns.
         found = await self.rows.load(uow.connection) if taken else []
         return [each for each in found if taken.get(each.id) == each.term]
 
@@ -201,17 +201,17 @@ class Share(Generic[SlotT]):
         self._process.changed()
 
     async def give_up(self, slots: Collection[Any]) -> None:
-        """Give slots up in good order: what was begun is finished, nothing new is taken meanwhile."""
+        """Give slots up in good order: finish the work that was begun, and take no new work meanwhile."""
         self.leaving |= set(slots)
         await self._duties.finish([self.owned[each] for each in sorted(slots)])
         given: set[Any] = set()
         try:
-            for each in sorted(slots):
-                mine = self.owned.get(each)
+            for slot in sorted(slots):
+                mine = self.owned.get(slot)
                 if mine is None:
-                    continue  # taken away meanwhile
+                    continue  # lost meanwhile
                 await self._process.db.run(partial(self._release, mine))
-                given.add(each)
+                given.add(slot)
         finally:
             self.drop(given)
 
@@ -219,13 +219,13 @@ class Share(Generic[SlotT]):
         return await self.rows.release(uow.connection, slot)
 
     def drop(self, slots: Iterable[Any]) -> None:
-        """Be without slots from now on."""
+        """Own these slots no more."""
         gone = [self.owned.pop(each) for each in sorted(slots) if each in self.owned]
         if not gone:
             return
-        for each in gone:
-            self.seen.pop(each.id, None)
-            self.leaving.discard(each.id)
+        for slot in gone:
+            self.seen.pop(slot.id, None)
+            self.leaving.discard(slot.id)
         get_logger().info("slots_left", kind=self.kind, slots=[each.id for each in gone])
         self._duties.lost(gone)
         self._process.changed()

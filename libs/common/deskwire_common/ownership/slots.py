@@ -1,7 +1,7 @@
-"""Slots: what one process owns at a time. Each has a term, which every change of owner raises.
+"""Slots: each is owned by one process at a time, and has a term, which every change of owner raises.
 
-A write under a term proves it in its own transaction (`fence`), so whoever was replaced can't write any more,
-whatever it believes.
+A write under a term proves the term in its own transaction (`fence`), so an owner that was replaced can't write any
+more, whatever it believes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deskwire_common.errors import Aborted
 
 
 class SlotRow(Protocol):
-    """What any slot has; `owner` is a member's name, "" when it is free."""
+    """The columns of any slot; `owner` is a member's name, "" when the slot is free."""
 
     id: Any
     term: int
@@ -39,7 +39,7 @@ class Slot:
 
 
 class TermOver(Aborted):
-    """The slot is another process's by now, or may be: nothing was written under the old term."""
+    """Another process has the slot, or may have it: nothing was written under the old term."""
 
     def __init__(self, kind: str, slot: object, term: int) -> None:
         super().__init__(f"term {term} of {kind} {slot} is over")
@@ -69,9 +69,9 @@ class SlotRows(Generic[SlotT]):
         empty: dict[str, Any] | None = None,
         keep: Sequence[str] = (),
     ) -> None:
-        """`mine`: columns that tell this kind's rows from others'; `empty`: those of a new row.
+        """`mine`: columns that distinguish this kind's rows; `empty`: the columns of a new row.
 
-        `keep`: attributes of a slot that its owner writes when it lets go.
+        `keep`: attributes of a slot that its owner writes when it gives the slot up.
         """
         self.table = table
         self._read = read
@@ -85,9 +85,9 @@ class SlotRows(Generic[SlotT]):
         return [self._read(row) for row in await c.execute(query)]
 
     async def add(self, uow: UnitOfWork, ids: Collection[Any]) -> None:
-        """Insert slots that nobody owns; those that are there already stay."""
-        for each in sorted(ids):
-            row = {"id": each, "term": 0, "owner": "", **self._mine, **self._empty}
+        """Insert slots that nobody owns; existing ones stay."""
+        for slot in sorted(ids):
+            row = {"id": slot, "term": 0, "owner": "", **self._mine, **self._empty}
             await dbs.insert_if_absent(uow, self.table, row)
 
     async def remove(self, uow: UnitOfWork, ids: Collection[Any]) -> None:
@@ -95,12 +95,12 @@ class SlotRows(Generic[SlotT]):
         await uow.execute(sa.delete(self.table).where(*self._where(), self.table.c.id.in_(ids)))
 
     async def claim(self, c: AsyncConnection, slot: SlotT, *, owner: str) -> bool:
-        """Take a slot over as its next term; False when somebody else was quicker."""
+        """Claim a slot under its next term; False when another process was faster."""
         statement = self._of(slot.id, slot.term).values(term=slot.term + 1, owner=owner)
         return bool((await c.execute(statement)).rowcount == 1)
 
     async def release(self, c: AsyncConnection, slot: SlotT) -> bool:
-        """Give a slot up, and write what it keeps; False when the term is over."""
+        """Give a slot up, and write its `keep` attributes; False when the term is over."""
         kept = {name: getattr(slot, name) for name in self._keep}
         statement = self._of(slot.id, slot.term).values(owner="", **kept)
         return bool((await c.execute(statement)).rowcount == 1)

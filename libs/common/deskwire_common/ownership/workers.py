@@ -1,4 +1,4 @@
-"""Work that is done for as long as this process owns a slot: begun when it is gained, ended before it is given up."""
+"""Work on owned slots: it begins when this process gains a slot, and ends before the slot is given up."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from deskwire_common.ownership.slots import Slot, SlotRows, TermOver
 
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 5.0
-"""Seconds between tries of work that raises."""
+"""Seconds between tries of failing work."""
 _CANCEL_SECONDS: Final = 3.0
-"""For cancelled work to end; a database that doesn't answer may hold it up, and the slot is given up all the same."""
+"""Seconds for cancelled work to end. A database that doesn't answer may delay it; the slot is given up anyway."""
 
 
 class Employer(Protocol):
-    """What work needs to know of its process (owner.Owner)."""
+    """The part of its process that work needs (owner.Owner)."""
 
     clock: Clock
     wake: asyncio.Event
@@ -32,25 +32,25 @@ class Employer(Protocol):
 
 
 class Held:
-    """A slot that this process owns, until `ended` is set. Work that outlives that writes under a term that is over."""
+    """A slot that this process owns, until `ended` is set. Later work writes under a term that is over."""
 
     def __init__(self, employer: Employer, kind: str, rows: SlotRows[Slot], slot: Slot) -> None:
         self.kind = kind
         self.id = slot.id
         self.term = slot.term
         self.ended = asyncio.Event()
-        """The slot is lost, or to be given up: finish what was begun, and return."""
+        """The slot is lost or about to be given up: finish the work, and return."""
         self._employer = employer
         self._rows = rows
         self._slot = slot
 
     @property
     def is_held(self) -> bool:
-        """Whether work may go on. False, too, for a process that stood still for longer than its lease."""
+        """Whether work may go on. Also False when the process stood still for longer than its lease."""
         return not self.ended.is_set() and self._employer.lease_holds()
 
     def ensure(self) -> None:
-        """Raise TermOver unless `is_held`: before what can't carry the term."""
+        """Raise TermOver unless `is_held`. Call this before an effect that can't carry the term."""
         if not self.is_held:
             raise TermOver(self.kind, self.id, self.term)
 
@@ -74,7 +74,7 @@ Work = Callable[[Held], Awaitable[None]]
 
 
 class Workers:
-    """The work of one kind of slots (shares.Duties)."""
+    """The work on one kind of slots (shares.Duties)."""
 
     def __init__(
         self,
@@ -96,14 +96,14 @@ class Workers:
         self._ending: dict[str, asyncio.Task[None]] = {}
 
     def gained(self, slots: Sequence[Slot]) -> None:
-        """Begin."""
+        """Begin the work."""
         for slot in slots:
             held = Held(self._employer, self._kind, self._rows, slot)
             task = asyncio.create_task(self._run(held), name=f"{self._kind}-{slot.id}")
             self._tasks[slot.id] = held, task
 
     def lost(self, slots: Sequence[Slot]) -> None:
-        """End at once."""
+        """End the work at once."""
         for slot in slots:
             held, task = self._tasks.pop(slot.id)
             held.ended.set()
@@ -117,7 +117,7 @@ class Workers:
             del self._ending[slot]
 
     async def finish(self, slots: Sequence[Slot]) -> None:
-        """Have the work end by itself, or else be cancelled."""
+        """Let the work end by itself, or cancel it."""
         working = [self._tasks[slot.id] for slot in slots]
         for held, _ in working:
             held.ended.set()
@@ -131,14 +131,14 @@ class Workers:
             await asyncio.wait(late, timeout=_CANCEL_SECONDS)
 
     async def close(self) -> None:
-        """Wait for work that was cancelled, for a while."""
+        """Wait a while for cancelled work."""
         if self._ending:
             await asyncio.wait(set(self._ending.values()), timeout=_CANCEL_SECONDS)
 
     async def _run(self, held: Held) -> None:
         before = self._ending.get(held.id)
         if before is not None:
-            # One that is held up by a connection that doesn't answer is waited for no longer: its term is over.
+            # Wait no longer for work that is blocked by a dead connection: its term is over.
             await asyncio.wait({before}, timeout=_CANCEL_SECONDS)
         pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE, sleep=held.wait)
         while not held.ended.is_set():

@@ -1,4 +1,4 @@
-"""Who may call what, and what a call says of its caller."""
+"""Who may call what, and what the metadata of a call tells about its caller."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Authorization = Mapping[str, Collection[Role]]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What the authorisation table can't say.
+    """Rules that the authorisation table can't express.
 
-    `public` methods take no token: the request itself says who calls. `suite` methods are for operators of all tenants,
-    who may call nothing else. `admit` looks at each verified caller and raises for one that isn't let in.
+    `public` methods take no token: the request itself names the caller. `suite` methods are for operators of all
+    tenants, who may call nothing else. `admit` looks at each verified caller and raises for one that isn't let in.
     """
 
     public: Collection[str] = frozenset()
@@ -62,7 +62,7 @@ async def authenticate_stream(
     roles: Collection[Role],
     method: str,
 ) -> Principal:
-    """For `inline_auth` handlers: the caller, or the call ends with the status that says why not."""
+    """For `inline_auth` handlers: return the caller, or end the call with the status that explains the refusal."""
     try:
         principal = verifier.verify(bearer_token(context))
         authorize(method, roles, principal)

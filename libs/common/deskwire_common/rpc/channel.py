@@ -13,7 +13,7 @@ from deskwire_common.auth import current_principal
 from deskwire_common.errors import Unauthenticated, from_rpc_error
 from deskwire_common.rpc.transport import DEADLINE, KEEPALIVE, SIZES, Tls
 
-# Every mutating RPC of the contract is idempotent by request_id or an id of its own, every other one reads.
+# Every mutating RPC of the contract is idempotent, by request_id or an id of its own; all others only read.
 _RETRIES: Final = (
     '{"methodConfig":[{"name":[{}],"retryPolicy":{"maxAttempts":4,"initialBackoff":"0.1s","maxBackoff":"2s",'
     '"backoffMultiplier":2,"retryableStatusCodes":["UNAVAILABLE"]}}]}'
@@ -109,7 +109,7 @@ def caller_tenant(default: str) -> str:
 
 @contextmanager
 def domain_errors() -> Iterator[None]:
-    """Turn the failure of an outgoing call into the domain error that it stands for."""
+    """Raise the domain error that a failed outgoing call stands for."""
     try:
         yield
     except grpc.RpcError as error:

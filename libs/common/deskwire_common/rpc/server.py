@@ -28,7 +28,7 @@ _SERVER_OPTIONS: Final = (
 
 
 class RunningServer:
-    """A started server: health says NOT_SERVING until `set_serving`."""
+    """A started server: its health is NOT_SERVING until `set_serving`."""
 
     def __init__(
         self, server: grpc.aio.Server, port: int, servicer: Any, services: Sequence[str]
@@ -39,7 +39,7 @@ class RunningServer:
         self.port = port
 
     async def set_serving(self, serving: bool) -> None:
-        """Tell load balancers and probes."""
+        """Report SERVING to load balancers and probes."""
         status = (
             health_pb2.HealthCheckResponse.SERVING
             if serving
@@ -49,7 +49,7 @@ class RunningServer:
             await self._health.set(name, status)
 
     async def stop(self, grace: float = 5.0) -> None:
-        """Take no more calls, give those in flight `grace` seconds."""
+        """Accept no more calls, and give those in flight `grace` seconds."""
         await self._server.stop(grace)
 
 

@@ -1,4 +1,4 @@
-"""What every call to a server passes; see the package."""
+"""The stages that every call to a server passes; see the package."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Stages(grpc.aio.ServerInterceptor):
                 handler.request_deserializer,
                 handler.response_serializer,
             )
-        # Parsed here and not by gRPC, to whom bytes that are no message are a fault of the server's.
+        # Parse here and not in gRPC, which reports bytes that are no message as a fault of the server.
         return grpc.unary_unary_rpc_method_handler(
             self._unary(method, handler.unary_unary, handler.request_deserializer or bytes),
             None,
@@ -103,7 +103,7 @@ class Stages(grpc.aio.ServerInterceptor):
                         request = self._checked(request)
                     else:
                         self._validator.check(request)
-                    # A stream doesn't outlive the token that opened it.
+                    # A stream ends when the token that opened it ends.
                     async with asyncio.timeout(seconds) as token:
                         async for response in inner(request, context):
                             yield response
@@ -121,7 +121,7 @@ class Stages(grpc.aio.ServerInterceptor):
             yield request
 
     def _enter(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
-        """Let the caller in; return for how many seconds, None without an end."""
+        """Let the caller in; return for how many seconds, None for no limit."""
         if method in self._access.public:
             return None
         principal, expires = self._verifier.verify_with_expiry(bearer_token(context))
@@ -177,7 +177,7 @@ class _Serving:
         self._span.__exit__(None, None, None)
 
     def failed(self, error: Exception) -> DeskwireError:
-        """What the caller is told of an exception; a fault of ours is logged with an id that they are given."""
+        """Return the error that the caller gets. A fault of the server is logged with an id that the error has, too."""
         if isinstance(error, DeskwireError):
             mapped = error
         elif isinstance(error, TimeoutError):

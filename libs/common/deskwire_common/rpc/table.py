@@ -1,4 +1,4 @@
-"""One row per RPC: its roles, its use case, and what else is told of it.
+"""One row per RPC: its roles, its use case, and its other properties.
 
     TICKETS = Service(
         "deskwire.tickets.v1.TicketService",
@@ -7,9 +7,9 @@
     )
     TABLE = Table(TICKETS)
 
-A row names the method of the generated servicer, from which mypy has the request and the response of the contract, and
-the function of the use case, which must take the one and return the other. The table knows who may call what before
-anything is built; `register` joins it with the objects whose classes the functions are of.
+A row names the method of the generated servicer, which gives mypy the request and the response of the contract, and the
+function of the use case, which must take the one and return the other. The table knows who may call what before
+anything is built; `register` connects it to the objects whose classes define the functions.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ ResponseT = TypeVar("ResponseT")
 Forward: TypeAlias = Callable[
     [str, str, Any, Context, Callable[[Any], Awaitable[Any]], type[Any]], Awaitable[Any]
 ]
-"""Serves a call of a row with `at` where its key's owner is, and raises what ends it: given the method's full name, the
-key, the request, the context, the use case for when the owner is here, and the response's class."""
+"""Serves a call of a row with `at` at the owner of its key, and raises the error that ends it. Its arguments: the
+method's full name, the key, the request, the context, the use case if the owner is here, and the response's class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ class Table:
     ) -> None:
         """Serve all rows on a server.
 
-        `owners` are the objects whose classes the use cases are of; `forward` serves the rows with `at`. Raises
+        `owners` are the objects whose classes define the use cases; `forward` serves the rows with `at`. Raises
         ValueError for a use case without its object, or with several.
         """
         for service in self.services:
@@ -231,7 +231,7 @@ def _bound(rpc: Rpc, owners: Sequence[object]) -> Callable[..., Any]:
     return bound
 
 
-# grpc.aio looks at the function whether it is async: a partial or a lambda would be served as a blocking one.
+# grpc.aio checks whether the function itself is async: it would serve a partial or a lambda as a blocking one.
 
 
 def _simple(use_case: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:

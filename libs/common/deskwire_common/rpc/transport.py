@@ -8,7 +8,7 @@ from typing import Final
 
 import grpc
 
-#: Seconds that a call may take when its caller doesn't say.
+#: Seconds that a call may take when its caller sets no deadline.
 DEADLINE: Final = 10.0
 #: Largest message in either direction.
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2_grpc
 
 from deskwire_common.clock import SystemClock
-from deskwire_common.targets import Targets, parse_rules
+from deskwire_common.targets import Resolve, Targets, parse_rules
 from deskwire_events import domain
 from deskwire_events.adapters import NOT_THERE, AdapterAway, GrpcAdapter
 from support import eventually
@@ -101,7 +102,7 @@ class Names:
         return self._last
 
 
-def calling(target: str, names: Names, rules: str = "127.0.0.0/8:*") -> GrpcAdapter:
+def calling(target: str, names: Resolve, rules: str = "127.0.0.0/8:*") -> GrpcAdapter:
     adapter = domain.register(
         None, tenant="t", adapter_id="a-1", system_id="crm:main", target=target, event_types=(), accepts=(),
         credentials={}, now=1_767_225_600_000_000,
@@ -223,6 +224,25 @@ async def test_a_tenant_has_so_many_adapters(
         await client(f"{tenant}-other").register("c", crm.target)
         await olga.remove("a")
         await olga.register("c", crm.target)
+
+
+async def test_names_that_are_slow_to_resolve_hold_up_nothing_else() -> None:
+    answered = threading.Event()
+
+    def resolve(_host: str) -> Sequence[str]:
+        answered.wait(30)
+        return ()
+
+    adapters = [calling("slow.example.org:443", resolve) for _ in range(40)]
+    asking = [asyncio.create_task(adapter.schema()) for adapter in adapters]
+    await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(3):
+            assert await asyncio.to_thread(lambda: 7) == 7
+    finally:
+        answered.set()
+    for outcome in await asyncio.gather(*asking, return_exceptions=True):
+        assert isinstance(outcome, AdapterAway)
 
 
 async def test_a_tenant_has_so_many_streams(start: Any, hub_url: str, tenant: str) -> None:

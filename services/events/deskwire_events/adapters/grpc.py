@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import grpc
@@ -32,6 +33,8 @@ from deskwire_events.domain import Adapter, outcome_of
 ASK_SECONDS: Final = 3.0
 """How long Schema and Auth may take."""
 PUSH_SECONDS: Final = 30.0
+_RESOLVING: Final = ThreadPoolExecutor(32, thread_name_prefix="resolve")
+"""Threads of their own: a tenant's slow name server holds one for half a minute, and commits must not wait for it."""
 # As gRPC for C, Go, Java, .NET, Node.js and Rust say that a message is over a limit.
 _IS_SIZE: Final = re.compile(
     r"^(RESOURCE_EXHAUSTED|OUT_OF_RANGE): .*(larger than max|exceeds (the )?max|too large)",
@@ -80,7 +83,9 @@ class GrpcAdapter(AdapterPort):
         """A channel to the addresses that the name stands for now; gRPC resolves nothing itself."""
         await self.close()
         host, _, port = self._target.rpartition(":")
-        found = await asyncio.to_thread(self._targets.addresses, host, int(port))
+        found = await asyncio.get_running_loop().run_in_executor(
+            _RESOLVING, self._targets.addresses, host, int(port)
+        )
         # bare: retries, deadlines and traces of pushes are the hub's own.
         self._channel = make_channel(
             grpc_target(found, int(port)),

@@ -37,7 +37,7 @@ HELP = (
 
 
 class Side(StrEnum):
-    """Who one is."""
+    """The role of this person."""
 
     VISITOR = "visitor"
     AGENT = "agent"
@@ -52,14 +52,14 @@ class Terminal:
         self._subject = subject
         self._conversations = conversation_service_pb2_grpc.ConversationServiceStub(chat)
         self._agents = agent_service_pb2_grpc.AgentServiceStub(chat)
-        # The open conversations, in the order they came, and the one that lines go to.
+        # The open conversations in the order of their arrival, and the one that lines are sent to.
         self._open: dict[str, conversation_pb2.Conversation] = {}
         self._current = ""
-        # What is offered to the agent, in the order it came: they answer the first one.
+        # The offers to the agent in the order of their arrival: the agent answers the first one.
         self._offers: list[str] = []
 
     async def set_available(self, available: bool) -> None:
-        """Agents only take conversations while they are there."""
+        """Set an agent available: only then do they get conversations."""
         if self._side is Side.AGENT:
             status = agent_pb2.AGENT_STATUS_AVAILABLE if available else agent_pb2.AGENT_STATUS_AWAY
             await self._agents.SetAgentStatus(
@@ -84,7 +84,7 @@ class Terminal:
         sender = message.sender
         if not self._current:
             self._current = message.conversation_id
-        # One's own messages were typed here: the client hands them out without a sender.
+        # This person's own messages were typed here: the client hands them out without a sender.
         others = sender.subject != self._subject or sender.role == actor_pb2.ROLE_SYSTEM
         if others and sender.role != actor_pb2.ROLE_UNSPECIFIED:
             who = sender.display_name or sender.subject or "deskwire"
@@ -129,7 +129,7 @@ class Terminal:
         return f"[{list(self._open).index(conversation_id) + 1}] "
 
     async def enter(self, line: str) -> bool:
-        """Send a line or do what it says; whether to go on."""
+        """Send a line or run its command; return whether to go on."""
         word, _, rest = line.partition(" ")
         if word == "/quit":
             return False
@@ -182,7 +182,7 @@ class Terminal:
                     )
                 )
         except grpc.aio.AioRpcError as error:
-            # Somebody was quicker: the agent goes on.
+            # Another agent was faster: this one goes on.
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
             print(f"* {from_rpc_error(error)}")
@@ -203,7 +203,7 @@ class Terminal:
 
 
 async def typed() -> AsyncIterator[str]:
-    """Lines of stdin. A thread reads them, since a terminal can't be waited for otherwise on every system."""
+    """Yield the lines of stdin. A thread reads them: no other way to wait for a terminal works on every system."""
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -219,7 +219,7 @@ async def typed() -> AsyncIterator[str]:
 
 
 async def run(suite: Suite, side: Side, subject: str, name: str, tenant: str) -> None:
-    """Until /quit or the end of stdin. Raises Problem."""
+    """Run until /quit or the end of stdin. Raises Problem."""
     token = suite.token(Role(side.value), subject, tenant=tenant, name=name, seconds=8 * 3600.0)
     async with make_channel(suite.chat, token=lambda: token) as chat:
         terminal = Terminal(side, subject, chat)

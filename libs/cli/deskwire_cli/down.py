@@ -17,7 +17,7 @@ from deskwire_cli.machine.problem import Problem
 from deskwire_cli.machine.progress import say
 
 STOP_SECONDS: Final = 8 * DRAIN_SECONDS
-"""Each part may need its drain; nearly always it is 2 s in all."""
+"""Seconds: each part may use its whole drain time. Nearly always it takes 2 s in all."""
 
 
 def down() -> None:
@@ -41,7 +41,7 @@ def stop(home: Home, seconds: float = STOP_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while home.is_locked() or is_alive(pid):
         if time.monotonic() > deadline:
-            # Its children die with it.
+            # Its children end with it.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             raise Problem(

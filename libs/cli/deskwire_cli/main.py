@@ -41,7 +41,7 @@ app.add_typer(key_app)
 
 
 def main() -> None:
-    """Run the command line; what a person has to solve is one line on stderr and exit code 1."""
+    """Run the command line; a Problem becomes one line on stderr and exit code 1."""
     try:
         app()
     except (Problem, DeskwireError) as problem:

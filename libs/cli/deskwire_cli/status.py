@@ -55,7 +55,7 @@ def inspect_suite(home: Home) -> dict[str, Any]:
         }
     entries = [*state["processes"]]
     names = {entry["name"] for entry in entries}
-    # What was not started by us but is used.
+    # What the suite uses but did not start.
     if state["broker"] == "external":
         entries.append(
             {"name": "kafka", "pid": None, "address": state["kafka"], "metrics": "", "log": ""}
@@ -126,7 +126,7 @@ def grpc_health(address: str) -> str:
 
 
 def version_of(name: str, address: str) -> str:
-    """The program's version; "" where it can't be asked."""
+    """Return the program's version; "" when it can't be asked."""
     if service_of(name) in SERVICES:
         return installed_version(f"deskwire-{service_of(name)}")
     if name == "crm":
@@ -168,7 +168,7 @@ def inspect_store(item: tuple[str, str]) -> dict[str, Any]:
 
 
 async def schema_of(service: str, url: str) -> tuple[str, str]:
-    """Whether the database answers with this program's schema: its revision, and what is wrong."""
+    """Return "current" when the database answers with this program's schema, else "" and what is wrong."""
     from deskwire_common.db import Database  # noqa: PLC0415 - slow to import
     from deskwire_common.migrations import check_schema  # noqa: PLC0415
 
@@ -184,7 +184,7 @@ async def schema_of(service: str, url: str) -> tuple[str, str]:
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """For people."""
+    """Print it for people."""
     console = Console(highlight=False, soft_wrap=True)
     if not found["processes"]:
         console.print(f"no suite runs in {found['home']}: start one with `deskwire up`")

@@ -1,4 +1,4 @@
-"""A running suite as commands see it: where its parts listen, and tokens for them."""
+"""A running suite as commands see it: the addresses of its parts, and tokens for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deskwire_cli.machine.ports import Ports
 from deskwire_cli.machine.problem import Problem
 from deskwire_common.auth import KeySet, Role, TokenSigner
 
-TENANT = "demo"  # of the demo CRM, the walk and the commands, unless they say otherwise
+TENANT = "demo"  # the tenant of the demo CRM, the walk and the commands, unless they name another
 SECONDS = 10.0  # deadline of a call
 
 
@@ -30,7 +30,7 @@ class Suite:
     cdc: str
     kafka: str
     keys_file: Path
-    # The in-memory broker: its offsets start at 0 again with it.
+    # Whether the broker is in memory: its offsets begin at 0 at each of its starts.
     development_broker: bool = False
     # The demo CRM's adapter and its database; "" without it.
     crm: str = ""
@@ -60,7 +60,7 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
 
 @asynccontextmanager
 async def open_channel(target: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A plain channel to one service of this machine; calls bring their own token and deadline."""
+    """A plain channel to one service of this machine; each call has its own token and deadline."""
     async with grpc.aio.insecure_channel(target) as channel:
         yield channel
 

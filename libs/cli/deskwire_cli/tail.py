@@ -38,7 +38,7 @@ class Delivery:
 def start_at(text: str, *, now: datetime) -> hub_pb2.SubscribeStart:
     """`earliest`, `latest`, `10m` (ago; s, m, h, d), an ISO 8601 time, or an earlier tail's cursor.
 
-    Raises InvalidArgument for what can be none of these; a cursor is the hub's to judge.
+    Raises InvalidArgument for a text that can be none of these; the hub checks cursors.
     """
     if text == "earliest":
         return hub_pb2.SubscribeStart(earliest=Empty())
@@ -74,9 +74,9 @@ async def subscribe(
     subject: str = "",
     until_idle: float | None = None,
 ) -> AsyncIterator[Delivery]:
-    """Deliveries in the order of the hub, each also when it is empty (the start, an idle stream).
+    """Yield deliveries in the order of the hub, empty ones too (the start, an idle stream).
 
-    Ends when no event came for `until_idle` seconds; None: only with the stream. Raises
+    It ends when no event came for `until_idle` seconds; None: only with the stream. Raises
     grpc.aio.AioRpcError with the hub's reason.
     """
     start = hub_pb2.SubscribeStart.FromString(start.SerializeToString())
@@ -99,7 +99,7 @@ async def subscribe(
             except TimeoutError:
                 return
             if not isinstance(answer, hub_pb2.SubscribeResponse):
-                # The end of the stream: its status is raised, if it is an error.
+                # The stream has ended: raise its status if that is an error.
                 await check(call)
                 return
             if answer.events:
@@ -115,7 +115,7 @@ async def subscribe(
 
 
 async def check(call: Any) -> None:
-    """Raises the AioRpcError of a stream that has ended with one."""
+    """Raise the AioRpcError of a stream that has ended with one."""
     if await call.code() is not grpc.StatusCode.OK:
         raise grpc.aio.AioRpcError(
             await call.code(),
@@ -137,7 +137,7 @@ def as_json(delivered: hub_pb2.DeliveredEvent) -> dict[str, Any]:
 
 
 def one_line(event: dict[str, Any]) -> str:
-    """For people: when, what, about what, and the data as far as it fits."""
+    """Print an event for people: time, type, subject, and as much of the data as fits."""
     data = json.dumps(event.get("data"), ensure_ascii=False, separators=(",", ":"))
     moment = str(event.get("occurred_at", ""))[11:23].rstrip("Z").ljust(12)
     head = f"{moment} {event['event_type']:<22} {event['subject']} #{event['sequence']}"

@@ -14,7 +14,7 @@ from deskwire_common.auth import MAX_LIFETIME, KeysError, KeySet, Profile, Role,
 
 
 class TokenRole(StrEnum):
-    """Who may be given a token; services make their own."""
+    """The roles that can get a token here; services make their own."""
 
     VISITOR = "visitor"
     AGENT = "agent"

@@ -25,7 +25,7 @@ from deskwire_common.logging import setup_logging
 
 OK, FAILED = 0, 1
 BACKGROUND_SECONDS: Final = 600.0
-"""How long `up -d` waits for the background process: a first start fetches Kafka."""
+"""Seconds that `up -d` waits for the background process: a first start fetches Kafka."""
 
 
 def up(
@@ -113,7 +113,7 @@ async def run(plan: Plan) -> int:
 
 
 async def run_until_stopped(stop: asyncio.Event, work: Callable[[], Awaitable[None]]) -> bool:
-    """Do the work, unless it's told to stop first; whether it was done. Raises what the work raises."""
+    """Do the work until `stop` is set; return whether it was done. Raises what the work raises."""
     doing = asyncio.ensure_future(work())
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -131,7 +131,7 @@ async def run_until_stopped(stop: asyncio.Event, work: Callable[[], Awaitable[No
 
 
 async def play(launch: Launch) -> None:
-    """The walk through all five services against the running suite; its outcome is in the state."""
+    """Play the walk through all five services against the running suite; its outcome goes into the state."""
     try:
         await walk.play(load_suite(launch.plan.home))
     except Problem as problem:
@@ -142,7 +142,7 @@ async def play(launch: Launch) -> None:
 
 
 def what_next(plan: Plan, launch: Launch) -> str:
-    """What a person can try now."""
+    """Print what a person can try now."""
     command = command_name()
     address = plan.ports.address
     token = (
@@ -172,7 +172,7 @@ def what_next(plan: Plan, launch: Launch) -> str:
 
 
 def command_name() -> str:
-    """What to type for this program, as short as it can be said."""
+    """Return the shortest command that runs this program."""
     program = Path(sys.executable).with_name("deskwire")
     if not program.exists():
         return "deskwire"
@@ -185,7 +185,7 @@ def in_background(home: Home) -> int:
     """Start `deskwire up` as a process of its own and wait until it is ready (and the walk was played)."""
     home.prepare()
     if home.is_locked():
-        with home.locked():  # says so
+        with home.locked():  # raises Problem when another runs
             pass
     arguments = [each for each in sys.argv[1:] if each not in {"-d", "--detach"}]
     log = home.log("up")
@@ -225,7 +225,7 @@ def in_background(home: Home) -> int:
 
 
 def show(log: Path, start: int) -> int:
-    """Copy what the background process said since; returns where it ended."""
+    """Copy the new output of the background process; return where it ended."""
     with log.open("rb") as file:
         file.seek(start)
         text = file.read()

@@ -38,7 +38,7 @@ class Calls:
     async def make(
         self, method: str, request: Message, *, timeout: float, traceparent: str
     ) -> bytes:
-        """Return the encoded response. Raises Refused, TimeoutError, and what `fail` is given."""
+        """Return the encoded response. Raises Refused, TimeoutError, and the error given to `fail`."""
         self._last += 1
         number = self._last
         rpc = frame_pb2.Rpc(
@@ -56,13 +56,13 @@ class Calls:
                 self.flush()
 
     def again(self, limit: int) -> None:
-        """A connection is open: what was under way on the last one counts as unsaid. `limit`: calls at a time."""
+        """A connection opened: calls under way on the last one count as not sent. `limit`: calls at a time."""
         self._limit = limit
         for call in self._waiting.values():
             call.in_flight = False
 
     def flush(self) -> None:
-        """Say what waits, as far as the server allows; each in a message of its own, since requests may be large."""
+        """Send the waiting calls that the server allows; each in a message of its own, since requests may be large."""
         if not self._connection.is_open:
             return
         in_flight = sum(each.in_flight for each in self._waiting.values())
@@ -73,7 +73,7 @@ class Calls:
                 in_flight += self._say(call)
 
     def _say(self, call: _Call) -> bool:
-        """Say a call, unless it is too large; whether it was said."""
+        """Send a call, unless it is too large; return whether it was sent."""
         if self._brings_token:
             call.rpc.token = self._tokens.used
         frame = frame_pb2.Frame(rpc=call.rpc)
@@ -86,7 +86,7 @@ class Calls:
         return True
 
     def answered(self, result: frame_pb2.RpcResult) -> None:
-        """Settle a call. A second answer to a call that was made again after a break finds nobody."""
+        """Settle a call. A second answer to a call that was made again after a break is ignored."""
         call = self._waiting.get(result.id)
         if call is None:
             return
@@ -105,7 +105,7 @@ class Calls:
         self.flush()
 
     def fail(self, error: Exception) -> None:
-        """End all that waits."""
+        """End all waiting calls with an error."""
         for call in self._waiting.values():
             if not call.future.done():
                 call.future.set_exception(error)

@@ -25,7 +25,7 @@ from deskwire_client.outbox import Outbox
 from deskwire_client.tokens import Tokens, TokenSource
 
 Signal = frame_pb2.Typing | frame_pb2.Presence
-"""What is worth knowing now, and nothing later."""
+"""Pushes that matter only now, and not later."""
 
 ResponseT = TypeVar("ResponseT", bound=Message)
 
@@ -44,10 +44,10 @@ class Client:
         on_push: Callable[[frame_pb2.Push], None] | None = None,
         on_signal: Callable[[Signal], None] = lambda _signal: None,
     ) -> None:
-        """`url` is the gateway's, `ws://host:port/ws`. `on_push` gets what `updates` would give, without a queue.
+        """`url` is the gateway's, `ws://host:port/ws`. `on_push` gets what `updates` would yield, without a queue.
 
-        `device_id`: the user has one connection per device, the newest. `receipts`: tell the others that messages
-        have arrived. `on_signal` is told who writes, and who comes and leaves.
+        `device_id`: the user has one connection per device, the newest. `receipts`: report to the others that messages
+        have arrived. `on_signal` is called when somebody types, comes or leaves.
         """
         self._on_signal = on_signal
         self._updates: asyncio.Queue[frame_pb2.Push | None] = asyncio.Queue()
@@ -75,7 +75,7 @@ class Client:
         await self.close()
 
     async def connect(self, *, timeout: float = 15.0) -> None:
-        """Connect and stay connected. Raises Refused for a token that isn't taken, TimeoutError."""
+        """Connect and stay connected. Raises Refused when the token isn't accepted, TimeoutError."""
         try:
             async with asyncio.timeout(timeout):
                 await self._connection.start()
@@ -102,19 +102,19 @@ class Client:
     def post(
         self, conversation_id: str, text: str, *, client_msg_id: str = "", traceparent: str = ""
     ) -> asyncio.Future[frame_pb2.SendAck]:
-        """Queue a message, in order after those before; the future is `send`'s result."""
+        """Queue a message behind those queued before; the future has the result of `send`."""
         content = conversation_pb2.Content(text=text)
         return self.post_content(
             conversation_id, content, client_msg_id=client_msg_id, traceparent=traceparent
         )
 
     async def edit(self, conversation_id: str, seq: int, text: str) -> frame_pb2.SendAck:
-        """Give an own message another text. Raises Refused, Closed."""
+        """Change the text of one's own message. Raises Refused, Closed."""
         content = conversation_pb2.Content(edit=conversation_pb2.Edit(seq=seq, text=text))
         return await self.post_content(conversation_id, content)
 
     async def redact(self, conversation_id: str, seq: int, reason: str = "") -> frame_pb2.SendAck:
-        """Take a message back: it is wiped from history. Raises Refused, Closed."""
+        """Redact a message: it is wiped from history. Raises Refused, Closed."""
         redaction = conversation_pb2.Redaction(seq=seq, reason=reason)
         return await self.post_content(
             conversation_id, conversation_pb2.Content(redaction=redaction)
@@ -146,7 +146,7 @@ class Client:
         client_msg_id: str = "",
         traceparent: str = "",
     ) -> asyncio.Future[frame_pb2.SendAck]:
-        """Queue any content, in order after what was queued before; the future is `send`'s result."""
+        """Queue any content behind what was queued before; the future has the result of `send`."""
         self._check_kept()
         send = frame_pb2.Send(
             conversation_id=conversation_id,
@@ -175,7 +175,7 @@ class Client:
         return response.FromString(answer)
 
     async def updates(self) -> AsyncIterator[frame_pb2.Push]:
-        """What happens, until the client is closed: messages in order (one's own too), conversations, customers.
+        """Yield updates until the client is closed: messages in order (one's own too), conversations, customers.
 
         Receipts, the queue and, to agents, offers and their ends come as they are pushed; an offer may come twice.
         """
@@ -190,7 +190,7 @@ class Client:
         self._conversations.read(conversation_id, seq)
 
     def typing(self, conversation_id: str, *, on: bool = True) -> None:
-        """Tell the others that somebody writes here, or has stopped; say it again every 3 s."""
+        """Tell the others that somebody is typing here, or has stopped. Call it again every 3 s of typing."""
         typing = frame_pb2.Typing(conversation_id=conversation_id, typing=on)
         self._connection.write([frame_pb2.Frame(typing=typing)])
 
@@ -205,12 +205,12 @@ class Client:
 
     @property
     def reconnects(self) -> int:
-        """How often the connection was tried again."""
+        """How often the client tried to connect again."""
         return self._connection.reconnects
 
     @property
     def lossless_resumes(self) -> int:
-        """How often the session went on after a break with nothing missed."""
+        """How often the session went on after a break without a loss."""
         return self._connection.lossless_resumes
 
     # ------------------------------------------------------------------------------------ its parts

@@ -1,4 +1,4 @@
-"""A session with the gateway: it connects, greets, beats, and comes back after every break."""
+"""A session with the gateway: it connects, says Hello, sends Pings, and comes back after every break."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deskwire_client.tokens import Tokens
 from deskwire_wire.codes import may_reconnect
 
 FRAME_OVERHEAD: Final = 6
-"""Bytes of a frame's tag and length in its batch."""
+"""Bytes of the tag and length of a frame in its batch."""
 BATCH_OVERHEAD: Final = 11
 """Bytes of Batch.ack, at its largest."""
 MAX_FRAMES: Final = 32
@@ -27,16 +27,16 @@ _MAX_BACKOFF: Final = 10.0
 _HANDSHAKE: Final = 10.0
 _PING_INTERVAL: Final = 25.0
 _MAX_MESSAGE: Final = 16_384
-"""Bytes per message, unless Welcome says otherwise."""
+"""Bytes per message, unless the Welcome has another limit."""
 _ACK_AFTER: Final = 32
-"""Messages of the server after which it is told that they are here, if nothing else is said."""
+"""Messages of the server after which the client acknowledges them, if it sends nothing else."""
 
 
 class Connection:
-    """One client's connections, one after another, and the session that they go on with.
+    """One client's connections, one after another, and the session that they continue.
 
-    `on_open` is called with the Welcome, and whether nothing was lost since the last connection; `on_frame` with each
-    frame that isn't the session's own; `on_end` with the error that ends it for good.
+    `on_open` is called with the Welcome and whether nothing was lost since the last connection, `on_frame` with each
+    frame that the session doesn't handle itself, `on_end` with the error that ends the session for good.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Connection:
         await self._first
 
     async def stop(self) -> None:
-        """Say Goodbye, and stay away."""
+        """Say Goodbye, and don't come back."""
         if self._socket is not None:
             self._socket.send([frame_pb2.Frame(goodbye=frame_pb2.Goodbye(code=1000))])
         if self._task is not None:
@@ -104,7 +104,7 @@ class Connection:
         self._socket = None
 
     def write(self, frames: list[frame_pb2.Frame]) -> None:
-        """Send frames in one message; they are gone when no connection is open."""
+        """Send frames in one message; they are lost when no connection is open."""
         if self._socket is not None and frames:
             self._last_sent = asyncio.get_running_loop().time()
             self._socket.send(frames, self._ack())
@@ -119,13 +119,13 @@ class Connection:
                 failures = 0
             except (OSError, TimeoutError, picows.WSError) as error:
                 if isinstance(error, OSError) and self._told_first(error):
-                    # Nobody listens there: at the first time that is for the caller to know.
+                    # Nobody listens there: at the first try the caller gets this error.
                     return
             except Refused as error:
                 self._end(error)
                 return
             except Exception as error:
-                # Whatever it is, nobody waits for what won't come any more.
+                # Whatever the error is, end everything that waits: no answers will come any more.
                 self._end(error)
                 raise
             finally:
@@ -135,7 +135,7 @@ class Connection:
             failures += 1
 
     def _pause(self, failures: int) -> float:
-        """How long to stay away: longer after each failure, and as long as the server said at the least."""
+        """Return the pause in seconds: longer after each failure, and at least as long as the server asked for."""
         first, longest = self._backoff
         pause = min(first * 2.0 ** min(failures, 30), longest) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         if self._goodbye is not None:
@@ -145,7 +145,7 @@ class Connection:
         return pause
 
     async def _connect_once(self) -> None:
-        """Connect, and return when the connection has ended. Raises Refused when the server said not to come back."""
+        """Connect, and return when the connection has ended. Raises Refused when the server forbids to come back."""
         token = await self._tokens.new()
         socket = await Socket.dial(self._url, self._receive, timeout=_HANDSHAKE)
         try:
@@ -170,7 +170,7 @@ class Connection:
         return self._welcome.result() if self._welcome.done() else None
 
     def _open(self, socket: Socket, welcome: frame_pb2.Welcome) -> None:
-        """Keep to what the Welcome says, and go on with what waits."""
+        """Apply the limits of the Welcome, and send what waits."""
         self.max_message = welcome.max_message_bytes or _MAX_MESSAGE
         self._ping_interval = seconds(welcome.ping_interval) or _PING_INTERVAL
         self._backoff = (
@@ -186,7 +186,7 @@ class Connection:
             self._first.set_result(None)
 
     async def _beat(self, socket: Socket) -> None:
-        """Ping when nothing was sent for an interval; leave when nothing was heard for two. Renew the token in time."""
+        """Ping after an interval without sending; leave after two without receiving. Renew the token in time."""
         loop = asyncio.get_running_loop()
         while True:
             if self._tokens.due():
@@ -204,7 +204,7 @@ class Connection:
                 self.write([frame_pb2.Frame(ping=frame_pb2.Ping(id=self._pings))])
 
     def _judge(self, socket: Socket) -> None:
-        """Raise Refused when the server said not to come back."""
+        """Raise Refused when the server forbids to come back."""
         goodbye = self._goodbye
         if goodbye is not None and not goodbye.reconnect:
             raise Refused(goodbye.reason, goodbye.message)
@@ -217,7 +217,7 @@ class Connection:
         self._on_end(error)
 
     def _told_first(self, error: Exception) -> bool:
-        """Tell who waits for the first connection; whether somebody does."""
+        """Give the error to the caller who waits for the first connection; return whether there is one."""
         if self._first is None or self._first.done():
             return False
         self._first.set_exception(error)
@@ -257,7 +257,7 @@ class Connection:
             self._welcome.set_result(welcome)
 
     def _ack(self) -> int:
-        """The number to acknowledge, or 0 when the server knows it."""
+        """Return the number to acknowledge, or 0 when the server knows it."""
         if self._acked_number == self._number:
             return 0
         self._acked_number = self._number

@@ -1,4 +1,4 @@
-"""Conversations as this client has seen them: messages in order, each once; gaps filled; receipts told."""
+"""Conversations as this client has seen them: messages in order, each once; gaps filled; receipts sent."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _RECEIPT_SECONDS: Final = 0.5
 
 @dataclass(slots=True)
 class _Conversation:
-    """What is known of one conversation: everything up to `seq` was handed out.
+    """The state of one conversation: everything up to `seq` was handed out.
 
-    `target` is the newest seq that the server told of, `early` what came before its turn.
+    `target` is the newest seq that the server has reported, `early` are messages that came before their turn.
     """
 
     epoch: int = 0
@@ -43,7 +43,7 @@ class Conversations:
     def __init__(
         self, connection: Connection, on_push: Callable[[frame_pb2.Push], None], *, receipts: bool
     ) -> None:
-        """`on_push` gets what is handed out; `receipts`: the others are told what was delivered."""
+        """`on_push` gets what is handed out; `receipts`: report to the others what was delivered."""
         self._connection = connection
         self._on_push = on_push
         self._receipts = receipts
@@ -56,27 +56,27 @@ class Conversations:
         return self._known.get(conversation_id, _Conversation()).seq
 
     def again(self, *, lossless: bool) -> None:
-        """A connection is open: ask for what was missed, and tell again what may have been lost."""
+        """A connection opened: ask for what was missed, and repeat receipts that may have been lost."""
         for conversation_id, found in self._known.items():
             found.syncing = False
-            # Also what came with Welcome in one read, before there was a socket to ask on. An open conversation
-            # may have been closed meanwhile: its Synced says so.
+            # Also ask for what came with Welcome in one read, before there was a socket to ask on. An open conversation
+            # may have been closed meanwhile: its Synced shows it.
             if found.is_behind or (found.is_open and not lossless):
                 self._sync(conversation_id, found)
-            # What was said last may have been lost with the connection.
+            # The last receipts may have been lost with the connection.
             found.delivered_told = found.read_told = 0
             self._tell(conversation_id)
 
     def stop(self) -> None:
-        """Tell nothing more."""
+        """Send no more receipts."""
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
 
-    # -------------------------------------------------------------------------- what the server says
+    # ----------------------------------------------------------------------- frames of the server
 
     def pushed(self, push: frame_pb2.Push) -> None:
-        """Hand a push out in its turn."""
+        """Hand out a push in its turn."""
         subject = push.WhichOneof("subject")
         if subject == "message":
             self.arrived(push.message, push.epoch)
@@ -88,7 +88,7 @@ class Conversations:
             self._on_push(push)
 
     def arrived(self, message: conversation_pb2.Message, epoch: int) -> None:
-        """Hand a message out when its turn has come; ask for those before it."""
+        """Hand out a message when its turn has come; ask for missing ones before it."""
         found = self._get(message.conversation_id, epoch)
         if message.seq <= found.seq:
             return
@@ -119,7 +119,7 @@ class Conversations:
             self._sync(synced.conversation_id, found)
 
     def sync_failed(self, error: frame_pb2.Error) -> None:
-        """Note that a Sync was refused: it is asked again when the server says so, or at the next Head or push."""
+        """Note that a Sync was refused: ask again when the server allows it, or at the next Head or push."""
         found = self._known.get(error.conversation_id)
         if found is None:
             return
@@ -142,7 +142,7 @@ class Conversations:
         return found
 
     def _altered(self, item: conversation_pb2.Conversation) -> None:
-        """Hand a conversation out, unless this version or a newer one was."""
+        """Hand out a conversation, unless this version or a newer one was handed out before."""
         found = self._get(item.conversation_id, item.epoch)
         if item.version > found.version:
             found.version = item.version
@@ -165,13 +165,13 @@ class Conversations:
     # ------------------------------------------------------------------------------------- receipts
 
     def read(self, conversation_id: str, seq: int) -> None:
-        """Have the others told that the messages up to `seq` were read; 0: all that were handed out."""
+        """Report to the others that the messages up to `seq` were read; 0: all that were handed out."""
         found = self._known.setdefault(conversation_id, _Conversation())
         found.read = max(found.read, seq or found.seq)
         self._tell(conversation_id)
 
     def _tell(self, conversation_id: str) -> None:
-        """Have the others told how far this user has got, in a moment and in one go."""
+        """Report to the others how far this user has got: soon, and together with other receipts."""
         self._untold.add(conversation_id)
         if self._telling is None:
             loop = asyncio.get_running_loop()
@@ -189,7 +189,7 @@ class Conversations:
             self._connection.write(frames[start : start + MAX_FRAMES])
 
     def _receipts_of(self, conversation_id: str) -> list[frame_pb2.Frame]:
-        """What the others don't know yet of a conversation; it counts as told from here on."""
+        """Return the receipts of a conversation that weren't sent yet; they count as sent from here on."""
         found = self._known.get(conversation_id, _Conversation())
         frames = []
         if self._receipts and found.delivered_told < found.seq:

@@ -12,8 +12,9 @@ from deskwire.gateway.v1 import frame_pb2
 class Refused(Exception):
     """The server refused something; `reason` is the contract's name: `CONVERSATION_CLOSED`.
 
-    A Send is refused for good. Of a call, `temporary` says whether it may succeed later (`retry_after` seconds, if the
-    server says). `metadata` is what a program needs to go on (`current_version`), `violations` pairs of field and rule.
+    A Send is refused for good. A call whose refusal is `temporary` may succeed later (after `retry_after` seconds, if
+    the server gives them). `metadata` is what a program needs to go on (`current_version`), `violations` are pairs of
+    field and rule.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Closed(Exception):
 
 
 def refusal(error: frame_pb2.Error) -> Refused:
-    """Return what an Error frame says as an exception."""
+    """Return the exception for an Error frame."""
     return Refused(
         error.reason,
         error.message,
@@ -55,7 +56,7 @@ def refusal(error: frame_pb2.Error) -> Refused:
 
 
 def too_large(what: str, limit: int) -> Refused:
-    """Return the refusal of what the server would not take, before it is sent."""
+    """Return the refusal for something too large for the server, before it is sent."""
     return Refused(
         error_reason_pb2.ERROR_REASON_TOO_LARGE,
         f"the {what} has more than the {limit} bytes that the server takes",

@@ -36,21 +36,21 @@ class Outbox:
         self._in_flight = 0
 
     def add(self, send: frame_pb2.Send) -> asyncio.Future[frame_pb2.SendAck]:
-        """Queue a Send behind those before, and send what may be sent."""
+        """Queue a Send behind those queued before, and send those that may be sent."""
         future: asyncio.Future[frame_pb2.SendAck] = asyncio.get_running_loop().create_future()
         self._waiting[send.conversation_id, send.client_msg_id] = _Waiting(send, future)
         self.flush()
         return future
 
     def again(self, window: int) -> None:
-        """A connection is open: what was under way on the last one counts as unsent. `window`: Sends without an ack."""
+        """A connection opened: Sends under way on the last one count as unsent. `window`: Sends without an ack."""
         self._window = window
         self._in_flight = 0
         for waiting in self._waiting.values():
             waiting.in_flight = False
 
     def flush(self) -> None:
-        """Send what waits, as far as the window goes, in messages of the size that the server takes."""
+        """Send the waiting Sends that fit into the window, in messages of the size that the server accepts."""
         if not self._connection.is_open:
             return
         limit = self._connection.max_message
@@ -76,7 +76,7 @@ class Outbox:
         self._connection.write(frames)
 
     def acked(self, ack: frame_pb2.SendAck) -> conversation_pb2.Content | None:
-        """Settle a Send that is stored; returns its content, or None for an ack that came again."""
+        """Settle a Send that is stored; return its content, or None for a repeated ack."""
         waiting = self._waiting.pop((ack.conversation_id, ack.client_msg_id), None)
         if waiting is None:
             return None
@@ -86,7 +86,7 @@ class Outbox:
         return waiting.send.content
 
     def refused(self, error: frame_pb2.Error) -> bool:
-        """End a Send that is refused for good, hold the line of one that is for now; whether it was of a Send."""
+        """End a Send refused for good, hold the line of one refused for now; return whether the error was a Send's."""
         key = (error.conversation_id, error.client_msg_id)
         waiting = self._waiting.get(key)
         if waiting is None:
@@ -97,12 +97,12 @@ class Outbox:
             self._refuse(key, refusal(error))
             self.flush()
         elif error.conversation_id not in self._held:
-            # Order is kept by sending the whole line again, once it may.
+            # The whole line is sent again later, which keeps its order.
             self._hold(error.conversation_id, max(_SHORTEST_HOLD, seconds(error.retry_after)))
         return True
 
     def fail(self, error: Exception) -> None:
-        """End all that waits."""
+        """End all waiting Sends with an error."""
         for timer in self._held.values():
             timer.cancel()
         for waiting in self._waiting.values():

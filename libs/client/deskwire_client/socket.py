@@ -13,7 +13,7 @@ from deskwire_wire.limits import SUBPROTOCOL
 
 
 class Socket(picows.WSListener):
-    """Batches in and out. `lost` is done when the connection has ended, `close_code` says how."""
+    """Batches in and out. `lost` is done when the connection has ended, with `close_code`."""
 
     def __init__(self, receive: Callable[[frame_pb2.Batch], None]) -> None:
         super().__init__()
@@ -63,6 +63,6 @@ class Socket(picows.WSListener):
             self.transport.send(picows.WSMsgType.BINARY, data)
 
     def end(self) -> None:
-        """Let the connection go."""
+        """Close the connection."""
         if self.transport is not None:
             self.transport.disconnect()

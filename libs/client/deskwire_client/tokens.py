@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 _REFRESH_SECONDS: Final = 60.0
-"""How long before a token's end a new one is asked for; less when the token doesn't live five times that."""
+"""Seconds before a token's end at which a new one is requested; less when the token doesn't live five times that."""
 
 TokenSource = str | Callable[[], str | Awaitable[str]]
-"""A token, or where to get a new one: asked at every connect."""
+"""A token, or a function that returns a new one and is called at every connect."""
 
 
 class Tokens:
-    """The tokens of one client. `used` is the last one that the server was told."""
+    """The tokens of one client. `used` is the last one that was sent to the server."""
 
     def __init__(self, source: TokenSource) -> None:
         self._source = source
@@ -23,7 +23,7 @@ class Tokens:
         self.used = ""
 
     async def new(self) -> str:
-        """Return a token to come with: the only one there is, or a new one from the source."""
+        """Return a token to connect with: the only one there is, or a new one from the source."""
         token = self._source() if callable(self._source) else self._source
         self.used = await token if inspect.isawaitable(token) else token
         return self.used
@@ -34,13 +34,13 @@ class Tokens:
         self._refresh_at = expires - min(_REFRESH_SECONDS, (expires - now) / 5)
 
     def due(self) -> bool:
-        """Whether it is time for a new one; says so once, then again after a minute."""
+        """Return whether it is time for a new token: True once, then again after a minute."""
         if not callable(self._source) or self._refresh_at > time.time():
             return False
-        # Unless the answer to the new one says more.
+        # The answer to the new token may set a later time.
         self._refresh_at = time.time() + _REFRESH_SECONDS
         return True
 
     def seconds_until_due(self) -> float:
-        """Return how long the present token does; for ever when there is no other."""
+        """Return for how many seconds the present token suffices; for ever when there is no other."""
         return max(0.0, self._refresh_at - time.time()) if callable(self._source) else float("inf")

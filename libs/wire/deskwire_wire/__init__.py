@@ -1,1 +1,1 @@
-"""The client protocol as bytes: what the gateway, chat and the reference client say in the same way."""
+"""The client protocol as bytes: the forms that the gateway, chat and the reference client share."""

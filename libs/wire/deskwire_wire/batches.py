@@ -1,4 +1,4 @@
-"""Encoded batches: what goes out as one WebSocket message, or in a Down of the link."""
+"""Encoded batches: each is one WebSocket message, or part of a Down of the link."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def encoded(**kind: object) -> bytes:
 
 
 def pong(ping_id: int) -> bytes:
-    """Return an encoded Batch with the answer to a Ping; by hand, as most frames of many connections are heartbeats."""
+    """Return an encoded Batch that answers a Ping; made by hand, as most frames of many connections are heartbeats."""
     return nested(b"\x0a", nested(b"\x22", number(b"\x08", ping_id)))

@@ -25,5 +25,5 @@ class Close(IntEnum):
 
 
 def may_reconnect(code: int) -> bool:
-    """Whether a client should come back after a close with this code: one that a newer server has, too."""
+    """Whether a client should come back after a close with this code, even one that only a newer server has."""
     return code < Close.HELLO_REQUIRED

@@ -1,4 +1,4 @@
-"""The one form that an error has in frames: an Error that refuses a frame, or the error of an RpcResult."""
+"""The only form of errors in frames: an Error that refuses a frame, or the error of an RpcResult."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deskwire_wire.batches import encoded
 
 
 class Refusal(Protocol):
-    """What a frame says of an error: a DeskwireError, without the libraries of a server."""
+    """The parts of an error that a frame has: those of a DeskwireError, without the libraries of a server."""
 
     reason: reasons.ErrorReason.ValueType
     message: str
@@ -25,11 +25,11 @@ class Refusal(Protocol):
 def error_frame(
     error: Refusal, *, client_msg_id: str = "", conversation_id: str = ""
 ) -> frame_pb2.Error:
-    """Return an error as a frame: all that the status of a unary call would say."""
+    """Return an error as a frame: all that the status of a unary call would contain."""
     frame = frame_pb2.Error(
         reason=error.reason,
         message=error.message,
-        # A Send or a call is idempotent: what took too long may be said again.
+        # A Send or a call is idempotent: one that took too long may be sent again.
         temporary=error.temporary or error.reason == reasons.ERROR_REASON_DEADLINE_EXCEEDED,
         client_msg_id=client_msg_id,
         conversation_id=conversation_id,

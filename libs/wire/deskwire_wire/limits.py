@@ -1,17 +1,17 @@
-"""Sizes of the protocol that both sides count on."""
+"""Sizes of the protocol that both sides rely on."""
 
 from __future__ import annotations
 
 from typing import Final
 
 SUBPROTOCOL: Final = "deskwire.v1"
-"""The WebSocket subprotocol that a client offers and the gateway takes."""
+"""The WebSocket subprotocol that a client offers and the gateway accepts."""
 
 MAX_TEXT: Final = 8_000
-"""Characters of a message's text, as conversation.proto has it."""
+"""The most characters of a message's text, as in conversation.proto."""
 
 MAX_CLIENT_MSG_ID: Final = 64
-"""Characters of a Send's client_msg_id, as frame.proto has it."""
+"""The most characters of a Send's client_msg_id, as in frame.proto."""
 
 MAX_TRACEPARENT: Final = 55
-"""Characters of a traceparent, as frame.proto has it."""
+"""The most characters of a traceparent, as in frame.proto."""

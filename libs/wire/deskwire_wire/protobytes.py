@@ -13,7 +13,7 @@ SHORT: Final = [
     bytes((number,)) if number < 128 else bytes((number & 127 | 128, number >> 7))
     for number in range(_TABLED)
 ]
-"""The varints of numbers below 16,384: for lengths that can't be more, a call less."""
+"""The varints of numbers below 16,384: they save a call for lengths that can't be greater."""
 
 
 def varint(number: int) -> bytes:
@@ -36,7 +36,7 @@ def text(tag: bytes, value: str) -> bytes:
 def nested(tag: bytes, value: bytes) -> bytes:
     """Return a field of bytes or of an encoded message."""
     size = len(value)
-    # A call less for nearly all: this is done some twenty times a message.
+    # This saves a call for nearly all lengths, some twenty times a message.
     return tag + (SHORT[size] if size < _TABLED else varint(size)) + value
 
 

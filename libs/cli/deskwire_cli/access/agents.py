@@ -24,7 +24,7 @@ AgentId = Annotated[str, typer.Argument(help="The subject of the agent's tokens.
 
 
 def agents(tenant: str) -> Operator:
-    """Return an operator of the tenant, for its agents."""
+    """Return an operator of the tenant for calls about its agents."""
     return Operator(agent_service_pb2_grpc.AgentServiceStub, tenant)
 
 

@@ -35,7 +35,7 @@ key_app.command("new")(signing_keys.new_key)
 
 
 def keys(tenant: str) -> Operator:
-    """Return an operator of the tenant, for its keys."""
+    """Return an operator of the tenant for calls about its keys."""
     return Operator(integration_key_service_pb2_grpc.IntegrationKeyServiceStub, tenant)
 
 
@@ -66,7 +66,7 @@ def create_key(
     )
     response = keys(tenant).call("CreateIntegrationKey", request)
     if not response.secret:
-        # The call was repeated after an answer that was lost, and the secret with it.
+        # The call was repeated because its answer was lost, and with it the secret.
         raise Problem(f"the secret of key {response.key.key_id} was lost: revoke it, try again")
     print(
         f"key {response.key.key_id} of {system} in tenant {tenant}; its secret is shown this once:",

@@ -1,4 +1,4 @@
-"""Calls to the running suite's chat as an operator, and how their answers are shown."""
+"""Calls to the running suite's chat as an operator, and the output of their answers."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON array."
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One operator's calls to a service of chat; `tenant` is of the token."""
+    """One operator's calls to a service of chat; `tenant` goes into the token."""
 
     stub: Callable[[Any], Any]
     tenant: str
 
     def call(self, method: str, request: Message) -> Any:
-        """One call's response. Raises Problem, DeskwireError. Blocks."""
+        """Return one call's response. Raises Problem, DeskwireError. Blocks."""
         return self.calls(method, request)[0]
 
     def pages(self, method: str, request: Any) -> list[Any]:
-        """The responses of a list, to its last page. Raises Problem, DeskwireError. Blocks."""
+        """Return the responses of a list, up to its last page. Raises Problem, DeskwireError. Blocks."""
         request.page_size = _PAGE
         return self.calls(method, request)
 
@@ -80,7 +80,7 @@ def show(
     *,
     as_json: bool,
 ) -> None:
-    """A table, or the messages' JSON form with all their fields."""
+    """Print a table, or the JSON form of the messages with all their fields."""
     if as_json:
         form = [
             MessageToDict(

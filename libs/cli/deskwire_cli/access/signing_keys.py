@@ -78,14 +78,14 @@ def add_key(
         raise Problem(str(error)) from None
 
     def added(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for each in entries:
-            if each["kid"] == entry["kid"]:
+        for other in entries:
+            if other["kid"] == entry["kid"]:
                 raise Problem(
-                    f"there is a key {each['kid']} already: `deskwire key change` changes what it may sign, "
+                    f"there is a key {other['kid']} already: `deskwire key change` changes what it may sign, "
                     "--kid gives this one another id"
                 )
-            if each.get("x") == entry["x"]:
-                raise Problem(f"this is key {each['kid']}, which is there already")
+            if other.get("x") == entry["x"]:
+                raise Problem(f"this is key {other['kid']}, which is there already")
         return [*entries, {**entry, "alg": ALGORITHM, "use": "sig", **limits}]
 
     _show_one(_rewrite(keys_file, added), entry["kid"])
@@ -188,7 +188,7 @@ def _rewrite(
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Be the one who changes the file: it is replaced whole, so a second one would undo the first's change."""
+    """Lock the file while it is changed: it is replaced whole, so a second writer would undo the first one's change."""
     folder = os.open(Path(os.path.realpath(file)).parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
@@ -229,7 +229,7 @@ def _text_of(source: str) -> str:
 def _limits(
     roles: list[str] | None, tenants: list[str] | None, max_lifetime: str
 ) -> dict[str, Any]:
-    """The members of the JWK that are given."""
+    """Return the members of the JWK that the options give."""
     limits: dict[str, Any] = {}
     if roles:
         limits[ROLES_MEMBER] = _split(roles)

@@ -1,4 +1,4 @@
-"""The demo CRM beside the suite: its process, and how it is connected."""
+"""The demo CRM beside the suite: its process, and its connection to the suite."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deskwire_common.auth import Role
 
 
 def crm_secret(home: Home) -> str:
-    """What the hub says to the demo CRM; made once, since the hub keeps it too."""
+    """The credential that the hub shows to the demo CRM; made once, since the hub keeps it too."""
     file = home.root / "crm.secret"
     if not file.exists():
         file.touch(mode=0o600)
@@ -45,7 +45,7 @@ def crm_process(plan: Plan) -> Process:
 
 
 def connect_crm(plan: Plan) -> None:
-    """Register its adapter and its database with the suite that runs. Raises Problem. Blocks."""
+    """Register its adapter and its database with the running suite. Raises Problem. Blocks."""
     suite = load_suite(plan.home)
     connect = import_module("demo_crm.connect").connect
     try:

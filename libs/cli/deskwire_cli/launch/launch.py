@@ -24,9 +24,9 @@ from deskwire_cli.machine.progress import say
 from deskwire_common.logging import redact_text
 
 SERVICE_SECONDS: Final = 60.0
-"""How long a service may take until it serves."""
+"""Seconds that a service may take until it serves."""
 DRAIN_SECONDS: Final = 20.0
-"""How long a service may take from SIGTERM to its end."""
+"""Seconds that a service may take from SIGTERM to its end."""
 
 
 class Launch:
@@ -45,7 +45,7 @@ class Launch:
     # -- what others see ------------------------------------------------------------------------------------
 
     def write_state(self, **changes: str) -> None:
-        """Say in run/state.json how far it is."""
+        """Write the progress of the start into run/state.json."""
         for name, value in changes.items():
             setattr(self, name, value)
         plan = self.plan
@@ -82,7 +82,7 @@ class Launch:
     # -- start ----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Everything up to "all serve". Raises Problem."""
+        """Do everything up to "all serve". Raises Problem."""
         plan = self.plan
         self.write_state()
         migrations = asyncio.create_task(migrate(plan))
@@ -167,7 +167,7 @@ class Launch:
     async def _start_kafka(self) -> str:
         plan = self.plan
         self.kafka = plan.ports.address("kafka")
-        # Its start is made here, in the main thread; the rest (a fetch, a format) may take its time.
+        # The process is started here, in the main thread; the slow rest (a fetch, a format) runs on another.
         process = await asyncio.to_thread(
             kafka.process,
             plan.home.kafka,
@@ -201,7 +201,7 @@ class Launch:
     # -- while it runs, and the end ---------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """Say of each process that ends that it has; never returns."""
+        """Report each process that ends; never returns."""
         await asyncio.gather(*(self._watch(process) for process, _ in self.processes))
         await asyncio.Event().wait()
 

@@ -1,4 +1,4 @@
-"""What one `deskwire up` was asked for, checked against itself and this machine."""
+"""The options of one `deskwire up`, checked against each other and this machine."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ STORES: Final = ("chat", "tickets", "events", "cdc")
 
 
 def service_of(process: str) -> str:
-    """Which service a process is of: `chat-1` is the second one of chat."""
+    """The service of a process: `chat-1` is the second process of chat."""
     return "chat" if process.startswith("chat-") else process
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one `deskwire up` was asked for. `broker`: kafka, dev, external, or "" (Kafka if it can be had)."""
+    """The options of one `deskwire up`. `broker`: kafka, dev, external, or "" (Kafka if it is available)."""
 
     home: Home
     ports: Ports
@@ -76,11 +76,11 @@ def make_plan(
 ) -> Plan:
     """Check the options against each other and this machine. Raises Problem, one line."""
     chosen: dict[str, str] = {}
-    for each in databases:
-        service, separator, url = each.partition("=")
+    for option in databases:
+        service, separator, url = option.partition("=")
         if not separator or service not in STORES:
             raise Problem(
-                f"--database {redact_text(each)}: SERVICE=URL, SERVICE one of {', '.join(STORES)}"
+                f"--database {redact_text(option)}: SERVICE=URL, SERVICE one of {', '.join(STORES)}"
             )
         check_database(service, url)
         chosen[service] = url
@@ -127,7 +127,7 @@ def choose_broker(broker: str, kafka_address: str) -> str:
 
 
 def check_database(service: str, url: str) -> None:
-    """Raise Problem for a URL that can't be one."""
+    """Raise Problem for a URL that can't be a database's."""
     from deskwire_common.db import normalize_url  # noqa: PLC0415 - slow to import, and most commands need none
 
     try:

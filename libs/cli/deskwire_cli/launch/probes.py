@@ -1,4 +1,4 @@
-"""When a process that was started can be used."""
+"""Probes: whether a started process can be used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deskwire_common.probe import ask as ask_health
 
 
 def serving(address: str) -> Probe:
-    """Ready when grpc.health.v1 says SERVING."""
+    """Ready when grpc.health.v1 answers SERVING."""
 
     def ask() -> str:
         with grpc.insecure_channel(address) as channel:
@@ -29,6 +29,6 @@ def listening(address: str) -> Probe:
 
 
 def error_text(error: grpc.RpcError) -> str:
-    """Its code and text, if it has them."""
+    """The code and text of an error, if it has them."""
     code, details = getattr(error, "code", None), getattr(error, "details", None)
     return f"{code().name}: {details()}" if callable(code) and callable(details) else str(error)

@@ -1,4 +1,4 @@
-"""What each process of a plan is set to."""
+"""The settings of each process of a plan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deskwire_cli.machine.process import python_environment
 
 
 def service_settings(plan: Plan, name: str, *, kafka: str, redis: str) -> dict[str, str]:
-    """Return a process's settings. What the caller's environment says of others (OTLP, TLS …) stays."""
+    """Return a process's settings. The caller's environment decides all others (OTLP, TLS …)."""
     service = service_of(name)
     settings = {
         **python_environment(),
@@ -22,16 +22,16 @@ def service_settings(plan: Plan, name: str, *, kafka: str, redis: str) -> dict[s
         "DESKWIRE_WS_LISTEN": plan.ports.address("websocket"),
     }
     if plan.broker == "dev":
-        # It doesn't know the group protocol of KIP-848.
+        # The development broker doesn't know the group protocol of KIP-848.
         settings["DESKWIRE_KAFKA_GROUP_PROTOCOL"] = "classic"
-        # It forgets with its end what was published: the databases keep it as long as topics would.
+        # It forgets all records when it ends, so the databases keep published events as long as topics would.
         settings["DESKWIRE_OUTBOX_KEEP_SECONDS"] = str(7 * 86_400)
     if service == "gateway":
         settings["DESKWIRE_WORKERS"] = str(plan.gateway_workers)
     if service == "chat":
-        # Not the host's name: these are several on one.
+        # Not the host's name: several of these run on one host.
         settings["DESKWIRE_SHARD_NAME"] = "chat-0" if name == "chat" else name
-        # All of them see the folder. Whoever wants a bucket says so in the environment.
+        # All of them see the folder. To use a bucket, set it in the environment.
         if not os.environ.get("DESKWIRE_ATTACHMENTS_URL"):
             settings["DESKWIRE_ATTACHMENTS_URL"] = plan.home.attachments.as_uri()
         settings["DESKWIRE_ATTACHMENTS_LISTEN"] = plan.ports.address(f"{name}-files")
@@ -49,5 +49,5 @@ def service_settings(plan: Plan, name: str, *, kafka: str, redis: str) -> dict[s
 
 
 def _allowed(variable: str) -> str:
-    """The rules for addresses of others: the caller's, else the internet and this machine, for one who develops."""
+    """The rules for foreign addresses: the caller's, else the internet and this machine, for development."""
     return os.environ.get(variable) or "public:*, 127.0.0.0/8:*, [::1]:*"

@@ -1,8 +1,8 @@
-"""Becomes another program that dies with its parent: `child.py PARENT_PID USER COMMAND…`.
+"""Becomes another program that ends with its parent: `child.py PARENT_PID USER COMMAND…`.
 
-Between fork and exec of the parent no code of ours may run (it has threads of gRPC and librdkafka), so this
-small program does it: it changes the user first (which would clear the death signal) and asks for the signal then.
-Run by path with `python -I -S`, it imports nothing of the project.
+Between fork and exec of the parent no Python code may run (the parent has threads of gRPC and librdkafka), so this
+small program does the work: it first changes the user (which would clear the death signal) and then asks for the
+signal. Run by path with `python -I -S`, it imports nothing of the project.
 """
 
 import ctypes
@@ -22,10 +22,10 @@ def main() -> None:
         os.setgid(entry.pw_gid)
         os.setuid(entry.pw_uid)
     if sys.platform == "linux":
-        # SIGKILL: a parent that was killed can't repeat itself, and every part here stands a power cut.
+        # SIGKILL: a killed parent can't send SIGKILL after a SIGTERM, and every part here survives a power cut.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(parent):
-            sys.exit(1)  # it died before the signal was asked for
+            sys.exit(1)  # the parent died before the signal was set
     try:
         os.execvp(command[0], command)  # noqa: S606
     except OSError as error:

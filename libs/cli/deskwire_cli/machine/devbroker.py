@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def process(address_file: Path, *, log: Path, pid_file: Path | None = None) -> Process:
-    """The broker's process; not started. `address(address_file)` once it is ready."""
+    """Return the broker's process, not started. `address(address_file)` is known once it is ready."""
     address_file.unlink(missing_ok=True)
     return Process(
         name="devbroker",
@@ -49,7 +49,7 @@ def process(address_file: Path, *, log: Path, pid_file: Path | None = None) -> P
 
 
 def address(address_file: Path) -> str:
-    """host:port, "" as long as it isn't known."""
+    """Return host:port, "" while it isn't known."""
     return address_file.read_text().strip() if address_file.exists() else ""
 
 

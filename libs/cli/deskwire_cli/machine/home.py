@@ -19,7 +19,7 @@ from deskwire_common.auth import KeysError, KeySet
 
 VARIABLE: Final = "DESKWIRE_HOME"
 MIN_FREE_BYTES: Final = 256 * 1024 * 1024
-"""Kafka stops by itself when its disk is full; it is better not to begin."""
+"""Bytes of free disk below which the suite doesn't start: Kafka stops by itself when its disk is full."""
 
 
 def project_root() -> Path:
@@ -85,7 +85,7 @@ class Home:
     def prepare(self) -> None:
         """Make the folders and, the first time, the signing key. Raises Problem. Blocks briefly."""
         try:
-            # Databases and keys: nobody else's business.
+            # Databases and keys: other users mustn't read them.
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (
                 self.databases,
@@ -131,7 +131,7 @@ class Home:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the one `deskwire up` of this home. Raises Problem when another runs."""
+        """Hold the lock of the only `deskwire up` of this home. Raises Problem when another runs."""
         with (self.run / "up.lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,7 +167,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def os_error(error: OSError) -> str:
-    """One line for a person."""
+    """Return one line for a person."""
     if error.errno == errno.ENOSPC:
         return "the disk is full"
     return error.strerror or str(error)

@@ -26,11 +26,11 @@ from deskwire_cli.machine.process import Probe, Process
 
 VERSION: Final = "4.3.0"
 JAVA: Final = 17
-_LOG4J: Final = "2.25.4"  # the one that Kafka itself comes with
+_LOG4J: Final = "2.25.4"  # the version that Kafka itself ships with
 JAVA_FOLDERS: Final = Path("/usr/lib/jvm")
 READY_SECONDS: Final = 60.0
 ADVICE: Final = "install them (Debian: apt-get install openjdk-17-jre-headless maven)"
-"""How to get Java and Maven, for messages."""
+"""How to get Java and Maven: a part of messages."""
 
 _POM: Final = f"""\
 <project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -82,7 +82,7 @@ def find_java() -> str:
 
 
 def java_version(java: str) -> int:
-    """Its major version; 0 when it doesn't say one."""
+    """Return the major version of a java; 0 when it reports none."""
     try:
         answer = subprocess.run(
             [java, "-version"], capture_output=True, text=True, timeout=30, check=False
@@ -94,7 +94,7 @@ def java_version(java: str) -> int:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept, outside of any home: $DESKWIRE_CACHE, else ~/.cache/deskwire."""
+    """The folder for downloads, outside of any home: $DESKWIRE_CACHE, else ~/.cache/deskwire."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("DESKWIRE_CACHE") or Path(base) / "deskwire")
 
@@ -131,7 +131,7 @@ def fetch(say: Callable[[str], None] = lambda _line: None) -> Path:
         (folder / "pom.xml").write_text(_POM)
         (folder / "log4j2.properties").write_text(_LOGGING)
         _copy_dependencies(maven, folder, say)
-        # Whole or not at all; another process may have been quicker.
+        # Whole or not at all; another process may have been faster.
         try:
             folder.rename(target)
         except OSError:
@@ -169,7 +169,7 @@ def properties(data: Path, port: int, controller_port: int) -> str:
     settings = {
         "process.roles": "broker,controller",
         "node.id": 1,
-        # Not a stored quorum: the same data may be started on other ports.
+        # Not a stored quorum: the same data may be used on other ports.
         "controller.quorum.voters": f"1@{HOST}:{controller_port}",
         "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
         "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
@@ -187,7 +187,7 @@ def properties(data: Path, port: int, controller_port: int) -> str:
         "share.coordinator.state.topic.num.partitions": 4,
         "share.coordinator.state.topic.replication.factor": 1,
         "share.coordinator.state.topic.min.isr": 1,
-        # How long a killed broker keeps its successor out.
+        # For this long a killed broker keeps its successor out.
         "broker.heartbeat.interval.ms": 1000,
         "broker.session.timeout.ms": 4000,
         "group.initial.rebalance.delay.ms": 0,
@@ -216,8 +216,8 @@ def process(
     data = folder / "data"
     configuration = folder / "server.properties"
     configuration.write_text(properties(data, port, controller_port))
-    # The quick compiler only: the thorough one takes a quarter of a core for the first minutes, which is most of a
-    # development broker's life.
+    # Only the quick compiler (C1): the thorough one takes a quarter of a core for the first minutes, which are most of
+    # a development broker's life.
     run = [java, "-Xms256m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
     run += ["-XX:+ExitOnOutOfMemoryError"]
     run += [f"-Dlog4j2.configurationFile={jars / 'log4j2.properties'}", "-Dlog4j2.disable.jmx=true"]
@@ -247,7 +247,7 @@ def _format(command: list[str]) -> None:
 
 
 def _silent(_error: KafkaError) -> None:
-    """Connection errors are what a probe waits out."""
+    """Ignore connection errors: a probe waits until they end."""
 
 
 def probe(bootstrap: str) -> Probe:
@@ -277,7 +277,7 @@ def probe(bootstrap: str) -> Probe:
 
 
 def main() -> None:
-    """Fetch the jars: what set-up does, so that the first start needs no network."""
+    """Fetch the jars: set-up does this, so that the first start needs no network."""
     try:
         find_java()
         fetch(lambda line: print(line, file=sys.stderr))

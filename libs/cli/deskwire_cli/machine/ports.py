@@ -1,4 +1,4 @@
-"""Which port each part of one machine's suite listens on: a base and fixed distances from it."""
+"""The ports of one machine's suite: a base, and a fixed distance from it for each part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deskwire_cli.machine.problem import Problem
 BASE: Final = 7400
 HOST: Final = "127.0.0.1"
 CHAT_SHARDS: Final = 8
-"""How many chat processes one machine runs at the most."""
+"""The most chat processes that one machine runs."""
 LAYOUT: Final[Mapping[str, int]] = {
     "websocket": 0,
     "gateway": 1,

@@ -1,7 +1,7 @@
-"""What a person is told in one line, without a traceback."""
+"""Problems: errors that a person reads as one line, without a traceback."""
 
 from __future__ import annotations
 
 
 class Problem(Exception):
-    """Something on this machine is not as needed; the message is one line that says what to do."""
+    """Something on this machine is not as needed; the message is one line that tells what to do."""

@@ -21,7 +21,7 @@ _CHILD: Final = Path(__file__).with_name("child.py")
 Probe = Callable[[], str]
 """Answers "" when the process is ready, else what is still missing."""
 _MAX_LOG_BYTES: Final = 50_000_000
-"""A log that has grown beyond this is moved aside (to .1) at the next start."""
+"""A log larger than this many bytes is moved aside (to .1) at the next start."""
 
 
 @dataclass(slots=True)
@@ -168,7 +168,7 @@ class Process:
                 self.signal(signal.SIGKILL)
                 child.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)  # what it left behind
+            os.killpg(child.pid, signal.SIGKILL)  # processes that it left behind
         if self.pid_file is not None:
             self.pid_file.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""What is told while something goes on."""
+"""Progress: output while something goes on."""
 
 from __future__ import annotations
 

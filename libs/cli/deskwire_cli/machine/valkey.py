@@ -35,7 +35,7 @@ def probe(host: str, port: int) -> Probe:
                 answer = connection.recv(64)
         except OSError as error:
             return f"no answer at {host}:{port} ({error.strerror or error})"
-        # An existing server may ask for a password: it is there all the same.
+        # A running server may ask for a password: it is ready all the same.
         return "" if answer.startswith((b"+PONG", b"-NOAUTH")) else "it doesn't answer PING"
 
     return ask

@@ -1,4 +1,4 @@
-"""Work that is done side by side, up to a number at a time."""
+"""Concurrent work, up to a number at a time."""
 
 from __future__ import annotations
 

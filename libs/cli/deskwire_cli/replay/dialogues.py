@@ -19,7 +19,7 @@ _SIDES: Final = {"customer": "visitor", "visitor": "visitor", "user": "visitor",
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One thing said; `visitor` says by whom."""
+    """One turn of a dialogue; `visitor`: whether the visitor or the agent speaks."""
 
     visitor: bool
     text: str

@@ -1,4 +1,4 @@
-"""What a run found out, and how it is shown."""
+"""The outcome of a run, and its output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run found out; `report` is its --json form."""
+    """The outcome of a run; `report` is its --json form."""
 
     dialogues: int
     turns: int
@@ -39,7 +39,7 @@ class Outcome:
 
     @property
     def whole(self) -> bool:
-        """Nothing missing, twice or out of order."""
+        """Whether nothing is missing, twice or out of order."""
         return not (self.missing or self.duplicates or self.out_of_order)
 
     def report(self) -> dict[str, Any]:

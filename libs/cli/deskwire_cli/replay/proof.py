@@ -24,13 +24,13 @@ from deskwire_common import events, topics
 from deskwire_common.kafka import Reader
 
 _PATIENCE: Final = 60.0
-"""How long the topic may take to have everything, in seconds."""
+"""Seconds until the topic must have everything."""
 
 History = list[conversation_pb2.Message]
 
 
 class Proof:
-    """What is read back of one run, and what is wrong with it: in `outcome`."""
+    """Reads one run back, and puts what is wrong into `outcome`."""
 
     def __init__(
         self, ids: RunIds, dialogues: Sequence[Dialogue], outcome: Outcome, progress: Progress
@@ -64,9 +64,9 @@ class Proof:
         counts = Counter(each.client_msg_id for each in spoken)
         outcome.stored += sum(1 for key in wanted if counts[key])
         outcome.duplicates += sum(count - 1 for count in counts.values())
-        for each in spoken:
-            turn = wanted.get(each.client_msg_id)
-            if turn is None or turn.text != each.content.text:
+        for message in spoken:
+            turn = wanted.get(message.client_msg_id)
+            if turn is None or turn.text != message.content.text:
                 outcome.duplicates += 1
         outcome.missing += sum(1 for key in wanted if not counts[key])
         order = [key for key in wanted if counts[key]]
@@ -89,7 +89,7 @@ class Proof:
         while len(seen) < len(expected) and time.monotonic() < deadline:
             await self._take(reader, seen, last)
             self._progress.update(task, completed=len(seen))
-        # What comes after all has come would be a duplicate.
+        # Any record after all the expected ones would be a duplicate.
         await self._take(reader, seen, last)
         outcome = self._outcome
         outcome.on_kafka = sum(1 for event_id, turn in expected.items() if turn and seen[event_id])

@@ -1,4 +1,4 @@
-"""What is one run's own: its ids, its tenant and the tokens of those who play in it."""
+"""The names of one run: its ids, its tenant and the tokens of its players."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RunIds:
         self._signer = TokenSigner(KeySet.load(keys_file))
 
     def token(self, role: Role, subject: str) -> str:
-        """Return a token for somebody who plays in this run."""
+        """Return a token for a player of this run."""
         return self._signer.mint(tenant=self.tenant, role=role, subject=subject, ttl=_TOKEN_SECONDS)
 
     def conversation(self, dialogue: Dialogue) -> str:

@@ -1,4 +1,4 @@
-"""A run's playing: every dialogue by a visitor and the agent that routing finds, one turn after another."""
+"""Plays a run: a visitor and the agent that routing finds play each dialogue, one turn after another."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from deskwire_client import Client, Refused
 from deskwire_common.auth import Role
 
 _PATIENCE: Final = 60.0
-"""How long a turn may take until the other side has it, in seconds."""
+"""Seconds within which a turn must reach the other side."""
 
 
 class _Pace:
@@ -47,7 +47,7 @@ class _Pace:
 
 
 class Stage:
-    """Those who play one run. A turn is sent when the other side has received the one before."""
+    """The players of one run. A turn is sent when the other side has received the one before."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Stage:
         await asyncio.gather(*(agent.close() for agent in self._agents.values()))
 
     async def connect_agents(self, channel: grpc.aio.Channel) -> None:
-        """Have an agent of a capacity of one for each pair."""
+        """Connect an agent with a capacity of one for each pair."""
         task = self._progress.add_task("connecting agents", total=self._pairs)
         stub = agent_service_pb2_grpc.AgentServiceStub(channel)
 
@@ -117,7 +117,7 @@ class Stage:
             future.set_result(time.perf_counter())
 
     async def play(self, channel: grpc.aio.Channel, dialogues: Sequence[Dialogue]) -> None:
-        """Play all of them; what fails is in the outcome."""
+        """Play all dialogues; failures are in the outcome."""
         task = self._progress.add_task("playing turns", total=self._outcome.turns)
         waiting = iter(dialogues)
         stub = conversation_service_pb2_grpc.ConversationServiceStub(channel)

@@ -1,4 +1,4 @@
-"""The desk that a walk plays at: its one agent, and that nothing is left open there."""
+"""The desk of a walk: its one agent, without open conversations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AGENT: Final = "alice"
 
 
 async def set_status(chat: grpc.aio.Channel, status: agent_pb2.AgentStatus.ValueType) -> None:
-    """Have the agent take conversations, or none."""
+    """Let the agent take conversations, or none."""
     await agent_service_pb2_grpc.AgentServiceStub(chat).SetAgentStatus(
         agent_service_pb2.SetAgentStatusRequest(
             request_id=str(uuid.uuid4()), status=status, display_name="Alice"
@@ -29,18 +29,18 @@ async def set_status(chat: grpc.aio.Channel, status: agent_pb2.AgentStatus.Value
 
 
 async def close_conversations(chat: grpc.aio.Channel) -> None:
-    """Close what the agent has, also of a walk that was broken off."""
+    """Close all conversations of the agent, also those of an earlier walk that was broken off."""
     stub = conversation_service_pb2_grpc.ConversationServiceStub(chat)
     active = await stub.ListConversations(
         conversation_service_pb2.ListConversationsRequest(
             states=[conversation_pb2.CONVERSATION_STATE_ACTIVE], agent_id=AGENT
         )
     )
-    for each in active.conversations:
+    for conversation in active.conversations:
         await stub.CloseConversation(
             conversation_service_pb2.CloseConversationRequest(
                 request_id=str(uuid.uuid4()),
-                conversation_id=each.conversation_id,
-                expected_version=each.version,
+                conversation_id=conversation.conversation_id,
+                expected_version=conversation.version,
             )
         )

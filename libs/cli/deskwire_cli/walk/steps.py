@@ -42,10 +42,10 @@ ORDER_NO: Final = "A-5002"
 
 
 class Walk:
-    """Plays the walk once against a running suite with its demo CRM. It can be played again and again."""
+    """Plays the walk once against a running suite with its demo CRM. The walk can be repeated."""
 
     def __init__(self, suite: Suite, tell: Callable[[Step], None] = lambda _: None) -> None:
-        """`tell` hears of each step when it is done."""
+        """`tell` is called with each step when it is done."""
         self.conversation_id = str(uuid.uuid4())
         self.customer_id = ""
         self.ticket_id = ""
@@ -58,7 +58,7 @@ class Walk:
         self._seen = Witness(suite)
 
     async def play(self) -> None:
-        """All steps. Raises Problem when something isn't seen in time, or was seen that must not be."""
+        """Play all steps. Raises Problem when something isn't seen in time, or something is seen that must not be."""
         try:
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(self._seen.following())
@@ -88,7 +88,7 @@ class Walk:
     async def _agent_comes(
         self, stack: AsyncExitStack, chat: grpc.aio.Channel, token: str
     ) -> Client:
-        await close_conversations(chat)  # of a walk that was broken off
+        await close_conversations(chat)  # left by a walk that was broken off
         self.timeline.cause()
         agent = await stack.enter_async_context(
             Client(self._suite.websocket, token, on_push=self._seen.agent.see)
@@ -138,13 +138,13 @@ class Walk:
         self.timeline.done("the CRM has conversation_opened, over Kafka, hub and adapter")
 
     async def _crm_changes_phone(self, chat: grpc.aio.Channel) -> int:
-        """The customer's version after it."""
+        """Return the customer's version after the step."""
         stub = customer_service_pb2_grpc.CustomerServiceStub(chat)
         asked = customer_pb2.Identity(namespace=SYSTEM_ID, value=CUSTOMER_NO)
         async with asyncio.timeout(PATIENCE):
             while (
                 not self.customer_id
-            ):  # change capture brings the CRM's customers at its first start
+            ):  # change capture delivers the CRM's customers at its first start
                 try:
                     found = await stub.LookupCustomer(
                         customer_service_pb2.LookupCustomerRequest(identity=asked)
@@ -210,7 +210,7 @@ class Walk:
         self.timeline.done("Alice solved it; the CRM has that too")
 
     async def _crm_ships_order(self) -> None:
-        """After it, everything that change capture read before is on Kafka: an echo would be seen."""
+        """After this step, everything that change capture read before is on Kafka: an echo would be seen."""
         self.timeline.cause()
         await asyncio.to_thread(self._seen.crm.set_order_state, ORDER_NO, self.order_state)
         await self._seen.until(
@@ -231,7 +231,7 @@ class Walk:
         self.timeline.done("Alice closed the conversation; the CRM knows")
 
     def _check(self) -> None:
-        """What must not have happened, and the forms of what has. Raises Problem."""
+        """Check that nothing happened that must not, and the forms of what did happen. Raises Problem."""
         to_crm = self._crm_got("customer_updated")
         if [each["origin"] for each in to_crm] != ["deskwire"]:
             raise Problem("a change of the CRM was pushed back to it")
@@ -260,7 +260,7 @@ class Walk:
     # -------------------------------------------------------------------------------- what was seen
 
     def received(self) -> list[Event]:
-        """What the CRM was sent since the walk began, as its database says."""
+        """Return what the CRM was sent since the walk began, from its database."""
         return self._seen.received()
 
     async def _message(self, screen: Screen, text: str) -> None:
@@ -269,7 +269,7 @@ class Walk:
         )
 
     def _crm_got(self, event_type: str) -> list[Event]:
-        """What the CRM was sent of this walk, over gRPC, as its database says."""
+        """Return what the CRM was sent about this walk over gRPC, from its database."""
         ours = {self.conversation_id, self.customer_id, self.ticket_id}
         return [
             each

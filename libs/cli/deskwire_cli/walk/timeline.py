@@ -17,7 +17,7 @@ class Step:
 
 
 class Timeline:
-    """The steps of one walk; `tell` hears of each when it is done."""
+    """The steps of one walk; `tell` is called with each when it is done."""
 
     def __init__(self, tell: Callable[[Step], None]) -> None:
         self.steps: list[Step] = []
@@ -25,7 +25,7 @@ class Timeline:
         self._began = self._cause = time.perf_counter()
 
     def cause(self) -> None:
-        """What happens now causes the next step."""
+        """Note that the cause of the next step happens now."""
         self._cause = time.perf_counter()
 
     def done(self, what: str, *, at: float | None = None) -> None:
@@ -37,5 +37,5 @@ class Timeline:
 
 
 def show(step: Step) -> None:
-    """One line of the timeline."""
+    """Print one line of the timeline."""
     print(f"{step.seconds:8.3f} s {step.milliseconds:8.1f} ms  {step.what}", flush=True)

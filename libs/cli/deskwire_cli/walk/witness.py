@@ -20,13 +20,13 @@ T = TypeVar("T")
 Event = dict[str, Any]
 
 PATIENCE: Final = 20.0
-"""How long anything may take before the walk has failed, in seconds."""
+"""Seconds that anything may take before the walk has failed."""
 _LOOK: Final = 0.01
-"""How often what doesn't call us (the CRM's own database) is looked at, in seconds."""
+"""Seconds between looks at what doesn't notify the walk (the CRM's own database)."""
 
 
 class Screen:
-    """What one person's client was pushed, oldest first."""
+    """The pushes that one person's client received, oldest first."""
 
     def __init__(self, news: asyncio.Event) -> None:
         self.pushes: list[frame_pb2.Push] = []
@@ -41,17 +41,17 @@ class Screen:
         self, conversation_id: str, *, text: str = "", sender: int = 0
     ) -> frame_pb2.Push | None:
         """Return the first message of the conversation with this text, or from a sender of this role."""
-        for each in self.pushes:
-            message = each.message
+        for push in self.pushes:
+            message = push.message
             if message.conversation_id == conversation_id and (
                 message.content.text == text or message.sender.role == sender != 0
             ):
-                return each
+                return push
         return None
 
 
 class Witness:
-    """Everything that a walk can see of a running suite."""
+    """Everything that a walk sees of a running suite."""
 
     def __init__(self, suite: Suite) -> None:
         self._suite = suite
@@ -68,7 +68,7 @@ class Witness:
         return [each for each in self.events if each["event_type"] == event_type]
 
     def received(self) -> list[Event]:
-        """Return what the CRM was sent since the walk began, as its database says."""
+        """Return what the CRM was sent since the walk began, from its database."""
         return self.crm.received()[self._crm_had :]
 
     @asynccontextmanager
@@ -98,7 +98,7 @@ class Witness:
             await asyncio.gather(following, return_exceptions=True)
 
     async def until(self, seen: Callable[[], T | None], what: str) -> T:
-        """Wait until it is there. Raises Problem after a while, with what was waited for."""
+        """Wait until it is there. Raises Problem after a while, naming what is missing."""
         deadline = time.perf_counter() + PATIENCE
         while not (found := seen()):
             if time.perf_counter() > deadline:

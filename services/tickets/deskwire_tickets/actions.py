@@ -1,4 +1,4 @@
-"""Use cases of tickets: one transaction each, its event in it, idempotent by request_id."""
+"""The use cases of tickets: each is one transaction, idempotent by request_id, with its event in it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Request: TypeAlias = pb.CreateTicketRequest | Transition
 
 @dataclass(frozen=True, slots=True)
 class TicketActions:
-    """What can be done with tickets, for the current principal and in its tenant."""
+    """The use cases of tickets, for the current principal and in its tenant."""
 
     db: Database
     outbox: Outbox
@@ -47,7 +47,7 @@ class TicketActions:
     ids: Ids
 
     async def create_ticket(self, request: pb.CreateTicketRequest) -> pb.CreateTicketResponse:
-        """Make a ticket from a conversation.
+        """Create a ticket from a conversation.
 
         Raises NotFound (CONVERSATION_NOT_FOUND), RequestIdReused, Unavailable.
         """
@@ -61,7 +61,7 @@ class TicketActions:
         )
         if found is not None:
             return found
-        # Before the transaction: no call to another service while rows are locked.
+        # Call chat before the transaction: no call to another service may run while rows are locked.
         customer_id = await self.chat.customer_of(principal.tenant, request.conversation_id)
 
         async def decide(uow: UnitOfWork) -> Change:
@@ -82,7 +82,7 @@ class TicketActions:
         return await self._change(CREATE, request, decide, pb.CreateTicketResponse)
 
     async def solve_ticket(self, request: pb.SolveTicketRequest) -> pb.SolveTicketResponse:
-        """OPEN → SOLVED.
+        """Solve a ticket: OPEN → SOLVED.
 
         Raises NotFound (TICKET_NOT_FOUND), FailedPrecondition (INVALID_STATE), VersionMismatch,
         RequestIdReused.
@@ -101,7 +101,7 @@ class TicketActions:
         return await self._change(SOLVE, request, decide, pb.SolveTicketResponse)
 
     async def reopen_ticket(self, request: pb.ReopenTicketRequest) -> pb.ReopenTicketResponse:
-        """SOLVED → OPEN.
+        """Reopen a ticket: SOLVED → OPEN.
 
         Raises NotFound (TICKET_NOT_FOUND), FailedPrecondition (INVALID_STATE), VersionMismatch,
         RequestIdReused.
@@ -120,7 +120,7 @@ class TicketActions:
         return await self._change(REOPEN, request, decide, pb.ReopenTicketResponse)
 
     async def get_ticket(self, request: pb.GetTicketRequest) -> pb.GetTicketResponse:
-        """One ticket. Raises NotFound (TICKET_NOT_FOUND)."""
+        """Return a ticket. Raises NotFound (TICKET_NOT_FOUND)."""
         async with self.db.read() as c:
             ticket = await tickets.get(c, current_principal().tenant, request.ticket_id)
         if ticket is None:
@@ -128,7 +128,7 @@ class TicketActions:
         return pb.GetTicketResponse(ticket=events.ticket_message(ticket))
 
     async def list_tickets(self, request: pb.ListTicketsRequest) -> pb.ListTicketsResponse:
-        """A page of tickets, newest first. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
+        """Return a page of tickets, newest first. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         ids = {
             "conversation_id": request.conversation_id,
             "customer_id": request.customer_id,
@@ -154,7 +154,7 @@ class TicketActions:
     async def list_ticket_audit(
         self, request: pb.ListTicketAuditRequest
     ) -> pb.ListTicketAuditResponse:
-        """A page of a ticket's changes, oldest first.
+        """Return a page of a ticket's changes, oldest first.
 
         Raises NotFound (TICKET_NOT_FOUND), InvalidArgument (INVALID_PAGE_TOKEN).
         """
@@ -182,11 +182,11 @@ class TicketActions:
         decide: Callable[[UnitOfWork], Awaitable[Change]],
         response_class: type[ResponseT],
     ) -> ResponseT:
-        """Decide once per request_id; store what was decided, with the event that says so."""
+        """Decide a change once per request_id; store it with its event."""
 
         async def work(uow: UnitOfWork) -> ResponseT:
             change = await decide(uow)
-            # The aggregate's row is locked before its event gets its place in the outbox.
+            # Lock the ticket's row before its event gets its place in the outbox.
             if change.before is None:
                 await tickets.add(uow, change.after)
             else:
@@ -217,14 +217,14 @@ def _actor(principal: Principal) -> Actor:
 
 
 def _check_texts(**texts: str) -> None:
-    """PostgreSQL stores no NUL, so no ticket has one."""
+    """Raise InvalidArgument for texts with a NUL, which PostgreSQL can't store."""
     for field, text in texts.items():
         if "\x00" in text:
             raise InvalidArgument(f"{field} has a NUL character", field=field)
 
 
 def _check_ids(**texts: str) -> None:
-    """Ids are printable ASCII; a database must not be asked for anything else."""
+    """Raise InvalidArgument for ids that aren't printable ASCII, before a database is asked for them."""
     for field, text in texts.items():
         if not (text.isascii() and text.isprintable()):
             raise InvalidArgument(f"{field} is no id", field=field)

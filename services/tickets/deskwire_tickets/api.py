@@ -25,4 +25,4 @@ TABLE: Final = Table(
 )
 
 AUTHORIZATION: Final = TABLE.authorization
-"""Who may call each method, as the contract says it."""
+"""Who may call each method, as the contract states it."""

@@ -1,4 +1,4 @@
-"""Puts the ticket service together."""
+"""Builds the ticket service."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     """
     db = await runtime.database("deskwire_tickets")
     await ensure_topics(settings.kafka, [topics.TICKETS])
-    # A MetaData of their own: this may be built twice in one process.
+    # The tables get a MetaData of their own, as one process may build the service twice.
     outbox = Outbox(dbs.metadata(), runtime.clock)
     idempotency = IdempotencyStore(dbs.metadata(), runtime.clock)
     actions = TicketActions(

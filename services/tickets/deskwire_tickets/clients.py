@@ -23,7 +23,7 @@ class ChatClient:
         self._deadline = deadline
 
     async def customer_of(self, tenant: str, conversation_id: str) -> str:
-        """The customer_id of a conversation of `tenant`.
+        """Return the customer_id of a conversation of `tenant`.
 
         Raises NotFound with CONVERSATION_NOT_FOUND, and Unavailable with DEPENDENCY_UNAVAILABLE
         when chat doesn't answer within the deadline (5 s) or answers anything else.

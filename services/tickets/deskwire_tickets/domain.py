@@ -13,14 +13,14 @@ from deskwire_common.errors import FailedPrecondition, NotFound, VersionMismatch
 
 
 class TicketState(IntEnum):
-    """Where a ticket is in its life; the numbers are the contract's."""
+    """The state of a ticket; the numbers are those of the contract."""
 
     OPEN = 1
     SOLVED = 2
 
 
 class TicketPriority(IntEnum):
-    """How urgent a ticket is; the numbers are the contract's."""
+    """How urgent a ticket is; the numbers are those of the contract."""
 
     LOW = 1
     NORMAL = 2
@@ -29,7 +29,7 @@ class TicketPriority(IntEnum):
 
 
 class Action(StrEnum):
-    """What can happen to a ticket; the values are the types of the events that say so."""
+    """What can happen to a ticket; the values are the types of the events."""
 
     CREATED = "ticket_created"
     SOLVED = "ticket_solved"
@@ -60,7 +60,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who causes a change, as their token says; `role` is the contract's number."""
+    """Who causes a change, from their token; `role` is the contract's number."""
 
     role: int
     subject: str
@@ -83,7 +83,7 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A step of a ticket: before (None: there was none), after, and the entry that records it."""
+    """A change of a ticket: before (None: there was none), after, and the entry that records it."""
 
     before: Ticket | None
     after: Ticket
@@ -103,7 +103,7 @@ def create(
     by: Actor,
     now: int,
 ) -> Change:
-    """A new OPEN ticket; whoever makes it works on it."""
+    """Return the change that creates an OPEN ticket; whoever creates it is its assignee."""
     ticket = Ticket(
         tenant=tenant,
         ticket_id=ticket_id,
@@ -126,7 +126,7 @@ def create(
 
 
 def solve(ticket: Ticket, *, resolution: str, expected_version: int, by: Actor, now: int) -> Change:
-    """OPEN → SOLVED. Raises VersionMismatch, or FailedPrecondition with INVALID_STATE."""
+    """Return the change OPEN → SOLVED. Raises VersionMismatch, or FailedPrecondition with INVALID_STATE."""
     _check(ticket, expected_version, TicketState.OPEN)
     now = max(now, ticket.update_time)
     after = replace(
@@ -141,7 +141,7 @@ def solve(ticket: Ticket, *, resolution: str, expected_version: int, by: Actor, 
 
 
 def reopen(ticket: Ticket, *, reason: str, expected_version: int, by: Actor, now: int) -> Change:
-    """SOLVED → OPEN. Raises VersionMismatch, or FailedPrecondition with INVALID_STATE."""
+    """Return the change SOLVED → OPEN. Raises VersionMismatch, or FailedPrecondition with INVALID_STATE."""
     _check(ticket, expected_version, TicketState.SOLVED)
     after = replace(
         ticket,
@@ -149,7 +149,7 @@ def reopen(ticket: Ticket, *, reason: str, expected_version: int, by: Actor, now
         resolution="",
         reopen_count=ticket.reopen_count + 1,
         version=ticket.version + 1,
-        # A clock that was set back must not make history run backwards.
+        # Times must not run backwards when a clock was set back.
         update_time=max(now, ticket.update_time),
         solve_time=None,
     )
@@ -157,7 +157,7 @@ def reopen(ticket: Ticket, *, reason: str, expected_version: int, by: Actor, now
 
 
 def not_found(ticket_id: str) -> NotFound:
-    """The error for a ticket that isn't there, or is another tenant's."""
+    """Return the error for a ticket that doesn't exist, or is another tenant's."""
     return NotFound(f"no ticket {ticket_id}", reason=error_reason_pb2.ERROR_REASON_TICKET_NOT_FOUND)
 
 

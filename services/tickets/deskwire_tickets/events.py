@@ -1,4 +1,4 @@
-"""A change of a ticket as messages: the ticket itself, and the event that tells of it."""
+"""Tickets and their changes as messages of the contract, and the events of changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deskwire_common.events import DomainEvent, new_event
 from deskwire_common.ids import Ids
 from deskwire_tickets.domain import Action, Actor, AuditEntry, Change, Ticket
 
-# Those of the envelope: `version` is the event's sequence, `update_time` its occurred_at.
+# Fields that the envelope has too: `version` is the event's sequence, `update_time` its occurred_at.
 _OF_ENVELOPE = frozenset({"version", "update_time"})
 
 
@@ -42,7 +42,7 @@ def ticket_message(ticket: Ticket) -> ticket_pb2.Ticket:
 
 
 def actor_message(by: Actor) -> actor_pb2.Actor:
-    """Return who caused a change."""
+    """Return who caused a change, as callers see it."""
     return actor_pb2.Actor(
         role=by.role,  # type: ignore[arg-type]
         subject=by.subject,
@@ -51,7 +51,7 @@ def actor_message(by: Actor) -> actor_pb2.Actor:
 
 
 def audit_message(entry: AuditEntry) -> ticket_pb2.AuditEntry:
-    """Return an entry as callers see it."""
+    """Return an entry of the audit as callers see it."""
     return ticket_pb2.AuditEntry(
         version=entry.version,
         action=entry.action.value,
@@ -66,7 +66,7 @@ def audit_message(entry: AuditEntry) -> ticket_pb2.AuditEntry:
 def changed_fields(
     before: ticket_pb2.Ticket, after: ticket_pb2.Ticket
 ) -> dict[str, event_pb2.FieldChange]:
-    """Every field that differs, from/to in its JSON form; null for an unset time."""
+    """Return every field that differs, from and to in JSON form; null for an unset time."""
     changed: dict[str, event_pb2.FieldChange] = {}
     for field in after.DESCRIPTOR.fields:
         if field.name in _OF_ENVELOPE:
@@ -78,7 +78,7 @@ def changed_fields(
 
 
 def ticket_event(change: Change, *, ids: Ids, clock: Clock) -> DomainEvent:
-    """The event of a change, for the outbox, in the trace of the call that is being served."""
+    """Return the event of a change, for the outbox, in the trace of the current call."""
     ticket = change.after
     data = _DATA[change.entry.action](ticket=ticket_message(ticket))
     if change.before is not None:

@@ -1,1 +1,1 @@
-"""Use cases of chat: one transaction each, idempotent by request_id, the event in the same transaction."""
+"""The use cases of chat: each is one transaction, idempotent by request_id, with its event in it."""

@@ -1,4 +1,4 @@
-"""What can be done with agents."""
+"""The use cases of agents."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ AGENTS: Final = "deskwire.chat.v1.AgentService"
 
 @dataclass(frozen=True, slots=True)
 class AgentActions:
-    """What can be done with agents, for the current principal and in its tenant."""
+    """The use cases of agents, for the current principal and in its tenant."""
 
     tools: Tools
     router: Router
     look: Look
 
     async def create(self, request: agents_pb.CreateAgentRequest) -> agents_pb.CreateAgentResponse:
-        """Make an agent known, as AWAY. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
+        """Create an agent, as AWAY. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
         who = Actor.of(current_principal())
         check_printable(request.display_name, "display_name")
         on = self.tools.occasion(who)
@@ -69,13 +69,13 @@ class AgentActions:
     async def disable(
         self, request: agents_pb.DisableAgentRequest
     ) -> agents_pb.DisableAgentResponse:
-        """Shut an agent out. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
+        """Disable an agent. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
         return await self._switch(
             request, "DisableAgent", agents_pb.DisableAgentResponse, disabled=True
         )
 
     async def enable(self, request: agents_pb.EnableAgentRequest) -> agents_pb.EnableAgentResponse:
-        """Let an agent in again. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
+        """Enable an agent. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
         return await self._switch(
             request, "EnableAgent", agents_pb.EnableAgentResponse, disabled=False
         )
@@ -94,7 +94,7 @@ class AgentActions:
                 before, disabled=disabled, expected_version=request.expected_version
             )
             await agents.save(uow.connection, after)
-            # Who is shut out is disconnected when this is read.
+            # A disabled agent is disconnected by the time the answer is read.
             connected = not disabled and self.router.agents.is_connected(
                 who.tenant, request.agent_id
             )
@@ -202,7 +202,7 @@ class AgentActions:
 
 
 def _agent_meant(principal: Principal, request: agents_pb.SetAgentStatusRequest) -> str:
-    """Whose status is to be set: an agent's own, or the one that an operator names."""
+    """Return the id of the agent whose status is set: the caller's own, or the one that an operator names."""
     check_printable(request.display_name, "display_name")
     if principal.role is Role.OPERATOR and not request.agent_id:
         raise InvalidArgument("name the agent", field="agent_id")

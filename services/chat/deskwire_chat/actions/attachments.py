@@ -1,4 +1,4 @@
-"""What can be done with attachments."""
+"""The use cases of attachments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ATTACHMENTS: Final = "deskwire.chat.v1.AttachmentService"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What files are taken, and how long their URLs are good."""
+    """Which files are taken, and how long their URLs are valid."""
 
     attachments_max_bytes: int
     attachments_types: tuple[str, ...]
@@ -33,10 +33,10 @@ class Limits:
     @classmethod
     def of(cls, settings: Settings) -> Limits:
         """Take them from the settings."""
-        types = (each.strip() for each in settings.attachments_types.split(","))
+        types = (name.strip() for name in settings.attachments_types.split(","))
         return cls(
             settings.attachments_max_bytes,
-            tuple(each for each in types if each),
+            tuple(name for name in types if name),
             settings.attachments_max_unsent,
             settings.attachments_upload_seconds,
             settings.attachments_download_seconds,
@@ -45,7 +45,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class AttachmentActions:
-    """What can be done with attachments, for the current principal and in its tenant."""
+    """The use cases of attachments, for the current principal and in its tenant."""
 
     tools: Tools
     files: AttachmentStore | None
@@ -54,7 +54,7 @@ class AttachmentActions:
     async def create(
         self, request: attachments_pb.CreateAttachmentRequest
     ) -> attachments_pb.CreateAttachmentResponse:
-        """Declare a file, and say where its bytes go.
+        """Declare a file, and return where its bytes go.
 
         Raises NotFound, PermissionDenied, FailedPrecondition (CONVERSATION_CLOSED, INVALID_STATE), InvalidArgument,
         ResourceExhausted (RATE_LIMITED), RequestIdReused, Unavailable.
@@ -103,7 +103,7 @@ class AttachmentActions:
             )
 
         response = await self.tools.once(f"{ATTACHMENTS}/CreateAttachment", request, work)
-        # Not part of what is kept for the request_id: a URL is as good as a password, and soon over.
+        # The URL isn't kept with the answer for the request_id: it is as good as a password, and soon expires.
         seconds = self.limits.attachments_upload_seconds
         signed = await files.upload(
             response.attachment.attachment_id,
@@ -129,7 +129,7 @@ class AttachmentActions:
         attachment_id = request.attachment_id.lower()
         async with self.tools.db.read() as c:
             item = await attachments.get(c, who.tenant, attachment_id)
-        # Outside of the transaction, which others wait for; a refusal is told inside, after the look at request_id.
+        # Outside of the transaction, as others wait for that; a refusal is raised inside, after request_id was checked.
         refusal: DeskwireError | None = None
         waits = item is not None and item.is_of(who) and item.state == AttachmentState.PENDING
         if item is not None and waits:
@@ -154,7 +154,7 @@ class AttachmentActions:
         try:
             return await self.tools.once(f"{ATTACHMENTS}/CompleteAttachment", request, work)
         except NotFound:
-            # It was removed just now: what was promoted would stay for ever.
+            # The attachment was removed just now: without this the promoted bytes would stay for ever.
             if item is not None and waits:
                 await files.remove(item)
             raise
@@ -162,7 +162,7 @@ class AttachmentActions:
     async def get(
         self, request: attachments_pb.GetAttachmentRequest
     ) -> attachments_pb.GetAttachmentResponse:
-        """Say what it is, and where its bytes are. Raises NotFound (ATTACHMENT_NOT_FOUND), Unavailable."""
+        """Return an attachment, and where its bytes are. Raises NotFound (ATTACHMENT_NOT_FOUND), Unavailable."""
         who = Actor.of(current_principal())
         async with self.tools.db.read() as c:
             item = await attachments.get(c, who.tenant, request.attachment_id.lower())

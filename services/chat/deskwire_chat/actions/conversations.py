@@ -1,4 +1,4 @@
-"""What can be done with conversations."""
+"""The use cases of conversations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _HITS: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class ConversationActions:
-    """What can be done with conversations, for the current principal and in its tenant."""
+    """The use cases of conversations, for the current principal and in its tenant."""
 
     tools: Tools
     writer: LogWriter
@@ -53,7 +53,7 @@ class ConversationActions:
     async def list(
         self, request: conversations_pb.ListConversationsRequest
     ) -> conversations_pb.ListConversationsResponse:
-        """Return a page of conversations, newest first: a visitor's own, else the tenant's. Raises InvalidArgument."""
+        """Return a page of conversations, newest first: a visitor's own, or the tenant's. Raises InvalidArgument."""
         principal = current_principal()
         visitor = principal.subject if principal.role is Role.VISITOR else ""
         filters = {
@@ -105,7 +105,7 @@ class ConversationActions:
             messages=fit(views.messages.message(each, who) for each in run),
             receipts=[views.messages.receipt(each) for each in got],
             epoch=conversation.epoch,
-            # Messages may have come between the two reads.
+            # Messages may have been stored between the two reads.
             head_seq=max(conversation.head_seq, run[-1].seq if run else 0),
         )
 
@@ -149,7 +149,7 @@ class ConversationActions:
 
             def view(row: tuple[Hit, Message | None]) -> conversations_pb.SearchHit | None:
                 _, found = row
-                # The index may name what a restored database hasn't.
+                # The index may name messages that a restored database doesn't have.
                 if found is None:
                     return None
                 return conversations_pb.SearchHit(message=views.messages.message(found, who))
@@ -169,7 +169,7 @@ class ConversationActions:
     async def send(
         self, request: conversations_pb.SendMessageRequest
     ) -> conversations_pb.SendMessageResponse:
-        """Put a message as the Send frame does, in the conversation's turn; returns when it is committed."""
+        """Store a message as the Send frame does, in the conversation's order; returns when it is committed."""
         check_client_msg_id(request.client_msg_id)
         kind, target_seq = views.content.kind_of(request.content)
         who = Actor.of(current_principal())
@@ -201,7 +201,7 @@ class ConversationActions:
     ) -> conversations_pb.CloseConversationResponse:
         """End a conversation and free its agent.
 
-        Raises NotFound, PermissionDenied (NOT_A_PARTICIPANT) for a bot that hasn't it, FailedPrecondition
+        Raises NotFound, PermissionDenied (NOT_A_PARTICIPANT) for a bot that doesn't have it, FailedPrecondition
         (INVALID_STATE), VersionMismatch, RequestIdReused.
         """
 
@@ -226,7 +226,7 @@ class ConversationActions:
     ) -> conversations_pb.TransferConversationResponse:
         """Give a conversation to another agent or a bot, or to the queue, where it waits for a person.
 
-        Raises PermissionDenied (NOT_A_PARTICIPANT) for a bot that hasn't it, NotFound (CONVERSATION_NOT_FOUND,
+        Raises PermissionDenied (NOT_A_PARTICIPANT) for a bot that doesn't have it, NotFound (CONVERSATION_NOT_FOUND,
         AGENT_NOT_FOUND), FailedPrecondition, VersionMismatch, RequestIdReused.
         """
 
@@ -259,9 +259,9 @@ class ConversationActions:
         )
 
     async def put_back(self, conversation_id: str, agent_id: str) -> None:
-        """Put a conversation of an agent who is shut out, or of a bot that is gone, back into the queue.
+        """Put a conversation of a disabled agent, or of a bot that is gone, back into the queue.
 
-        Unless it has left them meanwhile.
+        It stays where it is if it has left them meanwhile.
         """
 
         async def work(uow: UnitOfWork, item: Conversation | None) -> None:

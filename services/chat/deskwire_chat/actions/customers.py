@@ -1,4 +1,4 @@
-"""What can be done with customers."""
+"""The use cases of customers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CUSTOMERS: Final = "deskwire.chat.v1.CustomerService"
 
 @dataclass(frozen=True, slots=True)
 class CustomerActions:
-    """What can be done with customers, for the current principal and in its tenant."""
+    """The use cases of customers, for the current principal and in its tenant."""
 
     tools: Tools
     connections: Connections
@@ -77,7 +77,7 @@ class CustomerActions:
     async def update(
         self, request: customers_pb.UpdateCustomerRequest
     ) -> customers_pb.UpdateCustomerResponse:
-        """Change some fields; tells the agents who have a conversation of theirs open.
+        """Change some fields; push the customer to agents who have an open conversation of theirs.
 
         Raises NotFound, VersionMismatch, InvalidArgument (INVALID_UPDATE_MASK), RequestIdReused.
         """
@@ -171,7 +171,7 @@ class CustomerActions:
         )
 
     async def _newer(self, uow: UnitOfWork, customer_id: str, system: str, version: int) -> bool:
-        """Whether a system's version is not older than the last one; notes it."""
+        """Note a system's version of the customer; return False when it is older than the last one."""
         if not version:
             return True
         known = await customers.source_version(uow.connection, customer_id, system)
@@ -204,10 +204,10 @@ class CustomerActions:
     async def _tell(self, changed: Sequence[Customer]) -> None:
         for customer in changed:
             async with self.tools.db.read() as c:
-                told = await conversations.agents_of_customer(
+                users = await conversations.agents_of_customer(
                     c, customer.tenant, customer.customer_id
                 )
-            self.connections.deliver(told, views.frames.customer_push(customer))
+            self.connections.deliver(users, views.frames.customer_push(customer))
 
     def _values(self, customer: customer_pb2.Customer, fields: Sequence[str]) -> dict[str, str]:
         values = {name: str(getattr(customer, name)) for name in fields}

@@ -1,4 +1,4 @@
-"""What can be done with integration keys, and tokens for their secrets."""
+"""The use cases of integration keys, and the exchange of their secrets for tokens."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from deskwire_common.pagination import page
 KEYS: Final = "deskwire.chat.v1.IntegrationKeyService"
 
 TOKEN_SECONDS: Final = 590.0
-"""What a secret is exchanged for is good for this long: with the clocks' leeway it stays below ten minutes."""
+"""How long the token for a secret is valid: less than ten minutes, even with the leeway for clocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class IntegrationKeyActions:
-    """What can be done with integration keys, for the current principal and in its tenant; `exchange` is for anyone."""
+    """The use cases of integration keys, for the current principal and in its tenant; `exchange` is for anyone."""
 
     tools: Tools
     signer: TokenSigner
@@ -34,7 +34,7 @@ class IntegrationKeyActions:
     async def create(
         self, request: keys_pb.CreateIntegrationKeyRequest
     ) -> keys_pb.CreateIntegrationKeyResponse:
-        """Make a key and tell its secret, this once. Raises InvalidArgument, RequestIdReused."""
+        """Create a key and return its secret, only this once. Raises InvalidArgument, RequestIdReused."""
         who = Actor.of(current_principal())
         check_printable(request.display_name, "display_name")
         secret = secrets.token_bytes(domain.access.SECRET_BYTES)
@@ -104,11 +104,11 @@ class IntegrationKeyActions:
     async def exchange(
         self, request: keys_pb.ExchangeIntegrationKeyRequest
     ) -> keys_pb.ExchangeIntegrationKeyResponse:
-        """Give a token for a secret.
+        """Return a token for a secret.
 
         Raises Unauthenticated (INTEGRATION_KEY_INVALID), PermissionDenied (TENANT_DISABLED).
         """
-        # A text of another form is refused as a wrong secret is, after the same work.
+        # A text of another form is refused like a wrong secret, after the same work.
         key_id, secret = domain.access.read_secret(request.secret) or ("", b"")
         async with self.tools.db.read() as c:
             found = await keys.get(c, key_id)
@@ -124,7 +124,7 @@ class IntegrationKeyActions:
             tenant_id=key.tenant, system_id=key.system_id
         )
         response.expire_time.FromSeconds(int(self.tools.now() / 1e6 + TOKEN_SECONDS))
-        # The system is the subject: what it repeats with another key is still its own request.
+        # The system is the subject: a request that it repeats with another key is still its own.
         response.token = self.signer.mint(
             tenant=key.tenant,
             role=Role.INTEGRATION,

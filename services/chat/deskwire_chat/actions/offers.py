@@ -1,4 +1,4 @@
-"""What agents do with the conversations that they are offered."""
+"""The use cases of offers: agents accept or decline them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deskwire_common.db import UnitOfWork
 
 @dataclass(frozen=True, slots=True)
 class OfferActions:
-    """What agents do with their offers, at the owner of the conversation."""
+    """The use cases of offers, at the owner of the conversation."""
 
     tools: Tools
     router: Router
@@ -53,7 +53,7 @@ class OfferActions:
         offer = self.router.claim_offer(principal.tenant, conversation_id, principal.subject)
         agent = self.router.agents.get((principal.tenant, principal.subject))
         if offer is None or agent is None:
-            # In its turn, after an Accept of the same request that is under way.
+            # In the conversation's order, so after an Accept of the same request that is under way.
             result: agents_pb.AcceptOfferResponse = await self.writer.alter(conversation_id, again)
         else:
             result = await self.writer.accept(offer.item, agent, once)

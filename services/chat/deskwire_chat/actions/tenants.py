@@ -1,4 +1,4 @@
-"""What operators of the suite can do with tenants."""
+"""The use cases of tenants, for operators of the suite."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TENANTS: Final = "deskwire.chat.v1.TenantService"
 
 @dataclass(frozen=True, slots=True)
 class TenantActions:
-    """What operators of the suite can do with tenants."""
+    """The use cases of tenants, for operators of the suite."""
 
     tools: Tools
     look: Look
@@ -30,7 +30,7 @@ class TenantActions:
     async def create(
         self, request: tenants_pb.CreateTenantRequest
     ) -> tenants_pb.CreateTenantResponse:
-        """Make a tenant known. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
+        """Create a tenant. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
         who = Actor.of(current_principal())
         check_printable(request.display_name, "display_name")
         on = self.tools.occasion(who)
@@ -79,7 +79,7 @@ class TenantActions:
     async def disable(
         self, request: tenants_pb.DisableTenantRequest
     ) -> tenants_pb.DisableTenantResponse:
-        """Shut a tenant out. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
+        """Disable a tenant. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
         return await self._switch(
             request, "DisableTenant", tenants_pb.DisableTenantResponse, disabled=True
         )
@@ -87,7 +87,7 @@ class TenantActions:
     async def enable(
         self, request: tenants_pb.EnableTenantRequest
     ) -> tenants_pb.EnableTenantResponse:
-        """Let a tenant in again. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
+        """Enable a tenant. Raises NotFound, FailedPrecondition, VersionMismatch, RequestIdReused."""
         return await self._switch(
             request, "EnableTenant", tenants_pb.EnableTenantResponse, disabled=False
         )

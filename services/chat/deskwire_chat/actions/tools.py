@@ -1,4 +1,4 @@
-"""What every use case is given."""
+"""The collaborators and helpers of every use case."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from deskwire_common.outbox import Outbox
 ResponseT = TypeVar("ResponseT", bound=ProtoMessage)
 
 Look = Callable[[], Awaitable[None]]
-"""Has admission see at once what a transaction has changed (keepers.AdmissionKeeper.look)."""
+"""Has admission read at once what a transaction has changed (keepers.AdmissionKeeper.look)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What every use case is given."""
+    """The collaborators of every use case."""
 
     db: Database
     outbox: Outbox
@@ -39,7 +39,7 @@ class Tools:
         return now_micros(self.clock)
 
     def occasion(self, by: Actor, *, traceparent: str | None = None) -> Occasion:
-        """A change of now, in the trace of the call that is being served unless another one is given."""
+        """Return the occasion of a change made now, in the trace of the current call unless another one is given."""
         if traceparent is None:
             traceparent = telemetry.current_traceparent()
         return Occasion(self.ids.uuid7(), self.now(), by, traceparent)

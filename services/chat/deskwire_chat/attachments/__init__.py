@@ -1,1 +1,1 @@
-"""Files of conversations: their rules, where their bytes are, and how those leave again."""
+"""The bytes of attachments: the stores that hold them, their signed URLs, and their removal."""

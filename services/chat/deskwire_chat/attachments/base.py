@@ -1,4 +1,4 @@
-"""What a store of attachments' bytes is asked for; `directory` and `bucket` are the two."""
+"""The interface of stores for attachments' bytes; `directory` and `bucket` implement it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deskwire_chat.domain.attachments import Attachment
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """One HTTP request that needs no token: whoever has the URL may do it until it expires."""
+    """One HTTP request that needs no token: whoever has the URL may make it until it expires."""
 
     method: str
     url: str = field(repr=False)
@@ -19,34 +19,34 @@ class Signed:
 
 
 class AttachmentStore(Protocol):
-    """Where the bytes are.
+    """Holds the bytes of attachments.
 
-    What is uploaded waits apart until `promote`, so that nobody can replace what was checked.
+    Uploaded bytes wait apart until `promote`, so that nobody can replace bytes that were checked.
     """
 
     async def upload(
         self, attachment_id: str, *, content_type: str, size: int, sha256: str, seconds: int
     ) -> Signed:
-        """Return how to bring the bytes of a PENDING attachment, for so long. Raises Unavailable."""
+        """Return how to upload the bytes of a PENDING attachment, valid for `seconds`. Raises Unavailable."""
         ...
 
     async def download(self, item: Attachment, *, seconds: int) -> Signed:
-        """Return how to fetch the bytes of a READY attachment, for so long. Raises Unavailable."""
+        """Return how to fetch the bytes of a READY attachment, valid for `seconds`. Raises Unavailable."""
         ...
 
     async def promote(self, item: Attachment) -> None:
-        """Check the uploaded bytes and put them where uploads don't reach; done already: nothing.
+        """Check the uploaded bytes and put them where uploads don't reach; does nothing when that is done already.
 
-        Raises FailedPrecondition (ATTACHMENT_NOT_READY) when they aren't there or aren't as declared, Unavailable.
+        Raises FailedPrecondition (ATTACHMENT_NOT_READY) when they are missing or not as declared, Unavailable.
         """
         ...
 
     async def remove(self, item: Attachment) -> None:
-        """Remove the bytes, wherever they are; also when there are none. Raises Unavailable."""
+        """Remove the bytes, uploaded or promoted, if there are any. Raises Unavailable."""
         ...
 
     async def sweep(self, *, before: float) -> int:
-        """Remove what was uploaded before that time (seconds since 1970) and never promoted; how many.
+        """Remove uploads from before a time (seconds since 1970) that were never promoted; return how many.
 
         Raises Unavailable.
         """

@@ -1,7 +1,7 @@
-"""Attachments in an S3-compatible bucket: presigned URLs of botocore, whose calls block and so run on threads.
+"""Attachments in an S3-compatible bucket, with presigned URLs. Calls of botocore block, so they run on threads.
 
-`incoming/<id>` is where the presigned PUT goes; CompleteAttachment checks it and copies it to `objects/<id>`, where no
-signed URL can change it.
+The presigned PUT writes `incoming/<id>`; CompleteAttachment checks that object and copies it to `objects/<id>`, where
+no signed URL can change it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CHANGED: Final = frozenset({"412", "PreconditionFailed"})
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`s3://bucket/prefix?endpoint=https://…&region=…`; without an endpoint it is AWS."""
+    """`s3://bucket/prefix?endpoint=https://…&region=…`; without an endpoint the bucket is at AWS."""
 
     bucket: str
     prefix: str
@@ -42,7 +42,7 @@ class Place:
 
     @classmethod
     def of(cls, url: str) -> Place:
-        """Read it. Raises ValueError."""
+        """Parse a URL. Raises ValueError."""
         parts = urlsplit(url)
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         unknown = sorted(set(query) - {"endpoint", "region"})
@@ -58,12 +58,12 @@ class Place:
 
 
 class BucketStore:
-    """See the module."""
+    """The AttachmentStore of a bucket; see the module."""
 
     def __init__(
         self, place: Place, *, access_key: str = "", secret_key: str = "", public_url: str = ""
     ) -> None:
-        """Without keys botocore looks where AWS puts them; `public_url`: the endpoint as clients reach it."""
+        """Without keys botocore looks for them where AWS puts them; `public_url`: the endpoint as clients reach it."""
         self._place = place
         self._keys = {
             "aws_access_key_id": access_key or None,
@@ -75,7 +75,7 @@ class BucketStore:
         self._signing: Any = None
 
     async def open(self) -> None:
-        """Load botocore, and say in the log when the bucket doesn't answer: it may come later."""
+        """Load botocore, and log when the bucket doesn't answer, as it may later."""
         await self._on_thread(self._open)
         try:
             await self._call(self._client.head_bucket, Bucket=self._place.bucket)
@@ -91,7 +91,7 @@ class BucketStore:
             client.close()
 
     def _open(self) -> None:
-        # Half a second and 20 MB, for those who have a bucket.
+        # The import costs half a second and 20 MB, so only those who have a bucket pay for it.
         from botocore.config import Config  # noqa: PLC0415
         from botocore.session import Session  # noqa: PLC0415
 
@@ -105,13 +105,13 @@ class BucketStore:
                 endpoint_url=endpoint or None,
                 config=Config(
                     signature_version="s3v4",
-                    # Buckets as host names are AWS's own way.
+                    # Only AWS has its buckets as host names.
                     s3={"addressing_style": "path" if endpoint else "virtual"},
                     connect_timeout=_CONNECT_SECONDS,
                     read_timeout=_READ_SECONDS,
                     retries={"total_max_attempts": 3, "mode": "standard"},
                     max_pool_connections=_THREADS,
-                    # What other makers' servers don't know.
+                    # Other makers' servers don't know these checksums.
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
                 ),
@@ -127,7 +127,7 @@ class BucketStore:
         *,
         content_type: str,
         size: int,
-        sha256: str,  # noqa: ARG002 - `promote` looks at it: few makers' servers do
+        sha256: str,  # noqa: ARG002 - `promote` checks it, as few makers' servers do
         seconds: int,
     ) -> Signed:
         """See AttachmentStore. Type and length are signed: the bucket refuses others."""
@@ -191,7 +191,7 @@ class BucketStore:
             self._digest(source, found["ETag"]), item.sha256
         ):
             raise not_uploaded("what was uploaded has another SHA-256")
-        # What was checked, not what may have come since.
+        # Copy the bytes that were checked, not others that may have been uploaded since.
         self._client.copy_object(
             Bucket=bucket,
             Key=self._object(item.attachment_id),
@@ -211,7 +211,7 @@ class BucketStore:
             raise
 
     def _digest(self, key: str, etag: str) -> str:
-        """Few makers' servers tell a SHA-256 of what they have: it is read."""
+        """Read an object and return its SHA-256, as few makers' servers tell one."""
         digest = hashlib.sha256()
         found = self._client.get_object(Bucket=self._place.bucket, Key=key, IfMatch=etag)
         with closing(found["Body"]) as body:
@@ -225,9 +225,9 @@ class BucketStore:
             Bucket=bucket, Prefix=f"{self._place.prefix}incoming/"
         )
         for page in pages:
-            for each in page.get("Contents", ()):
-                if each["LastModified"].timestamp() < before:
-                    self._client.delete_object(Bucket=bucket, Key=each["Key"])
+            for entry in page.get("Contents", ()):
+                if entry["LastModified"].timestamp() < before:
+                    self._client.delete_object(Bucket=bucket, Key=entry["Key"])
                     removed += 1
         return removed
 
@@ -235,7 +235,7 @@ class BucketStore:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def _call(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """Run a call of botocore's. Raises Unavailable for all that goes wrong with the bucket."""
+        """Run a call of botocore. Raises Unavailable for any failure of the bucket."""
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
         try:

@@ -1,7 +1,7 @@
-"""Attachments in a directory, which `http` serves.
+"""Attachments in a directory, which `http` serves to clients.
 
-`incoming/<id>` is what was uploaded, whole and as declared; `objects/<xx>/<id>` is what CompleteAttachment has taken.
-With several chat processes the directory must be one that all of them see. All I/O is on threads of its own.
+`incoming/<id>` is an upload that is complete and as declared; `objects/<xx>/<id>` is one that CompleteAttachment took.
+Several chat processes must share one directory. All I/O runs on threads of the store's own.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _THREADS: Final = 4
 
 
 class NotAsDeclared(ValueError):
-    """What is uploaded isn't what was declared; the message says how."""
+    """An upload differs from what was declared; the message says how."""
 
 
 class Upload:
-    """One file on its way in; nothing of it is seen before `commit`."""
+    """One file that is being uploaded; nothing of it is visible before `commit`."""
 
     def __init__(self, store: DirectoryStore, target: Path, size: int, sha256: str) -> None:
         self._store = store
@@ -43,21 +43,21 @@ class Upload:
         self._sha256 = sha256
         self._digest = hashlib.sha256()
         self._written = 0
-        # An abort may come while a write is still on its thread.
+        # `abort` may be called while a write still runs on its thread.
         self._lock = threading.Lock()
         self._descriptor = -1
         self._over = False
 
     async def write(self, data: bytes) -> None:
-        """Add bytes. Raises NotAsDeclared when they are too many, OSError."""
+        """Add bytes. Raises NotAsDeclared when there are too many, OSError."""
         await self._store.on_thread(self._write, data)
 
     async def commit(self) -> None:
-        """Have it there, on disk, under its name. Raises NotAsDeclared, OSError."""
+        """Sync the file to disk, and give it its name. Raises NotAsDeclared, OSError."""
         await self._store.on_thread(self._commit)
 
     def abort(self) -> None:
-        """Leave nothing behind; returns at once."""
+        """Remove the file; returns at once."""
         self._store.later(self._abort)
 
     def _write(self, data: bytes) -> None:
@@ -100,7 +100,7 @@ class Upload:
 
 
 class DirectoryStore:
-    """See the module."""
+    """The AttachmentStore of a directory; see the module."""
 
     def __init__(self, root: Path, signer: UrlSigner) -> None:
         self._incoming = root / "incoming"
@@ -109,7 +109,7 @@ class DirectoryStore:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="attachments")
 
     async def open(self) -> None:
-        """Make the folders. Raises OSError when they can't be written."""
+        """Make the folders. Raises OSError when that fails."""
         await self.on_thread(self._open)
 
     def close(self) -> None:
@@ -117,11 +117,11 @@ class DirectoryStore:
         self._pool.shutdown()
 
     async def on_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run something that blocks."""
+        """Run a call that blocks on a thread, and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     def later(self, work: Callable[[], object]) -> None:
-        """Run something that blocks, and whose end nobody awaits."""
+        """Run a call that blocks on a thread, without waiting for it."""
         with contextlib.suppress(RuntimeError):  # this process stops: `sweep` finds what is left
             self._pool.submit(work)
 
@@ -140,7 +140,7 @@ class DirectoryStore:
         return Signed("GET", self._signer.sign("GET", item.attachment_id, shown, seconds=seconds))
 
     async def promote(self, item: Attachment) -> None:
-        """See AttachmentStore. What lies in `incoming` was checked as it came."""
+        """See AttachmentStore. Files in `incoming` were checked when they were uploaded."""
         await self._guarded(self._promote, item)
 
     async def remove(self, item: Attachment) -> None:
@@ -152,12 +152,12 @@ class DirectoryStore:
         return await self._guarded(self._sweep, before)
 
     def object_path(self, attachment_id: str) -> Path:
-        """Where the bytes of a READY attachment are; the id is one of ours."""
-        # The end of a UUIDv7 is chance, its beginning the time.
+        """Return where the bytes of a READY attachment are; the id must be one that chat made."""
+        # The end of a UUIDv7 is random, while its beginning is the time.
         return self._objects / attachment_id[-2:] / attachment_id
 
     def receive(self, attachment_id: str, *, size: int, sha256: str) -> Upload:
-        """Begin an upload of so many bytes; the id is one of ours."""
+        """Begin an upload of `size` bytes; the id must be one that chat made."""
         return Upload(self, self._incoming / attachment_id, size, sha256)
 
     async def _guarded(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -192,7 +192,7 @@ class DirectoryStore:
         try:
             uploaded.replace(target)
         except FileNotFoundError:
-            # The same call, made twice at a time.
+            # The same call may run twice at once.
             if _size(target) != item.size_bytes:
                 raise
         _sync_folder(target.parent)
@@ -214,7 +214,7 @@ class DirectoryStore:
 
 
 def _size(path: Path) -> int:
-    """Its size; -1: there is none."""
+    """Return a file's size; -1: there is no file."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -222,7 +222,7 @@ def _size(path: Path) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new name is on disk only when its folder is."""
+    """Sync a folder to disk: a new name is only there once its folder is."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

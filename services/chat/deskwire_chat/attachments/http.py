@@ -1,6 +1,6 @@
 """The directory store's HTTP side: signed PUT and GET, and nothing else.
 
-An ingress in front ends TLS. Nothing is logged of a URL: whoever has it may use it.
+An ingress in front ends TLS. URLs are never logged, as whoever has one may use it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 
 IDLE_SECONDS: Final = 30.0
-"""An upload that brings nothing for so long is over."""
+"""An upload that sends nothing for this long is ended."""
 _WRITE_BYTES: Final = 512 * 1024
-"""Bytes that are gathered before a thread writes them: what one upload holds in memory."""
+"""How many bytes are gathered before a thread writes them, and so how many an upload holds in memory."""
 _READ_BYTES: Final = 256 * 1024
 _CORS_SECONDS: Final = 600
 
@@ -40,7 +40,7 @@ class FilesSide:
         cors_origins: Sequence[str] = (),
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
-        """`max_transfers`: uploads, and downloads, at a time; `cors_origins`: of pages that may use it, `*` for all."""
+        """`max_transfers` bounds uploads, and downloads, at once; `cors_origins`: whose pages may use it, `*` all."""
         self._store = store
         self._signer = signer
         self._max_transfers = max_transfers
@@ -56,14 +56,14 @@ class FilesSide:
         self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=15, shutdown_timeout=5)
 
     async def listen(self, host: str, port: int) -> int:
-        """Serve; returns the port. Raises OSError when it is taken."""
+        """Start serving; return the port. Raises OSError when the port is taken."""
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()
         return int(self._runner.addresses[0][1])
 
     async def close(self) -> None:
-        """Take nothing new, let transfers go on for some seconds, stop."""
+        """Take no new requests, give transfers some seconds to finish, and stop."""
         await self._runner.cleanup()
 
     # ------------------------------------------------------------------------------------ requests
@@ -97,7 +97,7 @@ class FilesSide:
                 get_logger().error("attachment_not_written", error=str(error))
                 raise web.HTTPInsufficientStorage(text="it can't be written now\n") from error
             finally:
-                upload.abort()  # nothing after a commit
+                upload.abort()  # does nothing after a commit
         METRICS.attachment_bytes.labels("in").inc(size)
         return web.Response(text="")
 
@@ -130,7 +130,7 @@ class FilesSide:
                 async with asyncio.timeout(self._transfer_seconds):
                     await response.prepare(request)
             except TimeoutError:
-                # It has begun: all that is left is to end it short of its Content-Length.
+                # The response has begun: it can only be ended short of its Content-Length.
                 if request.transport is not None:
                     request.transport.abort()
                 return response
@@ -153,7 +153,7 @@ class FilesSide:
     # --------------------------------------------------------------------------------------- rules
 
     def _checked(self, method: str, request: web.Request) -> str:
-        """Return the attachment of a URL that is good for the method."""
+        """Return the attachment of a URL that is valid for the method."""
         attachment_id = request.match_info["id"]
         query = dict(request.query)
         refusal = self._signer.refusal(method, attachment_id, query)
@@ -177,7 +177,7 @@ class FilesSide:
         return "*" in self._origins or request.headers.get("Origin", "") in self._origins
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """What a browser is told of every answer: to run and to guess nothing."""
+        """Add headers to every response: browsers must neither run it nor guess its type."""
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
         response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"

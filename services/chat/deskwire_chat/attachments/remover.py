@@ -1,7 +1,7 @@
-"""Removes the bytes of attachments that were redacted, or never sent; beside the path of messages.
+"""Removes the bytes of attachments that were redacted or never sent, beside the path of messages.
 
-What is to go is marked in the table by the transaction that decided it (`remove_at`), so a crash loses nothing. One
-process does it; two that overlap for a moment remove the same thing twice, which harms nothing.
+The transaction that decides on a removal marks it in the table (`remove_at`), so a crash loses nothing. One process
+removes; two that overlap for a moment remove the same object twice, which harms nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROUND: Final = 50
 
 
 class Remover:
-    """The work of one slot, see the module."""
+    """The work of one slot; see the module."""
 
     KIND: Final = "attachments"
 
@@ -34,17 +34,17 @@ class Remover:
         self._swept = float("-inf")
 
     async def work(self, held: Held) -> None:
-        """Remove while the slot is held. Raises what the database and the store do."""
+        """Remove while the slot is held. Raises errors of the database and the store."""
         while held.is_held:
             if self._clock.monotonic() - self._swept >= SWEEP_SECONDS:
-                # An upload may take as long as an attachment waits to be sent, and no longer.
+                # An upload may take only as long as an attachment waits to be sent.
                 await self._store.sweep(before=self._clock.now().timestamp() - UNSENT_SECONDS)
                 self._swept = self._clock.monotonic()
             if not await self.round():
                 await held.wait(POLL_SECONDS)
 
     async def round(self) -> bool:
-        """Remove the next of what is due; whether there may be more. Raises Unavailable."""
+        """Remove the next attachments that are due; whether there may be more. Raises Unavailable."""
         now = to_micros(self._clock.now())
         async with self._db.read() as c:
             due = await attachments.due(c, now=now, limit=_ROUND)
@@ -56,7 +56,7 @@ class Remover:
         return len(due) == _ROUND
 
     async def _claimed(self, item: Attachment) -> bool:
-        """From here on no message can carry it."""
+        """Mark an attachment so that no message can carry it any more."""
         if item.state == AttachmentState.REMOVED:
             return True
         return await self._db.run(partial(attachments.claim, item=item))

@@ -1,4 +1,4 @@
-"""URLs of the directory store: an HMAC (RFC 2104) over method, attachment and all parameters, the expiry too."""
+"""Signed URLs of the directory store: an HMAC (RFC 2104) over method, attachment and all parameters, with expiry."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _EXPIRES: Final = "expires"
 
 
 class UrlSigner:
-    """Makes and checks the URLs. Every process with the same keys file takes those of the others."""
+    """Makes and checks signed URLs. All processes with the same keys file accept each other's URLs."""
 
     def __init__(self, base: str, keys: KeySet, clock: Clock) -> None:
-        """`base` is what clients reach: `https://files.example.com`."""
+        """`base` is the beginning of URLs as clients reach them: `https://files.example.com`."""
         self.base = base.rstrip("/")
         self._keys = keys
         self._clock = clock
@@ -28,7 +28,7 @@ class UrlSigner:
     def sign(
         self, method: str, attachment_id: str, parameters: Mapping[str, str], *, seconds: int
     ) -> str:
-        """Return a URL that is good for so long. Raises KeysError without a private key."""
+        """Return a URL that is valid for `seconds`. Raises KeysError without a private key."""
         expires = int(self._clock.now().timestamp()) + seconds
         query = {**parameters, _EXPIRES: str(expires)}
         query[_SIGNATURE] = _signature(
@@ -37,11 +37,11 @@ class UrlSigner:
         return f"{self.base}{PATH}{attachment_id}?{urlencode(query)}"
 
     def refusal(self, method: str, attachment_id: str, query: Mapping[str, str]) -> str:
-        """Return "" for a URL that was signed here and is still good, else what to do."""
+        """Return "" for a URL that is validly signed and hasn't expired, else what the caller should do."""
         self._keys.refresh()
         given = query.get(_SIGNATURE, "").encode("utf-8", "surrogatepass")
         signed = {name: value for name, value in query.items() if name != _SIGNATURE}
-        # All are compared, whichever it is.
+        # Compare with all keys, so that the time doesn't tell which one matches.
         matches = [
             hmac.compare_digest(_signature(key, method, attachment_id, signed).encode(), given)
             for key in self._keys.secrets(_PURPOSE)

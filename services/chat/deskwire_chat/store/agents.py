@@ -32,7 +32,7 @@ async def get(c: AsyncConnection, tenant: str, agent_id: str) -> Agent | None:
 
 
 async def lock(c: AsyncConnection, tenant: str, agent_id: str) -> Agent | None:
-    """Return an agent of a tenant that nobody else changes before the transaction ends."""
+    """Return an agent of a tenant, locked until the transaction ends."""
     return await _one(c, _of(tenant, agent_id).with_for_update())
 
 
@@ -59,7 +59,7 @@ async def disabled(c: AsyncConnection) -> list[tuple[str, str]]:
 
 
 async def page(c: AsyncConnection, tenant: str, *, after: str | None, limit: int) -> list[Agent]:
-    """Return agents by id, after one."""
+    """Return agents in the order of ids, from after `after`."""
     statement = select(agents).where(agents.c.tenant_id == tenant)
     if after is not None:
         statement = statement.where(agents.c.agent_id > after)
@@ -68,7 +68,7 @@ async def page(c: AsyncConnection, tenant: str, *, after: str | None, limit: int
 
 
 async def add(c: AsyncConnection, agent: Agent) -> None:
-    """Insert a new agent; one that is there raises."""
+    """Insert a new agent; raises when it exists."""
     await c.execute(
         insert(agents).values(
             tenant_id=agent.tenant,
@@ -86,7 +86,7 @@ async def add(c: AsyncConnection, agent: Agent) -> None:
 
 
 async def save(c: AsyncConnection, agent: Agent) -> None:
-    """Write what is said of an agent; the row is locked by this transaction."""
+    """Write what can change of an agent; this transaction has locked the row."""
     await c.execute(
         update(agents)
         .where(agents.c.tenant_id == agent.tenant, agents.c.agent_id == agent.agent_id)
@@ -101,7 +101,7 @@ async def save(c: AsyncConnection, agent: Agent) -> None:
 
 
 async def take(c: AsyncConnection, tenant: str, agent_id: str, *, now: int) -> bool:
-    """Count one conversation more, if the agent is let in, available and has room; else False."""
+    """Count one conversation more; False when the agent is disabled, not available or has no room."""
     result = await c.execute(
         update(agents)
         .where(

@@ -1,4 +1,4 @@
-"""Attachments: what is known of files; their bytes are elsewhere."""
+"""The records of attachments; their bytes are in an AttachmentStore."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def get(c: AsyncConnection, tenant: str, attachment_id: str) -> Attachment
 
 
 async def lock(c: AsyncConnection, tenant: str, attachment_id: str) -> Attachment | None:
-    """Return an attachment of a tenant that nobody else changes before the transaction ends."""
+    """Return an attachment of a tenant, locked until the transaction ends."""
     return await _one(c, _of(tenant, attachment_id).with_for_update())
 
 
@@ -79,7 +79,7 @@ async def _one(c: AsyncConnection, statement: Select[Any]) -> Attachment | None:
 
 
 async def get_many(c: AsyncConnection, ids: Sequence[str]) -> dict[str, Attachment]:
-    """Return those that exist, of any tenant: the writer checks."""
+    """Return the attachments that exist, of any tenant: the writer checks the tenant."""
     found: dict[str, Attachment] = {}
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]
@@ -89,7 +89,7 @@ async def get_many(c: AsyncConnection, ids: Sequence[str]) -> dict[str, Attachme
 
 
 async def count_unsent(c: AsyncConnection, who: Actor) -> int:
-    """Return how many of somebody's attachments no message carries yet."""
+    """Return how many of a user's attachments no message carries yet."""
     columns = attachments.c
     found = await c.execute(
         select(func.count())
@@ -105,7 +105,7 @@ async def count_unsent(c: AsyncConnection, who: Actor) -> int:
 
 
 async def ready(c: AsyncConnection, item: Attachment) -> None:
-    """Mark that the bytes are there; the row is locked by this transaction."""
+    """Mark that the bytes are stored; this transaction has locked the row."""
     await c.execute(
         update(attachments)
         .where(attachments.c.attachment_id == item.attachment_id)
@@ -114,7 +114,7 @@ async def ready(c: AsyncConnection, item: Attachment) -> None:
 
 
 async def sent(uow: UnitOfWork, items: Sequence[Attachment]) -> bool:
-    """Mark what messages carry; False when one isn't READY any more."""
+    """Mark attachments that messages carry; False when one isn't READY any more."""
     for item in items:
         done = await uow.execute(
             update(attachments)
@@ -130,7 +130,7 @@ async def sent(uow: UnitOfWork, items: Sequence[Attachment]) -> bool:
 
 
 async def discard(uow: UnitOfWork, places: Sequence[tuple[str, int]], *, now: int) -> None:
-    """Mark the attachments of messages, at (conversation, seq), to be removed."""
+    """Mark the attachments of the messages at (conversation, seq) for removal."""
     for conversation_id, seq in places:
         await uow.execute(
             update(attachments)
@@ -144,7 +144,7 @@ async def discard(uow: UnitOfWork, places: Sequence[tuple[str, int]], *, now: in
 
 
 async def due(c: AsyncConnection, *, now: int, limit: int) -> list[Attachment]:
-    """Return attachments whose object is to go, the oldest first."""
+    """Return attachments whose object is to be removed, the oldest first."""
     columns = attachments.c
     rows = await c.execute(
         select(attachments)

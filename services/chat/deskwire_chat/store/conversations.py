@@ -1,4 +1,4 @@
-"""Conversations. Their head is the log's: no row of theirs is written when a message is stored."""
+"""Conversations. Their head comes from the log: storing a message doesn't write the conversation's row."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def _all(c: AsyncConnection, statement: Select[Any]) -> list[Conversation]
 
 
 async def get_many(c: AsyncConnection, ids: Sequence[str]) -> list[Conversation]:
-    """Return those of the conversations that exist, of any tenant: the writer checks."""
+    """Return the conversations that exist, of any tenant: the writer checks the tenant."""
     return await _all(c, select(*_COLUMNS).where(conversations.c.conversation_id.in_(ids)))
 
 
@@ -96,7 +96,7 @@ async def page(
 async def open_of(
     c: AsyncConnection, tenant: str, role: ActorRole, subjects: Sequence[str]
 ) -> dict[str, list[Conversation]]:
-    """Return the conversations of some users that aren't closed, by user: those that they take part in."""
+    """Return the open conversations in which some users take part, by user."""
     columns = conversations.c
     if role == ActorRole.VISITOR:
         theirs = columns.visitor_id.in_(subjects) & (columns.state != int(State.CLOSED))
@@ -109,14 +109,14 @@ async def open_of(
     else:
         return {}
     found: dict[str, list[Conversation]] = {}
-    for each in await _all(c, select(*_COLUMNS).where(columns.tenant_id == tenant, theirs)):
-        user = each.visitor_id if role == ActorRole.VISITOR else each.agent_id
-        found.setdefault(user, []).append(each)
+    for item in await _all(c, select(*_COLUMNS).where(columns.tenant_id == tenant, theirs)):
+        user = item.visitor_id if role == ActorRole.VISITOR else item.agent_id
+        found.setdefault(user, []).append(item)
     return found
 
 
 async def waiting(c: AsyncConnection, tenants: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Return of some tenants how many conversations wait, and when the oldest was opened; none: not there."""
+    """Return by tenant how many conversations wait, and when the oldest was opened; leave out tenants without any."""
     columns = conversations.c
     rows = await c.execute(
         select(columns.tenant_id, func.count(), func.min(columns.created_at))
@@ -149,7 +149,7 @@ async def agents_of_customer(
 async def of_bots(
     c: AsyncConnection, bots: Sequence[tuple[str, str]]
 ) -> list[tuple[str, str, str]]:
-    """Return (conversation, tenant, agent_id) of all that some bots (tenant, agent_id) have."""
+    """Return (conversation, tenant, agent_id) of all conversations that some bots (tenant, agent_id) have."""
     columns = conversations.c
     rows = await c.execute(
         select(columns.conversation_id, columns.tenant_id, columns.agent_id)
@@ -164,7 +164,7 @@ async def of_bots(
 
 
 async def of_disabled_agents(c: AsyncConnection) -> list[tuple[str, str]]:
-    """Return (conversation, agent_id) of all that are with an agent who is disabled."""
+    """Return (conversation, agent_id) of all conversations that a disabled agent has."""
     columns = conversations.c
     rows = await c.execute(
         select(columns.conversation_id, columns.agent_id)
@@ -179,7 +179,7 @@ async def of_disabled_agents(c: AsyncConnection) -> list[tuple[str, str]]:
 
 
 async def queued(c: AsyncConnection) -> list[WorkItem]:
-    """Return the work items of all that wait, oldest first."""
+    """Return the work items of all conversations that wait, oldest first."""
     columns = conversations.c
     rows = await c.execute(
         select(columns.tenant_id, columns.conversation_id, columns.created_at, columns.human_wanted)
@@ -190,7 +190,7 @@ async def queued(c: AsyncConnection) -> list[WorkItem]:
 
 
 async def add(c: AsyncConnection, items: Sequence[Conversation]) -> None:
-    """Insert new conversations; one that is there raises."""
+    """Insert new conversations; raises when one exists."""
     await c.execute(
         insert(conversations),
         [
@@ -216,7 +216,7 @@ async def add(c: AsyncConnection, items: Sequence[Conversation]) -> None:
 
 
 async def save(c: AsyncConnection, item: Conversation, *, old_version: int) -> bool:
-    """Write what can change of a conversation; False when it hasn't `old_version` any more."""
+    """Write what can change of a conversation; False when its version isn't `old_version` any more."""
     result = await c.execute(
         update(conversations)
         .where(

@@ -45,21 +45,21 @@ async def get(c: AsyncConnection, tenant: str, customer_id: str) -> Customer | N
 
 
 async def lock(c: AsyncConnection, tenant: str, customer_id: str) -> Customer | None:
-    """Return a customer of a tenant that nobody else changes before the transaction ends."""
+    """Return a customer of a tenant, locked until the transaction ends."""
     return (await lock_many(c, tenant, [customer_id])).get(customer_id)
 
 
 async def get_many(
     c: AsyncConnection, tenant: str, customer_ids: Sequence[str]
 ) -> dict[str, Customer]:
-    """Return those of the tenant's customers that exist, by id."""
+    """Return the tenant's customers that exist, by id."""
     return await _by_id(c, _of(tenant, customer_ids))
 
 
 async def lock_many(
     c: AsyncConnection, tenant: str, customer_ids: Sequence[str]
 ) -> dict[str, Customer]:
-    """Return customers by id that nobody else changes before the transaction ends; locked in the order of ids."""
+    """Return customers by id, locked until the transaction ends; they are locked in the order of ids."""
     return await _by_id(c, _of(tenant, customer_ids).with_for_update())
 
 
@@ -77,7 +77,7 @@ async def _by_id(c: AsyncConnection, statement: Select[Any]) -> dict[str, Custom
 
 
 async def page(c: AsyncConnection, tenant: str, *, after: str | None, limit: int) -> list[Customer]:
-    """Return customers by id (UUIDv7: oldest first), after one."""
+    """Return customers in the order of ids (UUIDv7: oldest first), from after `after`."""
     statement = select(customers).where(customers.c.tenant_id == tenant)
     if after is not None:
         statement = statement.where(customers.c.customer_id > after)
@@ -88,7 +88,7 @@ async def page(c: AsyncConnection, tenant: str, *, after: str | None, limit: int
 async def owners(
     c: AsyncConnection, tenant: str, identities: Iterable[Identity]
 ) -> dict[Identity, str]:
-    """Return who has which of the identities."""
+    """Return the ids of the customers who have some identities, by identity."""
     columns = customer_identities.c
     rows = await c.execute(
         select(columns.namespace, columns.value, columns.customer_id).where(
@@ -102,7 +102,7 @@ async def owners(
 
 
 async def add(c: AsyncConnection, items: Sequence[Customer]) -> None:
-    """Insert new customers with their identities; an identity that is taken raises."""
+    """Insert new customers with their identities; raises when an identity is taken."""
     await c.execute(
         insert(customers),
         [
@@ -134,7 +134,7 @@ def _identity_row(customer: Customer, identity: Identity) -> dict[str, Any]:
 
 
 async def save(c: AsyncConnection, before: Customer, after: Customer) -> None:
-    """Write a customer that this transaction has locked, and its new identities."""
+    """Write a customer whom this transaction has locked, and their new identities."""
     await c.execute(
         update(customers)
         .where(customers.c.customer_id == after.customer_id)
@@ -164,7 +164,7 @@ async def source_version(c: AsyncConnection, customer_id: str, system: str) -> i
 async def save_source_version(
     c: AsyncConnection, customer_id: str, system: str, version: int, *, known: bool
 ) -> None:
-    """Note a system's version; `known`: there is one already."""
+    """Write a system's version; `known`: the row exists already."""
     values = {"version": f"{version:020d}"}
     if known:
         await c.execute(

@@ -1,4 +1,4 @@
-"""Integration keys: never a secret, only its hash."""
+"""Integration keys; of a secret only the hash is stored."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def _key(row: Row[Any]) -> IntegrationKey:
 
 
 async def get(c: AsyncConnection, key_id: str) -> IntegrationKey | None:
-    """Return a key of whatever tenant: for a caller whose secret is to tell the tenant."""
+    """Return a key of any tenant, for a caller whose secret tells the tenant."""
     row = (await c.execute(select(keys).where(keys.c.key_id == key_id))).first()
     return None if row is None else _key(row)
 
 
 async def lock(c: AsyncConnection, tenant: str, key_id: str) -> IntegrationKey | None:
-    """Return a key of a tenant that nobody else changes before the transaction ends."""
+    """Return a key of a tenant, locked until the transaction ends."""
     statement = select(keys).where(keys.c.key_id == key_id, keys.c.tenant_id == tenant)
     row = (await c.execute(statement.with_for_update())).first()
     return None if row is None else _key(row)
@@ -41,7 +41,7 @@ async def lock(c: AsyncConnection, tenant: str, key_id: str) -> IntegrationKey |
 async def page(
     c: AsyncConnection, tenant: str, *, after: str | None, limit: int
 ) -> list[IntegrationKey]:
-    """Return keys by id, which is by age, after one."""
+    """Return keys in the order of ids, which is the order of age, from after `after`."""
     statement = select(keys).where(keys.c.tenant_id == tenant)
     if after is not None:
         statement = statement.where(keys.c.key_id > after)
@@ -67,7 +67,7 @@ async def add(c: AsyncConnection, key: IntegrationKey) -> None:
 
 
 async def save(c: AsyncConnection, key: IntegrationKey) -> None:
-    """Write what can change of a key; the row is locked by this transaction."""
+    """Write what can change of a key; this transaction has locked the row."""
     await c.execute(
         update(keys)
         .where(keys.c.key_id == key.key_id)

@@ -17,7 +17,7 @@ from deskwire_chat.store.tables import messages
 from deskwire_common.db import Statements, UnitOfWork, array, is_division_by_zero
 
 SentKey = tuple[str, int, str, str]
-"""Conversation, sender's role, sender, client_msg_id: stored once."""
+"""Conversation, sender's role, sender, client_msg_id: a message with the same key is stored only once."""
 
 _LOOKUP_CHUNK: Final = 200  # SQLite's limit on expression depth and parameters
 
@@ -31,7 +31,7 @@ _ARRAYS: Final = (
     "%s::bigint[]"
 )
 _INSERT: Final = f"INSERT INTO messages ({_COLUMNS}) SELECT * FROM unnest({_ARRAYS}) AS m"  # noqa: S608
-# A division by zero ends the statement, and takes back what it did, unless all heads were moved.
+# Unless all heads were moved, a division by zero ends the statement and so rolls it back.
 _APPEND_TO_LOG: Final = (
     f"WITH moved AS ({partitions.MOVE} RETURNING 1) {_INSERT} "  # noqa: S608
     "WHERE 1 / (CASE WHEN (SELECT count(*) FROM moved) = %s THEN 1 ELSE 0 END) = 1"
@@ -60,7 +60,7 @@ def _message(row: Any) -> Message:
 
 
 async def append(uow: UnitOfWork, items: Sequence[Message]) -> None:
-    """Insert committed-to-be messages; any violation raises, nothing is ignored."""
+    """Insert messages that are about to be committed; any violation raises, nothing is ignored."""
     if uow.dialect == "postgresql":
         await uow.connection.exec_driver_sql(_INSERT, tuple(_arrays(items)))
         return
@@ -96,7 +96,7 @@ async def append_to_log(
 ) -> bool:
     """Append messages and move the heads of their partitions, in one statement that commits itself; PostgreSQL only.
 
-    Arguments, proof and result are those of `partitions.fence`: after False nothing was written.
+    Arguments, proof and result are those of `partitions.fence`: False means that nothing was written.
     """
     moves = [array(column) for column in partitions.moves(steps, published)]
     try:
@@ -132,7 +132,7 @@ def _arrays(items: Sequence[Message]) -> list[str]:
 
 
 async def find_sent(c: AsyncConnection, keys: Sequence[SentKey]) -> dict[SentKey, Message]:
-    """Return those of `keys` that are stored."""
+    """Return the stored messages that have one of `keys`, by key."""
     found: dict[SentKey, Message] = {}
     columns = messages.c
     for start in range(0, len(keys), _LOOKUP_CHUNK):
@@ -170,9 +170,9 @@ async def sent_keys(c: AsyncConnection, conversation_ids: Sequence[str]) -> list
 async def after_seq(
     c: AsyncConnection, conversation_id: str, *, seq: int, limit: int, max_bytes: int
 ) -> list[Message]:
-    """Return a run of messages after `seq`, in order: up to `limit`, of which only the last goes over `max_bytes`.
+    """Return a run of messages after `seq`, in order: up to `limit`, ending with the one that reaches `max_bytes`.
 
-    The database adds the sizes up, so that what a run doesn't take is never read: 1,000 long texts have 32 MB.
+    The database adds up the sizes, so that messages beyond the run are never read: 1,000 long texts have 32 MB.
     """
     sizes = (
         select(messages.c.seq, func.length(messages.c.body).label("size"))
@@ -226,7 +226,7 @@ async def log(
 
 
 async def change(uow: UnitOfWork, items: Sequence[Message]) -> None:
-    """Write what an edit or a redaction changes of stored messages."""
+    """Write stored messages that an edit or a redaction changed."""
     for item in items:
         await uow.execute(
             update(messages)

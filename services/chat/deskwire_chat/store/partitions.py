@@ -1,4 +1,4 @@
-"""Who owns the partitions, and how far each log goes."""
+"""The owners of the partitions, and how far each log goes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def _read(row: Any) -> Partition:
 
 
 ROWS: Final = SlotRows(partitions, _read, empty={"head": 0, "published": 0}, keep=["published"])
-"""Partitions as slots. Terms stand beside heads, so that one statement proves the one and moves the other."""
+"""Partitions as slots. Terms stand beside heads, so that one statement proves the terms and moves the heads."""
 PARTITION_IDS: Final = range(PARTITIONS)
 
 
 async def save_published(c: AsyncConnection, *, number: int, term: int, position: int) -> bool:
     """Note that everything up to `position` is on Kafka; False when the term is over.
 
-    One row per transaction: several could wait for the fence's rows in another order, which is a deadlock.
+    It writes one row per transaction: several could wait for the fence's rows in another order, which is a deadlock.
     """
     result = await c.execute(
         update(partitions)
@@ -55,11 +55,11 @@ MOVE: Final = (
     "FROM unnest(%s::integer[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) "
     "AS s (id, term, old_head, head, published) WHERE p.id = s.id AND p.term = s.term AND p.head = s.old_head"
 )
-"""What `fence` does, on PostgreSQL, with the columns of `moves`."""
+"""The statement of `fence` on PostgreSQL, with the columns of `moves`."""
 
 
 def moves(steps: Steps, published: Mapping[int, int]) -> list[list[int]]:
-    """Return the columns of MOVE."""
+    """Return the columns that MOVE takes."""
     return [
         list(steps),
         *(list(column) for column in zip(*steps.values(), strict=True)),
@@ -70,9 +70,9 @@ def moves(steps: Steps, published: Mapping[int, int]) -> list[list[int]]:
 def fence_sql(steps: Steps, published: Mapping[int, int] | None = None) -> str:
     """Return the statement that moves heads: partition → (term, old head, new head).
 
-    Its rowcount is len(steps), or somebody else owns a partition or moved its head: roll back then. It holds nothing
-    but integers. Without movement (old == new) it still locks the rows and proves the terms. `published` (partition
-    → position on Kafka) is noted on the way, as these rows are written anyway.
+    If its rowcount isn't len(steps), another process owns a partition or moved its head: roll back then. It contains
+    only integers. Without movement (old == new) it still locks the rows and proves the terms. It also writes
+    `published` (partition → position on Kafka), as these rows are written anyway.
     """
     cases = " ".join(f"WHEN {number} THEN {new}" for number, (_, _, new) in steps.items())
     wheres = " OR ".join(
@@ -88,6 +88,6 @@ def fence_sql(steps: Steps, published: Mapping[int, int] | None = None) -> str:
 async def fence(
     c: AsyncConnection, steps: Steps, published: Mapping[int, int] | None = None
 ) -> bool:
-    """Move heads as `fence_sql` says; False when this process isn't the owner, or not of these heads."""
+    """Move heads as `fence_sql` describes; False when this process isn't the owner, or the heads are others."""
     result = await c.execute(text(fence_sql(steps, published)))
     return bool(result.rowcount == len(steps))

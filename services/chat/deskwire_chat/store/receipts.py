@@ -1,4 +1,4 @@
-"""How far everybody has got in a conversation."""
+"""Receipts: how far each user has got in a conversation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deskwire_chat.domain.messages import Receipt
 from deskwire_chat.store.tables import receipts
 from deskwire_common.db import UnitOfWork
 
-_MOST: Final = 200  # everybody who ever took part has one: with many transfers they have no end
+_MOST: Final = 200  # everybody who ever took part has one: many transfers make many receipts
 _KEYS = ("conversation_id", "role", "subject")
 
 
@@ -22,7 +22,7 @@ def _receipt(row: Row[Any]) -> Receipt:
 
 
 async def of_conversation(c: AsyncConnection, conversation_id: str) -> list[Receipt]:
-    """Return the receipts of a conversation; of very many only those that moved last."""
+    """Return the receipts of a conversation; if there are very many, only those that moved last."""
     rows = await c.execute(
         select(receipts)
         .where(receipts.c.conversation_id == conversation_id)
@@ -34,7 +34,7 @@ async def of_conversation(c: AsyncConnection, conversation_id: str) -> list[Rece
 
 async def raise_to(uow: UnitOfWork, items: Sequence[Receipt], *, now: int) -> list[Receipt]:
     """Move receipts forward, never back; return them as they are now."""
-    # In one order, so that two writers don't wait for each other in a circle.
+    # In a fixed order, so that two writers can't deadlock.
     rows = sorted(
         (
             {

@@ -1,7 +1,7 @@
 """The index of messages' words: one call for three databases.
 
-PostgreSQL has the words in a tsvector with a GIN index, MariaDB in a FULLTEXT index, SQLite in a table of FTS5. What is
-put in are the words of `deskwire_chat.words`, so that all three find the same.
+PostgreSQL has the words in a tsvector with a GIN index, MariaDB in a FULLTEXT index, SQLite in a table of FTS5. All
+three are given the words of `domain.words`, so that they find the same.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ search = Table(
     Column("created_at", db.Micros, nullable=False),
     Column("note", Boolean, nullable=False),
 )
-"""Beside it are the words: a column that SQLAlchemy knows nothing of, on SQLite the table `message_words`."""
+"""The words are in a further column that SQLAlchemy doesn't know, on SQLite in the table `message_words`."""
 
 positions = Table(
     "search_positions",
@@ -65,10 +65,10 @@ _MATCH: Final = {
 }
 
 Steps = Mapping[int, tuple[int, int]]
-"""Partition → how far the index has got in its log, and how far it is to get."""
+"""Partition → how far the index has got in its log, and how far it is to get next."""
 
-# An encoded Content with a text and nothing else: 0x0a, the length in one byte or two, the text. Null for others, and
-# for text with a NUL, which PostgreSQL's own text can't have. LATIN1 has a character for every byte.
+# The text of an encoded Content that has nothing else: 0x0a, the length in one byte or two, the text. Null for others,
+# and for text with a NUL, which PostgreSQL's own text can't have. LATIN1 has a character for every byte.
 _SAID: Final = (
     f"CASE WHEN kind <> {Kind.TEXT:d} OR octet_length(body) < 4 THEN NULL"
     " WHEN get_byte(body, 0) <> 10 OR position('\\x00'::bytea IN body) > 0 THEN NULL"
@@ -77,10 +77,10 @@ _SAID: Final = (
     " WHEN octet_length(body) = 3 + get_byte(body, 1) - 128 + 128 * get_byte(body, 2)"
     " THEN convert_from(substring(body FROM 4), 'LATIN1') END"
 )
-# Long words are cut, and to cut them here takes PostgreSQL longer than all the rest.
+# Texts with long words aren't plain: cutting the words takes PostgreSQL longer than all the rest.
 _IS_PLAIN: Final = f"said ~ '^[\\x01-\\x7f]+$' AND said !~ '[A-Za-z0-9]{{{MAX_BYTES + 1}}}'"
 _SEPARATORS: Final = "".join(f"\\x{each:02x}" for each in range(1, 128) if not chr(each).isalnum())
-# As words.of_text has it. Blanks between, and "ww" before each: there is nothing for a parser to be clever with.
+# The words that words.of_text gives. With blanks between and "ww" before each, no parser interprets them further.
 _WORDS: Final = (
     "to_tsvector('pg_catalog.simple', 'ww' || regexp_replace("
     f"btrim(lower(said COLLATE \"C\"), E'{_SEPARATORS}'), '[^a-z0-9]+', ' ww', 'g'))"
@@ -128,7 +128,7 @@ def entry_id(partition: int, position: int) -> int:
 
 
 async def followed(uow: UnitOfWork, partitions: Iterable[int]) -> dict[int, int]:
-    """Return how far the index has got in each partition's log; makes the rows that are missing."""
+    """Return how far the index has got in each partition's log; insert the rows that are missing."""
     rows = await uow.execute(select(positions))
     found: dict[int, int] = {row.partition_id: row.position for row in rows}
     missing = [number for number in partitions if number not in found]
@@ -140,16 +140,16 @@ async def followed(uow: UnitOfWork, partitions: Iterable[int]) -> dict[int, int]
 
 
 async def hold(uow: UnitOfWork, steps: Steps) -> bool:
-    """Keep others from moving positions until the transaction ends; False when somebody has moved one."""
+    """Lock positions until the transaction ends; False when another process has moved one."""
     found = await uow.execute(select(positions).where(text(_at(steps))).with_for_update())
     return len(list(found)) == len(steps)
 
 
 async def advance(uow: UnitOfWork, steps: Steps) -> bool:
-    """Move positions; False when somebody else has moved one."""
+    """Move positions; False when another process has moved one."""
     cases = " ".join(f"WHEN {number} THEN {new}" for number, (_, new) in steps.items())
     result = await uow.execute(
-        text(  # nothing but integers
+        text(  # it contains only integers
             f"UPDATE search_positions SET position = CASE partition_id {cases} ELSE position END"  # noqa: S608
             f" WHERE {_at(steps)}"
         )
@@ -158,14 +158,14 @@ async def advance(uow: UnitOfWork, steps: Steps) -> bool:
 
 
 def _at(steps: Steps) -> str:
-    """Return what selects the positions that some steps begin with; nothing but integers."""
+    """Return a condition for the positions at which some steps begin; it contains only integers."""
     return " OR ".join(
         f"(partition_id={number} AND position={old})" for number, (old, _) in steps.items()
     )
 
 
 def _within(steps: Steps) -> str:
-    """Return what selects the messages of some steps; nothing but integers."""
+    """Return a condition for the messages of some steps; it contains only integers."""
     return " OR ".join(
         f"(partition_id={number} AND position>{old} AND position<={new})"
         for number, (old, new) in steps.items()
@@ -173,13 +173,13 @@ def _within(steps: Steps) -> str:
 
 
 async def put_plain(uow: UnitOfWork, steps: Steps) -> int:
-    """Put in what PostgreSQL can by itself: texts in ASCII without very long words. Return how many."""
+    """Have PostgreSQL index what it can by itself, ASCII texts without very long words; return how many."""
     result = await uow.connection.exec_driver_sql(_PUT_PLAIN % _within(steps))
     return result.rowcount
 
 
 async def put(uow: UnitOfWork, entries: Sequence[Entry], *, gone: Sequence[int]) -> None:
-    """Take the lines `gone` out, and put others in, which aren't there."""
+    """Delete the lines `gone`, and insert `entries`, whose lines don't exist."""
     for start in range(0, len(gone), _CHUNK):
         chunk = gone[start : start + _CHUNK]
         await uow.execute(delete(search).where(search.c.id.in_(chunk)))
@@ -222,13 +222,13 @@ async def put(uow: UnitOfWork, entries: Sequence[Entry], *, gone: Sequence[int])
 
 
 async def _copy(uow: UnitOfWork, entries: Sequence[Entry]) -> None:
-    """COPY through the driver; nothing in it needs an escape."""
+    """Insert lines by COPY through the driver; no value needs an escape."""
     lines = []
-    for each in entries:
-        words = " ".join(f"{word}:{place}" for place, word in enumerate(each.words, 1))
+    for entry in entries:
+        words = " ".join(f"{word}:{place}" for place, word in enumerate(entry.words, 1))
         lines.append(
-            f"{each.id}\t{each.tenant}\t{each.conversation_id}\t{each.seq}\t{each.message_id}\t"
-            f"{each.created_at}\t{'t' if each.note else 'f'}\t{words}\n"
+            f"{entry.id}\t{entry.tenant}\t{entry.conversation_id}\t{entry.seq}\t{entry.message_id}\t"
+            f"{entry.created_at}\t{'t' if entry.note else 'f'}\t{words}\n"
         )
     async with raw_psycopg(uow) as driver, driver.cursor() as cursor, cursor.copy(_COPY) as copy:
         await copy.write("".join(lines).encode())
@@ -249,7 +249,7 @@ async def find(
     before: tuple[int, str] | None,
     limit: int,
 ) -> list[Hit]:
-    """Return where all the terms are, newest first, from before (created_at, message_id); "" selects all."""
+    """Return the messages that have all terms, newest first, from before (created_at, message_id); "" selects all."""
     columns = search.c
     statement = select(
         columns.conversation_id, columns.seq, columns.message_id, columns.created_at
@@ -278,7 +278,7 @@ async def find(
 
 
 def _query(dialect: str, terms: Sequence[Term]) -> str:
-    """Return the terms in a database's own language. Words hold nothing that means something in it."""
+    """Return the terms in a database's query language. Words contain nothing that has a meaning in it."""
     if dialect == "postgresql":
         return " & ".join(
             f"({' <-> '.join(term.words)}{':*' if term.prefix else ''})" for term in terms
@@ -294,7 +294,7 @@ def _query(dialect: str, terms: Sequence[Term]) -> str:
 
 
 async def log(c: AsyncConnection, steps: Steps) -> list[Any]:
-    """Return what the index needs of the messages of some steps, but not of those that `put_plain` has put in."""
+    """Return what the index needs of some steps' messages, without those that `put_plain` has put in."""
     statement = select(*_OF_MESSAGES).where(text(f"({_within(steps)})"))
     if c.dialect.name == "postgresql":
         statement = statement.where(
@@ -304,7 +304,7 @@ async def log(c: AsyncConnection, steps: Steps) -> list[Any]:
 
 
 async def at(c: AsyncConnection, places: Sequence[tuple[str, int]]) -> list[Any]:
-    """Return the same of the messages at (conversation, seq), whoever has put them in."""
+    """Return the same columns of the messages at (conversation, seq), even of those that `put_plain` has put in."""
     found: list[Any] = []
     columns = messages.c
     for start in range(0, len(places), _CHUNK):

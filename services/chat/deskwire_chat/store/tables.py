@@ -1,4 +1,4 @@
-"""Tables of chat. Ids are text, times microseconds UTC, on all three dialects the same rows."""
+"""Tables of chat. Ids are text, times are microseconds UTC; the rows are the same on all three dialects."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ attachments = Table(
     Column("size_bytes", db.UInt32, nullable=False),
     Column("sha256", db.ascii_text(64), nullable=False),
     Column("state", SmallInteger, nullable=False),
-    # Of the message that carries it; 0: none.
+    # The seq of the message that carries it; 0: none.
     Column("seq", db.UInt32, nullable=False),
     Column("created_at", db.Micros, nullable=False),
-    # When its object is to be removed; 0: it stays.
+    # When its object is to be removed; 0: never.
     Column("remove_at", db.Micros, nullable=False),
     Index("attachments_due", "remove_at"),
     Index("attachments_unsent", "tenant_id", "uploader_id", "state"),

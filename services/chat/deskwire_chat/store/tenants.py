@@ -1,4 +1,4 @@
-"""Tenants, as far as they were created."""
+"""Tenants that were created."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def _tenant(row: Row[Any]) -> Tenant:
 
 
 async def get(c: AsyncConnection, tenant_id: str) -> Tenant | None:
-    """Return a tenant, if it was created."""
+    """Return a tenant; None when it was never created."""
     return await _one(c, select(tenants).where(tenants.c.tenant_id == tenant_id))
 
 
 async def lock(c: AsyncConnection, tenant_id: str) -> Tenant | None:
-    """Return a tenant that nobody else changes before the transaction ends."""
+    """Return a tenant, locked until the transaction ends."""
     statement = select(tenants).where(tenants.c.tenant_id == tenant_id)
     return await _one(c, statement.with_for_update())
 
@@ -39,7 +39,7 @@ async def _one(c: AsyncConnection, statement: Select[Any]) -> Tenant | None:
 
 
 async def page(c: AsyncConnection, *, after: str | None, limit: int) -> list[Tenant]:
-    """Return tenants by id, after one."""
+    """Return tenants in the order of ids, from after `after`."""
     statement = select(tenants)
     if after is not None:
         statement = statement.where(tenants.c.tenant_id > after)
@@ -48,13 +48,13 @@ async def page(c: AsyncConnection, *, after: str | None, limit: int) -> list[Ten
 
 
 async def disabled(c: AsyncConnection) -> list[str]:
-    """Return the ids of all that are disabled."""
+    """Return the ids of all disabled tenants."""
     rows = await c.execute(select(tenants.c.tenant_id).where(tenants.c.disabled == true()))
     return [row.tenant_id for row in rows]
 
 
 async def add(c: AsyncConnection, tenant: Tenant) -> None:
-    """Insert a new tenant; one that is there raises."""
+    """Insert a new tenant; raises when it exists."""
     await c.execute(
         insert(tenants).values(
             tenant_id=tenant.tenant_id,
@@ -68,7 +68,7 @@ async def add(c: AsyncConnection, tenant: Tenant) -> None:
 
 
 async def save(c: AsyncConnection, tenant: Tenant) -> None:
-    """Write what can change of a tenant; the row is locked by this transaction."""
+    """Write what can change of a tenant; this transaction has locked the row."""
     await c.execute(
         update(tenants)
         .where(tenants.c.tenant_id == tenant.tenant_id)

@@ -1,1 +1,1 @@
-"""The only SQL of tickets: tables, and queries that take an open connection, each limited to one tenant."""
+"""The only SQL of tickets: tables, and queries on an open connection, each limited to one tenant."""

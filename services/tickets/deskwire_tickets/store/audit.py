@@ -20,7 +20,7 @@ async def add(uow: UnitOfWork, change: Change) -> None:
 async def page(
     connection: AsyncConnection, tenant: str, ticket_id: str, *, after: int, limit: int
 ) -> list[AuditEntry]:
-    """Up to `limit` entries with a version above `after`, oldest first."""
+    """Return up to `limit` entries with a version above `after`, oldest first."""
     query = (
         sa.select(audit)
         .where(audit.c.tenant_id == tenant, audit.c.ticket_id == ticket_id, audit.c.version > after)

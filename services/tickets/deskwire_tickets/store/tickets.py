@@ -17,7 +17,7 @@ from deskwire_tickets.store.tables import numbers, tickets
 
 @dataclass(frozen=True, slots=True)
 class TicketFilter:
-    """Which tickets a list wants; empty fields select all."""
+    """Which tickets a list contains; empty fields select all."""
 
     states: Sequence[TicketState] = ()
     conversation_id: str = ""
@@ -26,13 +26,13 @@ class TicketFilter:
 
 
 async def get(connection: AsyncConnection, tenant: str, ticket_id: str) -> Ticket | None:
-    """Read a ticket as of the last commit."""
+    """Return a ticket as of the last commit."""
     row = (await connection.execute(_select(tenant, ticket_id))).mappings().one_or_none()
     return None if row is None else _ticket(row)
 
 
 async def lock(uow: UnitOfWork, tenant: str, ticket_id: str) -> Ticket | None:
-    """Read a ticket and keep its row locked until the end of the transaction."""
+    """Return a ticket, locked until the transaction ends."""
     query = _select(tenant, ticket_id).with_for_update()
     row = (await uow.execute(query)).mappings().one_or_none()
     return None if row is None else _ticket(row)
@@ -46,7 +46,7 @@ async def page(
     below: int | None,
     limit: int,
 ) -> list[Ticket]:
-    """Up to `limit` tickets with a number below `below` (None: from the newest), newest first."""
+    """Return up to `limit` tickets with a number below `below` (None: from the newest), newest first."""
     query = sa.select(tickets).where(tickets.c.tenant_id == tenant)
     if wanted.states:
         query = query.where(tickets.c.state.in_([int(state) for state in wanted.states]))
@@ -63,7 +63,7 @@ async def page(
 
 
 async def next_number(uow: UnitOfWork, tenant: str) -> int:
-    """Draw the tenant's next ticket number; locked until the transaction ends, so no holes."""
+    """Return the tenant's next ticket number, locked until the transaction ends, so that there are no holes."""
     step = sa.update(numbers).where(numbers.c.tenant_id == tenant).values(last=numbers.c.last + 1)
     if (await uow.execute(step)).rowcount == 0:
         await db.insert_if_absent(uow, numbers, {"tenant_id": tenant, "last": 0})
@@ -73,12 +73,12 @@ async def next_number(uow: UnitOfWork, tenant: str) -> int:
 
 
 async def add(uow: UnitOfWork, ticket: Ticket) -> None:
-    """Store a new ticket."""
+    """Insert a new ticket."""
     await uow.execute(sa.insert(tickets), _row(ticket))
 
 
 async def save(uow: UnitOfWork, change: Change) -> None:
-    """Store what a change made of a locked ticket."""
+    """Write a changed ticket, whose row this transaction has locked."""
     if change.before is None:
         raise AssertionError("a new ticket is added")
     update = (

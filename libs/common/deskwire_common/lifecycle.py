@@ -167,7 +167,7 @@ class Runtime(Generic[SettingsT]):
         admit: Callable[[Principal], None] = lambda _principal: None,
         reuse_port: bool = False,
     ) -> int:
-        """Start the gRPC server with the rows of a table; returns its port. Health says SERVING when `build` returned.
+        """Start the gRPC server with the rows of a table; returns its port. Its health is SERVING after `build`.
 
         `owners` have the use cases, `forward` serves the rows whose key has an owner (see Table.register). `admit`
         looks at each verified caller and raises for one that isn't let in. `reuse_port`: other processes of the same

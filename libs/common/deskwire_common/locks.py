@@ -100,7 +100,7 @@ def lock_path(db: Database, name: str) -> Path:
 
 
 def lock_file(path: Path) -> int | None:
-    """Take the lock file without waiting; its descriptor, or None when somebody (also this process) has it."""
+    """Take the lock file without waiting; return its descriptor, or None when some process, even this one, has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -38,7 +38,7 @@ POLL: Final = 0.5
 #: Pauses after failures, in seconds.
 FIRST_BACKOFF: Final = 0.2
 MAX_BACKOFF: Final = 5.0
-#: Seconds between clean-ups of what was kept.
+#: Seconds between clean-ups of the kept rows.
 FORGET_EVERY: Final = 600.0
 
 

@@ -31,7 +31,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 ANSWER_BYTES: Final = 1 << 20
 """Encoded bytes after which a page, a run or a batch ends. One item may be larger: there is always at least one."""
 PAGE_SIZE: Final = 50
-"""Items on a page when the caller doesn't say."""
+"""Items on a page when the caller sets no size."""
 
 _CHUNK: Final = 50
 """Rows read at once: few, so that a page that ends by its bytes has read little in vain."""

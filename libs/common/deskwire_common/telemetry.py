@@ -61,7 +61,7 @@ class Telemetry:
         self._provider = provider
 
     async def close(self) -> None:
-        """Send what is buffered, at the most 3 seconds long, and stop. An unreachable collector is no error."""
+        """Send the buffered spans, for 3 seconds at the most, and stop. An unreachable collector is no error."""
         global _tracer  # noqa: PLW0603 (one tracer per process, like one log)
         _tracer = trace.NoOpTracer()
         await asyncio.to_thread(self._provider.force_flush, _FLUSH_MILLIS)

@@ -127,7 +127,7 @@ class LinkPool:
             self._call(link.target, _AGAIN)
         self._owners.changed.set()
 
-    # ------------------------------------------------------------------------- what a link asks for
+    # ------------------------------------------------------------------------------- called by links
 
     def greeting(self) -> bytes:
         """Return the first item of a stream."""

@@ -70,7 +70,7 @@ class OwnerMap:
         return moved
 
     def forget_reports(self, link: Link) -> None:
-        """Forget what a link that has ended reported; what is known of owners stays."""
+        """Forget the reports of a link that has ended; the known owners stay."""
         self._reports.pop(link, None)
         if self._reports:
             self.addresses = set().union(*self._reports.values())

@@ -1,6 +1,6 @@
 """The client protocol: what each frame of a client does, whatever carries it (WebSocket or gRPC).
 
-The gateway reads what frames are, never what messages say.
+The gateway reads frames, but never the contents of messages.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class Registry:
         session.transport.send(data)
 
     def resumable(self, resume: frame_pb2.Resume, principal: Principal) -> Session | None:
-        """Return the session that a client may resume: its own, and not older than what it has of it."""
+        """Return the session that a client may resume: its own, if it has sent what the client received."""
         try:
             session = self.by_number.get(int(resume.session_id[24:], 16))
         except ValueError:

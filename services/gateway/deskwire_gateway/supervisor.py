@@ -78,7 +78,7 @@ class _Worker:
 def supervise(settings: Settings) -> int | None:
     """Run DESKWIRE_WORKERS workers until SIGTERM or SIGINT; None when there is to be one, which is this process.
 
-    Raises OSError when a port is taken: workers share their ports, so they can't see that it is somebody else's.
+    Raises OSError when a port is taken: workers share their ports, so they can't see that another program has it.
     """
     if settings.workers == 1:
         return None

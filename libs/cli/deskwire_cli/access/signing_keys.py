@@ -212,7 +212,7 @@ def _require(entries: list[dict[str, Any]], kid: str) -> None:
         raise Problem(f"no key {kid} in the keys file: `deskwire key list --signing` shows them")
 
 
-# --------------------------------------------------------------------------------- what is given
+# --------------------------------------------------------------------------------------- options
 
 
 def _text_of(source: str) -> str:

@@ -82,7 +82,7 @@ class KeySet:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the set, private parts included, readable by the owner only; replaces the file whole. Blocks.
 
-        Where the path is a link, what it leads to is replaced: services may follow that by another path.
+        If the path is a link, its target is replaced: services may follow the target by another path.
         """
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ def is_name(text: str) -> bool:
 
 
 def checked_principal(principal: Principal) -> Principal:
-    """Return `principal` if its parts have the right form, else raise ValueError that says which has not."""
+    """Return `principal`. Raises ValueError that names a part whose form is wrong."""
     any_tenant = principal.tenant == ANY_TENANT and principal.role in _ANY_TENANT_ROLES
     if not any_tenant and not is_name(principal.tenant):
         raise ValueError("tenant must be 1-64 of A-Z a-z 0-9 . _ : @ -")

@@ -34,7 +34,7 @@ class Lease:
         return to_micros(self._clock.now())
 
     async def take(self, name: str, address: str) -> None:
-        """Take the place of a name, whoever had it. Raises Unavailable."""
+        """Take a name, whoever had it. Raises Unavailable."""
         self.me = Member(name, self.me.instance, address, 0)
         for last in (False, False, True):
             try:

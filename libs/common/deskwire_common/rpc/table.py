@@ -198,7 +198,7 @@ class Service:
 
 
 class Table:
-    """The services of a process, and what their rows say together, by full method name."""
+    """The services of a process, and the properties of all their rows by full method name."""
 
     def __init__(self, *services: Service) -> None:
         self.services = services

@@ -38,9 +38,10 @@ def _networks(*texts: str) -> tuple[IpNetwork, ...]:
 
 
 # The IANA registries of special-purpose addresses, written out: `is_global` differs between versions of Python.
+# And Azure's own one for its machines, which is in none of them.
 _NOT_PUBLIC: Final = _networks(
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
-    "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",
+    "168.63.129.16/32", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",
     "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
     "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",
 )  # fmt: skip
@@ -48,8 +49,10 @@ _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 # Networks that no name may stand for.
 _NEVER_BY_NAME: Final = _networks(
-    "0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/128", "fe80::/10", "fec0::/10", "ff00::/8"
-)
+    "0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/128", "fe80::/10", "fec0::/10", "ff00::/8",
+    # Where AWS, Alibaba and Azure keep credentials besides.
+    "fd00:ec2::/32", "100.100.100.200/32", "168.63.129.16/32",
+)  # fmt: skip
 
 
 class TargetRefused(Exception):

@@ -1,4 +1,4 @@
-"""Helpers that tests of several services share; servers are in `support.servers`."""
+"""Helpers that the tests of several services share; the servers are in `support.servers`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 async def eventually(
     check: Callable[[], T | Awaitable[T]], *, timeout: float = 10.0, interval: float = 0.02
 ) -> T:
-    """Call `check` until what it returns is true, and return that; instead of a sleep.
+    """Call `check` until its result is true, and return the result; use this instead of a sleep.
 
-    An AssertionError in it means "not yet". After `timeout` seconds the last one is raised, or one that says
-    what was returned last.
+    An AssertionError in `check` means "not yet". After `timeout` seconds the last one is raised, or one that shows
+    the last result.
     """
     deadline = time.monotonic() + timeout
     while True:

@@ -1,4 +1,4 @@
-"""Tenants, agents and keys of a running desk, as their operators manage them."""
+"""Helpers for tenants, agents and keys of a running desk, as operators manage them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support.suite import Desk
 
 @dataclass(frozen=True)
 class Access:
-    """Stubs of chat, as operators and others."""
+    """Stubs of chat for operators and others."""
 
     desk: Desk
     database_url: str
@@ -50,7 +50,7 @@ class Access:
         return integration_key_service_pb2_grpc.IntegrationKeyServiceStub(channel)
 
     def anyone(self) -> integration_key_service_pb2_grpc.IntegrationKeyServiceAsyncStub:
-        """Without a token."""
+        """Return a stub without a token."""
         channel = make_channel(self.chat)
         self.desk.stack.push_async_callback(channel.close)
         return integration_key_service_pb2_grpc.IntegrationKeyServiceStub(channel)
@@ -67,13 +67,13 @@ class Access:
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[Database]:
-        """Chat's database, as another process sees it."""
+        """Open chat's database as another process would."""
         db = await Database.open(self.database_url)
         yield db
         await db.close()
 
     async def goodbye(self, role: Role, subject: str) -> frame_pb2.Goodbye:
-        """How a new connection ends."""
+        """Return the Goodbye that ends a new connection."""
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.desk.gateway.port}")
         async with channel, asyncio.timeout(10):
             call = gateway_service_pb2_grpc.GatewayServiceStub(channel).Connect()
@@ -86,7 +86,7 @@ class Access:
         raise AssertionError("it ended without a Goodbye")
 
     async def events(self, topic: str, count: int) -> list[Any]:
-        """The first events of the desk's tenant on a topic, in the order of each subject."""
+        """Return the first events of the desk's tenant on a topic; those of one subject are in order."""
         reader = Reader(self.kafka, [topic])
         await reader.start()
         found: list[Any] = []

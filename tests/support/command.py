@@ -1,4 +1,4 @@
-"""The deskwire command as scripts run it, with a home and ports of its own."""
+"""The deskwire command as a script runs it, with a home and ports of its own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Command:
 
 
 async def kill(launch: Launch, name: str) -> None:
-    """kill -9 one service, and start it again."""
+    """Kill one service with kill -9, and start it again."""
     old = next(each for each, _ in reversed(launch.processes) if each.name == name)
     os.kill(old.pid, signal.SIGKILL)
     await old.ended()

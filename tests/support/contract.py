@@ -1,4 +1,4 @@
-"""The contract as tests look at it: every RPC, who serves it, and what the mutating ones publish."""
+"""The contract as tests check it: every RPC, which service serves it, and what mutating RPCs publish."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from google.protobuf.descriptor_pool import Default
 ROOT = Path(__file__).resolve().parents[2]
 DESCRIPTORS = files("deskwire") / "contract" / "descriptors.binpb"
 
-# Who serves what: the module that holds the service's AUTHORIZATION table.
+# Service → the module with its AUTHORIZATION table.
 SERVED_BY = {
     "deskwire.gateway.v1.GatewayService": "deskwire_gateway.api",
     "deskwire.chat.v1.ConversationService": "deskwire_chat.api",
@@ -28,14 +28,14 @@ SERVED_BY = {
     "deskwire.events.v1.AdapterRegistryService": "deskwire_events.api",
     "deskwire.cdc.v1.SourceService": "deskwire_cdc.api",
 }
-# Implemented by integrators, called by the hub: the adapter decides who may call it.
+# Integrators implement these and the hub calls them: the adapter decides who may call it.
 IMPLEMENTED_OUTSIDE = {"deskwire.adapters.v1.SystemAdapterService"}
 
 READS = (
     *("Get", "List", "Lookup", "Search", "Watch", "Subscribe"),
     *("Connect", "Link", "Schema", "Auth", "Exchange"),
 )
-# What a mutating call publishes; a new one without an entry fails the test.
+# The events that a mutating call publishes; a new call without an entry fails the test.
 PUBLISHES = {
     "ConversationService.SendMessage": {
         "message_sent",
@@ -51,14 +51,14 @@ PUBLISHES = {
     },
     "ConversationService.CloseConversation": {"conversation_closed"},
     "ConversationService.TransferConversation": {"conversation_transferred"},
-    # message_sent carries it.
+    # message_sent carries the attachment.
     "AttachmentService.CreateAttachment": set(),
     "AttachmentService.CompleteAttachment": set(),
     "CustomerService.UpdateCustomer": {"customer_updated"},
     "CustomerService.UpsertCustomer": {"customer_created", "customer_updated"},
     "AgentService.SetAgentStatus": {"agent_status_changed"},
     "AgentService.AcceptOffer": {"conversation_assigned"},
-    "AgentService.DeclineOffer": set(),  # of no business to anybody: the next is asked
+    "AgentService.DeclineOffer": set(),  # no event: the next agent gets an offer
     "AgentService.CreateAgent": {"agent_created"},
     "AgentService.DisableAgent": {"agent_disabled"},
     "AgentService.EnableAgent": {"agent_enabled"},

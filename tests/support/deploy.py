@@ -1,4 +1,4 @@
-"""What deploy/ must agree with: the services' own settings."""
+"""The services' settings, with which deploy/ must agree."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SERVICES = ("gateway", "chat", "tickets", "events", "cdc")
 
 
 def settings_class(service: str) -> type[BaseSettings]:
-    """The one settings class that the service's config room defines."""
+    """Return the one settings class that the service's config module defines."""
     room = importlib.import_module(f"deskwire_{service}.config")
     found = [
         value
@@ -24,7 +24,7 @@ def settings_class(service: str) -> type[BaseSettings]:
 
 
 def setting_names(service: str, *, required: bool = False) -> set[str]:
-    """The environment variables that the service reads; if required, those without a default."""
+    """Return the environment variables that the service reads; if `required`, only those without a default."""
     settings = settings_class(service)
     prefix = settings.model_config.get("env_prefix", "")
     return {

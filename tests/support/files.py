@@ -1,4 +1,4 @@
-"""Files that go to and from a desk, over HTTP as any client does it."""
+"""Uploads to and downloads from a desk, over HTTP as any client does them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PICTURE = bytes(range(256)) * 4_000  # a megabyte, in several chunks
 
 @dataclass(frozen=True)
 class Answer:
-    """What HTTP answered."""
+    """An HTTP response."""
 
     status: int
     body: bytes
@@ -29,7 +29,7 @@ class Answer:
 async def http(
     method: str, url: str, data: Any = None, headers: Mapping[str, str] | None = None
 ) -> Answer:
-    """One request, with exactly these headers."""
+    """Make one request, with exactly these headers."""
     timeout = aiohttp.ClientTimeout(total=20)
     async with (
         aiohttp.ClientSession(timeout=timeout, skip_auto_headers=["Content-Type"]) as session,
@@ -41,12 +41,13 @@ async def http(
 
 
 async def signed(url: pb.SignedUrl, data: bytes | None = None) -> Answer:
-    """The request that a SignedUrl describes."""
-    return await http(url.method, url.url, data, {each.name: each.value for each in url.headers})
+    """Make the request that a SignedUrl describes."""
+    headers = {header.name: header.value for header in url.headers}
+    return await http(url.method, url.url, data, headers)
 
 
 class Files:
-    """Somebody's attachments."""
+    """One user's attachments."""
 
     def __init__(self, d: Desk, role: Role, subject: str, **more: Any) -> None:
         self._stub = attachment_service_pb2_grpc.AttachmentServiceStub(
@@ -81,14 +82,14 @@ class Files:
     async def ready(
         self, conversation: str, data: bytes = PICTURE, **more: Any
     ) -> conversation_pb2.AttachmentReference:
-        """Upload a file; what a message says of it."""
+        """Upload a file; return the reference for a message that carries it."""
         made = await self.create(conversation, data, **more)
         assert (await signed(made.upload, data)).status == 200
         return reference(await self.complete(made.attachment.attachment_id))
 
 
 def reference(item: Any) -> conversation_pb2.AttachmentReference:
-    """What a message says of an attachment."""
+    """Return the reference for a message that carries an attachment."""
     return conversation_pb2.AttachmentReference(
         attachment_id=item.attachment_id,
         file_name=item.file_name,

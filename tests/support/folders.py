@@ -1,4 +1,4 @@
-"""Where a test process's servers keep their data: in memory, and not for longer than the process lives."""
+"""Folders for the data of a test process's servers: in memory, and gone when the process is."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Final
 
 _ROOM: Final = 4 * 1024**3
-"""Bytes that must be free in the memory; the servers of one process take less than a twentieth."""
+"""Bytes that must be free in memory; the servers of one process take less than a twentieth of them."""
 
 _PREFIX: Final = "deskwire-tests-"
 _OWNER: Final = "owner"
-"""A file that is locked while the process lives whose folder it is."""
+"""A file that the process which owns the folder keeps locked."""
 
 
 @contextmanager
 def data_folder() -> Iterator[Path]:
-    """An empty folder while the block runs; others than the owner may pass, for databases run as other users.
+    """Yield an empty folder, removed after the block; other users may pass through it, as databases run as those.
 
-    One that a killed process has left goes when the next one begins.
+    A folder that a killed process left is removed when the next process begins.
     """
     base = _base()
     for left in base.glob(f"{_PREFIX}*/{_OWNER}"):
@@ -32,7 +32,7 @@ def data_folder() -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         with (folder / _OWNER).open("w") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)
-            if not (folder / _OWNER).exists():  # taken for one that was left, before it was locked
+            if not (folder / _OWNER).exists():  # removed as one that was left, before it was locked
                 continue
             folder.chmod(0o711)
             try:
@@ -43,10 +43,10 @@ def data_folder() -> Iterator[Path]:
 
 
 def _base() -> Path:
-    """The memory, where a commit waits for no disk; the disk where there is no such folder or it is small.
+    """Return a folder in memory, where a commit waits for no disk; one on disk where memory has none or is small.
 
-    A fifth of the tests' time was such waiting, most of it MariaDB's for tables. Tests kill processes and never the
-    machine, so the page cache would keep as much.
+    A fifth of the tests' time was such waiting, most of it MariaDB's for new tables. Tests kill processes and never
+    the machine, so memory keeps as much as the page cache of a disk would.
     """
     memory = Path("/dev/shm")
     if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= _ROOM:
@@ -55,10 +55,10 @@ def _base() -> Path:
 
 
 def _clear(left: Path) -> None:
-    """Remove a folder whose owner is gone."""
+    """Remove a folder whose owner has died."""
     try:
         with left.open() as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left.parent, ignore_errors=True)
     except OSError:
-        return  # somebody's, or gone
+        return  # another process owns it, or it is gone

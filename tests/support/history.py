@@ -1,7 +1,7 @@
-"""People who go on talking whatever happens, what they saw, and the check of it.
+"""Users who keep talking whatever happens, what they received, and the check of it.
 
-The guarantees by name: *durable* (what was acknowledged is stored), *ordered* (as it was sent), *unique* (stored once,
-handed out once), *complete* (every reader and Kafka have everything).
+The guarantees by name: *durable* (acknowledged messages are stored), *ordered* (as they were sent), *unique* (stored
+once, delivered once), *complete* (every reader and Kafka have everything).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from support.world import World
 
 
 class Reading:
-    """What one client was handed out: conversation → (seq, message_id, text), as it came."""
+    """What one client received: conversation → (seq, message_id, text), in the order of arrival."""
 
     def __init__(self) -> None:
         self.messages: dict[str, list[tuple[int, str, str]]] = {}
@@ -55,7 +55,7 @@ class Talker:
         )
 
     async def talk(self, stop: asyncio.Event) -> None:
-        """Several messages are under way at any time; each is awaited to its end."""
+        """Send messages, several at a time, until `stop` is set, and wait for the result of each."""
         number = 0
         waiting: list[tuple[str, asyncio.Future[frame_pb2.SendAck]]] = []
         async with self._client:
@@ -84,14 +84,14 @@ class Crowd:
 
     @asynccontextmanager
     async def talking(self) -> AsyncIterator[None]:
-        """They talk while the block runs; at its end everything is checked."""
+        """Have visitors talk while the block runs, and check everything at its end."""
         async with AsyncExitStack() as stack:
             for number, reading in enumerate(self.readings):
                 name = f"agent-{number}"
                 token = self.world.token(Role.AGENT, name)
                 await stack.enter_async_context(Client(self.world.url, token, on_push=reading))
                 await self._available(token)
-            talking = [asyncio.create_task(each.talk(self._stop)) for each in self.talkers]
+            talking = [asyncio.create_task(talker.talk(self._stop)) for talker in self.talkers]
             try:
                 yield
             finally:
@@ -101,26 +101,26 @@ class Crowd:
 
     async def goes_on(self, more: int = 8) -> None:
         """Wait until every visitor has got more acknowledgements."""
-        before = [len(each.acked) for each in self.talkers]
+        before = [len(talker.acked) for talker in self.talkers]
         await eventually(
             lambda: all(
-                len(each.acked) >= had + more
-                for each, had in zip(self.talkers, before, strict=True)
+                len(talker.acked) >= had + more
+                for talker, had in zip(self.talkers, before, strict=True)
             ),
             timeout=90,
         )
 
     async def check(self) -> None:
-        """Everything that was promised."""
+        """Check all guarantees."""
         everything: dict[str, str] = {}
         for talker in self.talkers:
             stored = await self._stored(talker.conversation_id)
             assert [seq for seq, _, _ in stored] == list(range(1, len(stored) + 1))
-            own = [each for each in stored if each[2].startswith("message ")]
-            # Durable, ordered, unique: what was acknowledged, in the order of sending, and nothing else.
+            own = [entry for entry in stored if entry[2].startswith("message ")]
+            # Durable, ordered, unique: the acknowledged messages, in the order of sending, and nothing else.
             assert own == talker.acked
             assert [text for _, _, text in own] == [f"message {n + 1}" for n in range(len(own))]
-            # Complete: for the visitor and for the agent, each message once and in order.
+            # Complete: the visitor and an agent have each message once and in order.
             await eventually(
                 lambda t=talker, s=stored: t.reading.messages[t.conversation_id] == s, timeout=60
             )
@@ -129,12 +129,12 @@ class Crowd:
         await check_kafka(self.world.kafka, everything)
 
     def _is_read(self, talker: Talker, stored: list[tuple[int, str, str]]) -> bool:
-        """Whether an agent has all of a conversation; else says which seqs each of them has."""
-        theirs = [each.messages.get(talker.conversation_id, []) for each in self.readings]
+        """Return True when an agent has all of a conversation; else raise an error that shows each agent's seqs."""
+        theirs = [reading.messages.get(talker.conversation_id, []) for reading in self.readings]
         assert stored in theirs, (
             talker.conversation_id,
             len(stored),
-            [_runs([seq for seq, _, _ in each]) for each in theirs],
+            [_runs([seq for seq, _, _ in messages]) for messages in theirs],
         )
         return True
 
@@ -178,7 +178,7 @@ def _runs(numbers: list[int]) -> str:
 
 
 async def check_kafka(bootstrap: str, stored: dict[str, str]) -> None:
-    """Every message is on Kafka; in order, taking the first of those that a killed publisher sent twice."""
+    """Check that every message is on Kafka, in order; of one that a killed publisher sent twice the first counts."""
     reader = Reader(bootstrap, [topics.MESSAGES.name], start="earliest")
     await reader.start()
     found: set[str] = set()

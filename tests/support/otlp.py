@@ -39,7 +39,7 @@ class Span:
 
 @dataclass(slots=True)
 class Receiver(TraceServiceServicer):
-    """All spans that came, in the order they came. Example: `receiver.of_trace(trace_id)`."""
+    """All received spans, in the order of arrival. Example: `receiver.of_trace(trace_id)`."""
 
     target: str = ""
     spans: list[Span] = field(default_factory=list)
@@ -72,11 +72,11 @@ class Receiver(TraceServiceServicer):
         return ExportTraceServiceResponse()
 
     def of_trace(self, trace_id: str) -> dict[str, Span]:
-        """The trace's spans by span_id."""
+        """Return a trace's spans by span_id."""
         return {span.span_id: span for span in self.spans if span.trace_id == trace_id}
 
     def way_up(self, span: Span) -> list[Span]:
-        """The span, its parent, that one's parent, …, as far as they were received."""
+        """Return a span and its ancestors, nearest first, as far as they were received."""
         spans = self.of_trace(span.trace_id)
         way = [span]
         while (parent := spans.get(way[-1].parent_id)) is not None:
@@ -86,7 +86,7 @@ class Receiver(TraceServiceServicer):
 
 @asynccontextmanager
 async def receiver() -> AsyncIterator[Receiver]:
-    """A receiver on a free loopback port."""
+    """Run a receiver on a free loopback port while the block runs."""
     found = Receiver()
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     add_TraceServiceServicer_to_server(found, server)  # type: ignore[no-untyped-call]

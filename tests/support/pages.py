@@ -1,4 +1,4 @@
-"""Page tokens that a caller makes: the right list and filters, and a key that no list gave."""
+"""Page tokens that a caller forges: they have the right list and filters, and a key that no list gave."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KEYS = (
 
 
 def forged(token: str, parts: int) -> list[str]:
-    """Tokens as `token`, a good one whose key has that many parts, but with keys of other forms."""
+    """Return tokens like `token`, a valid one whose key has `parts` parts, but with keys of other forms."""
     raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
     good = {1: ("[1]",), 2: ('[1,"x"]',)}[parts]
     return [

@@ -1,6 +1,6 @@
-"""How a whole run is spread over processes (`pytest -n auto`, as `make test` has it); each has servers of its own.
+"""Spreads a whole run over processes (`pytest -n auto`, as `make test` runs it); each has servers of its own.
 
-The tests of a file stay together, for they share what the file starts. The files that take longest begin first, so that
+The tests of a file stay together, as they share what the file starts. The files that take longest begin first, so that
 no process is left with one of them at the end.
 """
 
@@ -13,7 +13,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 _MOST: Final = 4
-"""Processes: each has a Kafka and two databases, a gigabyte and ten seconds of a core."""
+"""Most processes: each has a Kafka and two databases, which cost a gigabyte and ten seconds of a core."""
 
 _LONGEST: Final = (
     "tests/faults/test_loops.py",
@@ -38,9 +38,9 @@ _LONGEST: Final = (
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process more than there are cores, since tests wait for timers half of their time.
+    """Return one process more than there are cores, since tests wait for timers half of their time.
 
-    None besides this one for a choice of tests, which would wait for twice the servers.
+    For a selection of tests it returns none besides this one, as those would wait for twice the servers.
     """
     chosen = config.option
     if chosen.file_or_dir or chosen.keyword or chosen.markexpr or chosen.lf:
@@ -56,13 +56,13 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
-    """In the order of the collection, which is this module's."""
+    """Hand out files in the order of collection, which this module sets."""
     config.option.loadscopereorder = False
     return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest files first, where several processes run."""
+    """Put the longest files first, if several processes run."""
     if not hasattr(config, "workerinput"):
         return
     order = {name: place for place, name in enumerate(_LONGEST)}

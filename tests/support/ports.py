@@ -1,7 +1,7 @@
-"""Loopback ports for tests, each given to one process of the machine, however many test runs it has.
+"""Loopback ports for tests; each goes to only one process of the machine, however many test runs there are.
 
-A process claims blocks of a hundred ports, below those that the kernel takes for outgoing connections. The claim is a
-socket on the block's last port: nobody else can have it, and it goes with the process.
+A process claims blocks of a hundred ports, below those that the kernel uses for outgoing connections. The claim is a
+socket on the block's last port: no other process can have it, and it ends with the process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCKS: Final = range(10_000, 32_000, _BLOCK)
 
 
 def free_base() -> int:
-    """A port base for `deskwire up`: it and the 98 ports after it are this process's until its end."""
+    """Return a port base for `deskwire up`: it and the 98 ports after it belong to this process until its end."""
     for base in random.sample(_BLOCKS, len(_BLOCKS)):
         claim = socket.socket()
         try:
@@ -44,5 +44,5 @@ _free: Final = _ports()
 
 
 def free_port() -> int:
-    """A port that nothing listens on, another one each time."""
+    """Return a port on which nothing listens, a new one each time."""
     return next(_free)

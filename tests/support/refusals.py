@@ -1,4 +1,4 @@
-"""What a call that must fail says."""
+"""The errors of calls that must fail."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from deskwire_common.errors import DeskwireError, from_rpc_error
 
 
 async def refused(call: Awaitable[Any]) -> DeskwireError:
-    """The error of a call that must fail."""
+    """Return the error of a call that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return from_rpc_error(caught.value)
 
 
 async def refusal(call: Awaitable[Any]) -> tuple[str, str]:
-    """Code and reason of a call that must fail."""
+    """Return code and reason of a call that must fail."""
     error = await refused(call)
     return error.code.name, error.reason_name

@@ -1,4 +1,4 @@
-"""A TCP relay in front of a server, which can hold back what the server says, break, or be gone."""
+"""A TCP relay in front of a server, which can hold back the server's bytes, break, or vanish."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 
 
 class Relay:
-    """Passes bytes on between its port and another one."""
+    """Passes bytes between its port and another one."""
 
     def __init__(self, target: int) -> None:
         self.port = 0
         self.breaks_on = b""
-        """A connection on which a client says this breaks, and the server never hears it."""
+        """A connection on which a client sends these bytes breaks, and the server never gets them."""
         self.broken = 0
         self._target = target
         self._up = asyncio.Event()
@@ -24,12 +24,12 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> None:
-        """Be there, on the same port as before."""
+        """Listen, on the same port as before."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def vanish(self) -> None:
-        """Break all connections and take no new ones."""
+        """Break all connections, and take no new ones."""
         if self._server is not None:
             self._server.close()
         for task in self._tasks:
@@ -37,16 +37,16 @@ class Relay:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def hold(self) -> None:
-        """Keep back what the server says; what it is told still reaches it."""
+        """Hold back what the server sends; what clients send still reaches it."""
         self._down.clear()
 
     def freeze(self) -> None:
-        """Pass nothing on either way, and close nothing: a cable that was cut, or a node without power."""
+        """Pass nothing on in either direction, and close nothing: a cut cable, or a node without power."""
         self._up.clear()
         self._down.clear()
 
     def release(self) -> None:
-        """Pass on what was held, and everything after."""
+        """Pass on the bytes that were held, and everything after them."""
         self._up.set()
         self._down.set()
 
@@ -81,7 +81,7 @@ class Relay:
 
 @asynccontextmanager
 async def relay(target: int) -> AsyncIterator[Relay]:
-    """A relay to a port of this machine while the block runs."""
+    """Run a relay to a port of this machine while the block runs."""
     found = Relay(target)
     await found.listen()
     try:

@@ -45,7 +45,7 @@ _LOGGING = """\
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where it is; `client` is botocore's."""
+    """A running server; `client` is botocore's."""
 
     endpoint: str
 
@@ -67,7 +67,7 @@ class S3Server:
         )
 
     def settings(self, bucket: str) -> dict[str, Any]:
-        """Chat's settings for a new bucket."""
+        """Make a bucket, and return chat's settings for it."""
         client = self.client()
         client.create_bucket(Bucket=bucket)
         client.close()
@@ -78,7 +78,7 @@ class S3Server:
         }
 
     def keys(self, bucket: str) -> list[str]:
-        """What is in a bucket."""
+        """Return the keys in a bucket."""
         client = self.client()
         found = client.list_objects_v2(Bucket=bucket).get("Contents", [])
         client.close()
@@ -87,7 +87,7 @@ class S3Server:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
-    """S3Proxy with its data in a folder, while the block runs."""
+    """Run S3Proxy with its data in a folder while the block runs."""
     home = folder / "s3"
     (home / "data").mkdir(parents=True)
     port = free_port()
@@ -126,7 +126,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
                 return ""
         except urllib.error.HTTPError as error:
             error.close()
-            return ""  # it wants a signature
+            return ""  # it is ready: it asks for a signature
         except OSError as error:
             return str(error)
 
@@ -135,7 +135,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 
 
 def _jars() -> Path:
-    """The folder of its jars; fetched the first time, whole or not at all."""
+    """Return the folder of its jars; the first time fetch them, all or none."""
     target = cache_folder() / f"s3proxy-{VERSION}"
     if target.is_dir():
         return target

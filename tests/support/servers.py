@@ -1,6 +1,6 @@
-"""Private servers for tests: real ones, on free ports, with throw-away data, gone when the tests are.
+"""Private servers for tests: real ones, on free ports, with data that is thrown away; they end with the tests.
 
-Each can be replaced by an existing server, whose address is taken from the environment:
+An existing server can replace each of them; its address comes from the environment:
 DESKWIRE_TEST_POSTGRES_URL, DESKWIRE_TEST_MARIADB_URL (accounts that may create databases),
 DESKWIRE_TEST_KAFKA (host:port), DESKWIRE_TEST_REDIS_URL.
 """
@@ -35,7 +35,7 @@ READY_SECONDS = 60.0
 
 
 def unavailable(what: str, why: str) -> NoReturn:
-    """Skip, with the reason; in CI a server that can't be had is a failure."""
+    """Skip the test, with the reason; in CI a missing server is a failure."""
     text = f"{what} can't be had on this machine: {why}"
     if os.environ.get("CI") == "true":
         pytest.fail(text, pytrace=False)
@@ -61,18 +61,18 @@ class DatabaseServer:
         return urlunsplit(urlsplit(self.admin_url)._replace(path=f"/{database}"))
 
     def execute(self, statement: str, database: str = "") -> None:
-        """Run one statement, committed, in a database (default: the account's own)."""
+        """Run and commit one statement in a database (default: the account's own)."""
         self._execute(self._url(database) if database else self.admin_url, statement)
 
     def url(self, database: str) -> str:
-        """The URL of a database, which is made when it wasn't asked for before."""
+        """Return the URL of a database; create it the first time."""
         if database not in self._made:
             self._made.add(database)
             self.execute(f"CREATE DATABASE {self._quote}{database}{self._quote}")
         return self._url(database)
 
     def fresh(self) -> str:
-        """The URL of a new, empty database. `drop` it when it's done with."""
+        """Return the URL of a new, empty database; `drop` it when you are done."""
         return self.url(f"test_{os.getpid()}_{next(self._numbers)}")
 
     def drop(self, url: str) -> None:
@@ -83,7 +83,7 @@ class DatabaseServer:
         self._made.discard(name)
 
     def drop_all(self) -> None:
-        """Leave an existing server as it was found."""
+        """Drop all databases made here, which leaves an existing server as it was."""
         for name in sorted(self._made):
             with contextlib.suppress(psycopg.Error, pymysql.Error):
                 self.drop(self._url(name))
@@ -110,7 +110,7 @@ def execute_mariadb(url: str, statement: str) -> None:
 
 @contextmanager
 def postgres_server(folder: Path, **options: str) -> Iterator[DatabaseServer]:
-    """PostgreSQL with wal_level=logical and its normal durability, small unless `options` say otherwise."""
+    """Run PostgreSQL with wal_level=logical and its normal durability; it is small unless `options` change that."""
     if given := os.environ.get("DESKWIRE_TEST_POSTGRES_URL"):
         server = DatabaseServer(given, execute_postgres, '"')
         yield server
@@ -122,7 +122,7 @@ def postgres_server(folder: Path, **options: str) -> Iterator[DatabaseServer]:
 
 
 def postgres_process(folder: Path, **more: str) -> tuple[Process, str]:
-    """A PostgreSQL that isn't started yet, and the URL of its account."""
+    """Return a PostgreSQL that isn't started yet, and the URL of its account."""
     programs = newest_postgres()
     if programs is None:
         unavailable("PostgreSQL", "scripts/system-packages installs it on Debian as root")
@@ -154,19 +154,19 @@ def postgres_process(folder: Path, **more: str) -> tuple[Process, str]:
         command=[str(programs / "postgres"), "-D", str(data), *settings],
         log=folder / "postgres.log",
         user=user,
-        stop_signal=processes.signal.SIGINT,  # "fast": clients are sent away
+        stop_signal=processes.signal.SIGINT,  # "fast": it disconnects its clients
     )
     return process, f"postgresql://{ACCOUNT}:{ACCOUNT}@{HOST}:{port}/postgres"
 
 
 def postgres_probe(url: str) -> processes.Probe:
-    """Ready when it answers a query."""
+    """Return a probe that is ready when the server answers a query."""
     return lambda: answer(execute_postgres, url)
 
 
 @contextmanager
 def mariadb_server(folder: Path) -> Iterator[DatabaseServer]:
-    """MariaDB with a full row binlog, as change capture needs it."""
+    """Run MariaDB with a full row binlog, as change capture needs it."""
     if given := os.environ.get("DESKWIRE_TEST_MARIADB_URL"):
         server = DatabaseServer(given, execute_mariadb, "`")
         yield server
@@ -219,7 +219,7 @@ def mariadb_server(folder: Path) -> Iterator[DatabaseServer]:
 
 @contextmanager
 def kafka_broker(folder: Path) -> Iterator[str]:
-    """Apache Kafka; its bootstrap address."""
+    """Run Apache Kafka; yield its bootstrap address."""
     if given := os.environ.get("DESKWIRE_TEST_KAFKA"):
         yield given
         return
@@ -229,7 +229,7 @@ def kafka_broker(folder: Path) -> Iterator[str]:
 
 
 def kafka_process(folder: Path) -> tuple[Process, str]:
-    """An Apache Kafka that isn't started yet, and its bootstrap address."""
+    """Return an Apache Kafka that isn't started yet, and its bootstrap address."""
     if why := kafka.available():
         unavailable("Apache Kafka", why)
     port = free_port()
@@ -248,7 +248,7 @@ def kafka_process(folder: Path) -> tuple[Process, str]:
 
 @contextmanager
 def development_broker(folder: Path) -> Iterator[str]:
-    """The in-memory development broker; its bootstrap address."""
+    """Run the in-memory development broker; yield its bootstrap address."""
     address = folder / "devbroker.address"
     process = devbroker.process(address, log=folder / "devbroker.log")
     with running(process, devbroker.probe(address)):
@@ -257,7 +257,7 @@ def development_broker(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def valkey_server(folder: Path) -> Iterator[str]:
-    """Valkey; its URL."""
+    """Run Valkey; yield its URL."""
     if given := os.environ.get("DESKWIRE_TEST_REDIS_URL"):
         yield given
         return
@@ -272,7 +272,7 @@ def valkey_server(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def running(process: Process, probe: processes.Probe) -> Iterator[None]:
-    """A started and ready process while the block runs."""
+    """Start a process, wait until it is ready, and stop it after the block."""
     process.start()
     try:
         process.wait_ready(probe, timeout=READY_SECONDS)
@@ -290,7 +290,7 @@ def answer(execute: Callable[[str, str], None], url: str) -> str:
 
 
 def newest_postgres() -> Path | None:
-    """The folder of initdb and postgres."""
+    """Return the folder of the newest initdb and postgres; None: there is none."""
     versions = Path("/usr/lib/postgresql").glob("*/bin/initdb")
     found = max(versions, key=lambda path: float(path.parts[-3]), default=None)
     if found is not None:
@@ -305,7 +305,7 @@ def find_program(name: str, folder: str) -> Path | None:
 
 
 def account(name: str) -> str:
-    """Whom to run a server as: these refuse to be root."""
+    """Return the user to run a server as: these servers refuse to be root."""
     return name if os.geteuid() == 0 else ""
 
 
@@ -317,7 +317,7 @@ def own_folder(folder: Path, user: str) -> Path:
 
 
 def run_as(user: str, *command: object) -> None:
-    """Run a program to its end as another user. Fails the test with its words."""
+    """Run a program to its end as another user. If it fails, the test fails with its output."""
     child = Path(processes.__file__).with_name("child.py")
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(child), str(os.getpid()), user, *map(str, command)],

@@ -1,4 +1,4 @@
-"""Slots that several processes share, as their database has it."""
+"""How several processes share slots, as their database shows it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from deskwire_common.ownership import wanted_owner
 
 
 async def shared(db: Database, metadata: sa.MetaData, kind: str, processes: int) -> set[str]:
-    """The slots of a kind; each must be owned by whoever is to own it when so many processes live.
+    """Return the slots of a kind; check that `processes` members live and that each slot is with its wanted owner.
 
-    That may be one process for all of them: the hashes of a few slots do so once in a while.
+    One process may own all of them: the hashes of a few slots have that effect once in a while.
     """
     members, slots = metadata.tables["members"], metadata.tables["slots"]
     async with db.read() as connection:
@@ -19,5 +19,5 @@ async def shared(db: Database, metadata: sa.MetaData, kind: str, processes: int)
         query = sa.select(slots.c.id, slots.c.owner).where(slots.c.kind == kind)
         owners = {row.id: row.owner for row in await connection.execute(query)}
     assert len(names) == processes
-    assert owners == {each: wanted_owner(kind, each, names) for each in owners}
+    assert owners == {slot: wanted_owner(kind, slot, names) for slot in owners}
     return set(owners)

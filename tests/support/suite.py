@@ -1,4 +1,4 @@
-"""Services of the message path, started inside the test's process on free ports."""
+"""The services of the message path, started inside the test's process on free ports."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from support import eventually
 
 
 def new_id() -> str:
-    """A conversation id, as a client makes them."""
+    """Return a new id, as clients make them."""
     return str(uuid.uuid4())
 
 
 def a_message(**more: Any) -> Message:
-    """A message as the store has it; what isn't given is made up."""
+    """Return a message as the store has it; fields that aren't given are made up."""
     given: dict[str, Any] = {
         "message_id": new_id(),
         "conversation_id": new_id(),
@@ -55,12 +55,12 @@ def a_message(**more: Any) -> Message:
 
 
 Start = Callable[..., "AbstractAsyncContextManager[Desk]"]
-"""Starts a desk whose gateway has the settings that are given."""
+"""Starts a desk, with the given settings for its gateway."""
 
 
 @dataclass(slots=True)
 class Desk:
-    """Chat and gateway that run, and ways to be somebody."""
+    """A running chat and gateway, with clients and channels for any user."""
 
     signer: TokenSigner
     chat: Runtime[Any]
@@ -70,17 +70,17 @@ class Desk:
 
     @property
     def url(self) -> str:
-        """The gateway's WebSocket."""
+        """The URL of the gateway's WebSocket."""
         return f"ws://127.0.0.1:{self.gateway.extra_ports['ws']}/ws"
 
     def token(self, role: Role, subject: str, **more: Any) -> str:
-        """A token of the desk's tenant."""
+        """Return a token of the desk's tenant."""
         return self.signer.mint(
             tenant=more.pop("tenant", self.tenant), role=role, subject=subject, **more
         )
 
     async def client(self, role: Role, subject: str, **more: Any) -> Client:
-        """A connected client, closed at the end."""
+        """Return a connected client, which is closed at the end."""
         on_push: Callable[[Any], None] | None = more.pop("on_push", None)
         options = {name: more.pop(name) for name in ("receipts", "on_signal") if name in more}
         client = Client(self.url, self.token(role, subject, **more), on_push=on_push, **options)
@@ -89,14 +89,14 @@ class Desk:
         return client
 
     def channel(self, role: Role, subject: str, *, port: int = 0, **more: Any) -> grpc.aio.Channel:
-        """A channel to chat (or another port) as somebody."""
+        """Return a channel to chat (or another port) with a user's token."""
         token = self.token(role, subject, **more)
         channel = make_channel(f"127.0.0.1:{port or self.chat.port}", token=lambda: token)
         self.stack.push_async_callback(channel.close)
         return channel
 
     async def available(self, agent: str, *, capacity: int = 5) -> None:
-        """Make an agent take conversations."""
+        """Set an agent available."""
         stub = agent_service_pb2_grpc.AgentServiceStub(
             self.channel(Role.AGENT, agent, name=agent.title())
         )
@@ -108,7 +108,7 @@ class Desk:
 
 
 def chat_settings(database_url: str, kafka: str, keys_file: Path, **more: Any) -> Any:
-    """Settings of a chat process on a free port."""
+    """Return the settings of a chat process on a free port."""
     return deskwire_chat.config.Settings(
         grpc_listen=more.pop("grpc_listen", "127.0.0.1:0"),
         keys_file=keys_file,
@@ -120,7 +120,7 @@ def chat_settings(database_url: str, kafka: str, keys_file: Path, **more: Any) -
 
 
 def gateway_settings(chat_port: int, valkey: str, keys_file: Path, **more: Any) -> Any:
-    """Settings of a gateway on free ports."""
+    """Return the settings of a gateway on free ports."""
     return deskwire_gateway.config.Settings(
         grpc_listen="127.0.0.1:0",
         ws_listen=more.pop("ws_listen", "127.0.0.1:0"),
@@ -135,9 +135,9 @@ def gateway_settings(chat_port: int, valkey: str, keys_file: Path, **more: Any) 
 async def desk(
     database_url: str, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner, **gateway: Any
 ) -> AsyncIterator[Desk]:
-    """Chat and gateway, run while the block runs, in a tenant of their own.
+    """Run chat and gateway, with a tenant of their own, while the block runs.
 
-    `chat` has settings of chat's, everything else is the gateway's.
+    `chat` has settings for chat; everything else is for the gateway.
     """
     await migrate(database_url, "deskwire_chat")
     settings = chat_settings(database_url, kafka, keys_file, **gateway.pop("chat", {}))
@@ -154,7 +154,7 @@ async def desk(
 
 
 def owner_of_two(number: int) -> str:
-    """Which of chat-0 and chat-1 owns a partition while both live."""
+    """Return which of chat-0 and chat-1 owns a partition while both live."""
     return str(wanted_owner(KIND, number, ["chat-0", "chat-1"]))
 
 
@@ -162,7 +162,7 @@ def owner_of_two(number: int) -> str:
 async def second_process(
     url: str, kafka: str, keys_file: Path, **options: Any
 ) -> AsyncIterator[Runtime[Any]]:
-    """chat-1 beside chat-0, with its share of the partitions."""
+    """Run chat-1 beside chat-0; yield when it has its share of the partitions."""
     db = await Database.open(url, pool_size=1)
     settings = chat_settings(url, kafka, keys_file, shard_name="chat-1", **options)
     try:
@@ -171,7 +171,7 @@ async def second_process(
             async def is_shared() -> bool:
                 async with db.read() as c:
                     found = await partitions.ROWS.load(c)
-                return [each.owner for each in found] == [owner_of_two(each.id) for each in found]
+                return all(partition.owner == owner_of_two(partition.id) for partition in found)
 
             await eventually(is_shared, timeout=30, interval=0.2)
             yield chat

@@ -1,4 +1,4 @@
-"""Conversations of a desk: visitors open them, and its operator looks at them."""
+"""Conversations of a desk: visitors open them, and the operator reads them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from support.suite import Desk, new_id
 
 
 def operator(d: Desk) -> Any:
-    """The conversations as the tenant's operator calls them."""
+    """Return a stub of ConversationService for the tenant's operator."""
     return conversation_service_pb2_grpc.ConversationServiceStub(d.channel(Role.OPERATOR, "olga"))
 
 
 async def opened(d: Desk, visitor: str = "1001", talk: str = "") -> str:
-    """The id of a conversation that a visitor begins."""
+    """Have a visitor open a conversation; return its id."""
     client = await d.client(Role.VISITOR, visitor)
     talk = talk or new_id()
     await client.send(talk, "hello")
@@ -27,7 +27,7 @@ async def opened(d: Desk, visitor: str = "1001", talk: str = "") -> str:
 
 
 async def conversation(d: Desk, talk: str) -> conversation_pb2.Conversation:
-    """A conversation as of now."""
+    """Return a conversation as it is now."""
     request = conversation_service_pb2.GetConversationRequest(conversation_id=talk)
     found: conversation_pb2.Conversation = (await operator(d).GetConversation(request)).conversation
     return found

@@ -1,4 +1,4 @@
-"""Topics as a subscriber without a group reads them."""
+"""Reads topics as a subscriber without a group does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deskwire_common.kafka import Reader
 
 
 async def read_rows(bootstrap: str, topic: str) -> list[dict[str, Any]]:
-    """The topic's events from its start to its end, each once: a killed process may have sent one again."""
+    """Return a topic's events from start to end, each once, as a killed process may have sent one twice."""
     reader = Reader(bootstrap, [topic], start="earliest")
     await reader.start()
     found: dict[str, dict[str, Any]] = {}

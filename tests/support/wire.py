@@ -1,4 +1,4 @@
-"""The wire spoken by the `websockets` library and raw protobuf: a client that shares no line with deskwire's own."""
+"""A client of the `websockets` library and raw protobuf, which shares no line with deskwire's own."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Wire:
         self._frames: list[frame_pb2.Frame] = []
 
     async def greet(self, token: str, **hello: Any) -> None:
-        """Say Hello, and be welcomed."""
+        """Send Hello, and wait for the Welcome."""
         await self.say(hello=frame_pb2.Hello(token=token, **hello))
         self.welcome = await self.hear("welcome")
 
     async def resume(self, token: str, before: Wire) -> frame_pb2.Resumed:
-        """Go on with the session of an earlier connection."""
+        """Resume the session of an earlier connection."""
         resume = frame_pb2.Resume(session_id=before.welcome.session_id, last_number=before.number)
         await self.greet(token, resume=resume)
         self.number = before.number
@@ -47,11 +47,11 @@ class Wire:
         await self.socket.send(data)
 
     async def hear(self, kind: str) -> Any:
-        """The next frame of a kind; others are passed over."""
+        """Return the next frame of a kind; skip others."""
         return await self.hear_one_of(kind)
 
     async def hear_one_of(self, *kinds: str) -> Any:
-        """The next frame of one of some kinds; others are passed over."""
+        """Return the next frame of one of some kinds; skip others."""
         while True:
             while self._frames:
                 frame = self._frames.pop(0)
@@ -64,13 +64,13 @@ class Wire:
             self.number = batch.number or self.number
 
     async def refused(self) -> str:
-        """The reason of the next Error, which says in words what to do."""
+        """Return the reason of the next Error, which must have a message too."""
         error = await self.hear("error")
         assert error.message
         return reason(error.reason)
 
     async def ended(self) -> tuple[str, int]:
-        """The reason of the Goodbye and the close code that follow."""
+        """Return the reason of the next Goodbye, and the close code after it."""
         goodbye = await self.hear("goodbye")
         with pytest.raises(ConnectionClosed) as closed:
             while True:
@@ -88,7 +88,7 @@ class Wire:
         await self.say(send=send)
 
     async def call(self, number: int, method: str, request: Message, **more: Any) -> None:
-        """Say an Rpc: a method of chat by `Service/Method`."""
+        """Send an Rpc frame; `method` is `Service/Method` of chat."""
         rpc = frame_pb2.Rpc(
             id=number,
             method=f"/deskwire.chat.v1.{method}",
@@ -98,13 +98,13 @@ class Wire:
         await self.say(rpc=rpc)
 
     async def result(self, number: int) -> frame_pb2.RpcResult:
-        """The next RpcResult, which has to be this call's."""
+        """Return the next RpcResult, which must be that of call `number`."""
         found: frame_pb2.RpcResult = await self.hear("rpc_result")
         assert found.id == number, found
         return found
 
     async def works(self) -> None:
-        """The connection still stores what is sent."""
+        """Check that a message sent on this connection is still stored."""
         await self.send(str(uuid.uuid4()), "are you there?")
         assert (await self.hear("send_ack")).seq == 1
 
@@ -122,7 +122,7 @@ def reason(number: int) -> str:
 
 @asynccontextmanager
 async def wire(d: HasUrl, token: str = "", **options: Any) -> AsyncIterator[Wire]:
-    """A connection; with a token it has said Hello and was welcomed."""
+    """Open a connection; with a token, also send Hello and wait for the Welcome."""
     async with connect(d.url, subprotocols=["deskwire.v1"], **options) as socket:  # type: ignore[list-item]
         found = Wire(socket)
         if token:

@@ -1,4 +1,4 @@
-"""A message path whose every part can be killed: PostgreSQL, Kafka, Valkey, chat and gateway, each a process."""
+"""A message path in which each part can be killed: PostgreSQL, Kafka, Valkey, chat and gateway, each a process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SECONDS = 60.0
 
 @dataclass(slots=True)
 class Part:
-    """A process, and what says that it is ready."""
+    """A process, and the probe that tells when it is ready."""
 
     process: Process
     probe: Probe
@@ -39,17 +39,17 @@ class Part:
         await self.process.ready(self.probe, timeout=_SECONDS)
 
     async def kill(self) -> None:
-        """SIGKILL, all of it at once: nothing is flushed, nobody is told."""
-        family = psutil.Process(self.process.pid)
-        everybody = [family, *family.children(recursive=True)]
+        """Send SIGKILL to the process and its children at once: nothing is flushed, nobody is notified."""
+        parent = psutil.Process(self.process.pid)
+        processes = [parent, *parent.children(recursive=True)]
         self.process.signal(signal.SIGKILL)
         await self.process.ended()
         # A server of several processes is gone when all of them are.
-        await eventually(lambda: not any(each.is_running() for each in everybody), timeout=30)
+        await eventually(lambda: not any(process.is_running() for process in processes), timeout=30)
 
 
 class World:
-    """Everything that a message goes through. `parts`: postgres, kafka, valkey, chat, gateway."""
+    """All parts that a message passes. `parts`: postgres, kafka, valkey, chat, gateway."""
 
     def __init__(self, folder: Path, *, workers: int = 2) -> None:
         self.folder = folder
@@ -103,15 +103,15 @@ class World:
 
     @property
     def url(self) -> str:
-        """The gateway's WebSocket."""
+        """The URL of the gateway's WebSocket."""
         return f"ws://{self.websocket}/ws"
 
     def token(self, role: Role, subject: str) -> str:
-        """A token of the world's tenant."""
+        """Return a token of the world's tenant."""
         return self.signer.mint(tenant=TENANT, role=role, subject=subject, ttl=86_400)
 
     async def start(self) -> None:
-        """Start the servers, all at once, and then what needs them."""
+        """Start the servers, all at once, and then the services that need them."""
         await asyncio.gather(
             *(self.parts[name].start() for name in ("postgres", "kafka", "valkey"))
         )
@@ -120,17 +120,17 @@ class World:
         await self.parts["gateway"].start()
 
     def stop(self) -> None:
-        """Stop everything, last one first."""
+        """Stop everything, the last started first."""
         for part in reversed(self.parts.values()):
             part.process.stop()
 
     async def kill(self, name: str) -> None:
-        """kill -9 a part, and start it again at once."""
+        """Kill a part with kill -9, and start it again at once."""
         await self.parts[name].kill()
         await self.parts[name].start()
 
     async def kill_worker(self) -> None:
-        """kill -9 one worker of the gateway; the gateway starts another one."""
+        """Kill one worker of the gateway with kill -9; the gateway starts another one."""
         gateway = psutil.Process(self.parts["gateway"].process.pid)
         workers = gateway.children()
         victim = workers[0]
@@ -141,10 +141,10 @@ class World:
 
 @contextmanager
 def a_world() -> Iterator[World]:
-    """A world that runs while the block does."""
+    """Run a world while the block runs."""
     with tempfile.TemporaryDirectory(prefix="deskwire-world-") as name:
         folder = Path(name)
-        folder.chmod(0o711)  # databases run as users of their own
+        folder.chmod(0o711)  # databases run as other users
         found = World(folder)
         try:
             asyncio.run(found.start())

@@ -70,22 +70,17 @@ class EventActions:
             _check_event(f"events[{index}]", event)
 
         async def work(uow: UnitOfWork) -> hub_pb.PublishResponse:
-            async def publish() -> hub_pb.PublishResponse:
-                counts = Counter(event.subject for event in request.events)
-                # Locks the subjects before their events get their places in the outbox.
-                last = await store.subjects.draw_sequences(uow, principal.tenant, counts)
-                made: list[DomainEvent] = []
-                for event in request.events:
-                    last[event.subject] += 1
-                    made.append(self._event(principal, event, last[event.subject]))
-                await self.outbox.add(uow, made)
-                return hub_pb.PublishResponse(event_ids=[event.event_id for event in made])
+            counts = Counter(event.subject for event in request.events)
+            # Locks the subjects before their events get their places in the outbox.
+            last = await store.subjects.draw_sequences(uow, principal.tenant, counts)
+            made: list[DomainEvent] = []
+            for event in request.events:
+                last[event.subject] += 1
+                made.append(self._event(principal, event, last[event.subject]))
+            await self.outbox.add(uow, made)
+            return hub_pb.PublishResponse(event_ids=[event.event_id for event in made])
 
-            return await self.idempotency.execute(
-                uow, method=PUBLISH, request=request, work=publish
-            )
-
-        return await self.db.run(work)
+        return await self.idempotency.once(self.db, method=PUBLISH, request=request, work=work)
 
     async def list_event_types(
         self, _request: hub_pb.ListEventTypesRequest
@@ -185,21 +180,14 @@ class AdapterActions:
         fresh = adapter(None, accepts)
 
         async def work(uow: UnitOfWork) -> registry_pb.RegisterAdapterResponse:
-            async def change() -> registry_pb.RegisterAdapterResponse:
-                before = await store.adapters.lock(uow, principal.tenant, wanted.adapter_id)
-                after = adapter(before, accepts)
-                if before is not None:
-                    await store.adapters.save(uow, after)
-                elif not await store.adapters.add(uow, after):
-                    raise domain.registered_already(after.adapter_id)
-                event = events.registered_event(after, ids=self.ids, clock=self.clock)
-                await self.outbox.add(uow, [event])
-                return registry_pb.RegisterAdapterResponse(adapter=events.adapter_message(after))
-
-            uow.after_commit(self.changed)
-            return await self.idempotency.execute(
-                uow, method=REGISTER, request=request, work=change
-            )
+            before = await store.adapters.lock(uow, principal.tenant, wanted.adapter_id)
+            after = adapter(before, accepts)
+            if before is not None:
+                await store.adapters.save(uow, after)
+            elif not await store.adapters.add(uow, after):
+                raise domain.registered_already(after.adapter_id)
+            await self._record(uow, events.registered_event(after, ids=self.ids, clock=self.clock))
+            return registry_pb.RegisterAdapterResponse(adapter=events.adapter_message(after))
 
         # One at a time for each adapter: its group's places are committed before it is.
         lock = self._places.setdefault(fresh.group, asyncio.Lock())
@@ -207,7 +195,7 @@ class AdapterActions:
             await self._check_room(principal.tenant, adapter)
             names = await spine.resolve(self.kafka, domain.topics_of(fresh.wanted))
             await spine.begin_at_end(self.kafka, fresh.group, names)
-            return await self.db.run(work)
+            return await self.idempotency.once(self.db, method=REGISTER, request=request, work=work)
 
     async def _check_room(self, tenant: str, adapter: Callable[[Adapter | None], Adapter]) -> None:
         """Raises AlreadyExists when the adapter is there, ResourceExhausted when the tenant has enough others."""
@@ -242,18 +230,18 @@ class AdapterActions:
         _check_known(request.adapter_id)
 
         async def work(uow: UnitOfWork) -> registry_pb.RemoveAdapterResponse:
-            async def change() -> registry_pb.RemoveAdapterResponse:
-                before = await store.adapters.lock(uow, principal.tenant, request.adapter_id)
-                after = domain.remove(before, request.adapter_id, principal.system)
-                await store.adapters.save(uow, after)
-                event = events.removed_event(after, ids=self.ids, clock=self.clock)
-                await self.outbox.add(uow, [event])
-                return registry_pb.RemoveAdapterResponse(adapter=events.adapter_message(after))
+            before = await store.adapters.lock(uow, principal.tenant, request.adapter_id)
+            after = domain.remove(before, request.adapter_id, principal.system)
+            await store.adapters.save(uow, after)
+            await self._record(uow, events.removed_event(after, ids=self.ids, clock=self.clock))
+            return registry_pb.RemoveAdapterResponse(adapter=events.adapter_message(after))
 
-            uow.after_commit(self.changed)
-            return await self.idempotency.execute(uow, method=REMOVE, request=request, work=change)
+        return await self.idempotency.once(self.db, method=REMOVE, request=request, work=work)
 
-        return await self.db.run(work)
+    async def _record(self, uow: UnitOfWork, event: DomainEvent) -> None:
+        """Have the event of a change published, and the workers look at what there is now."""
+        await self.outbox.add(uow, [event])
+        uow.after_commit(self.changed)
 
     async def get(self, request: registry_pb.GetAdapterRequest) -> registry_pb.GetAdapterResponse:
         """One adapter. Raises NotFound (ADAPTER_NOT_FOUND)."""

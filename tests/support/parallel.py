@@ -34,7 +34,7 @@ _LONGEST: Final = (
     "tests/access/test_command.py",
     "tests/cli/test_chat_shards.py",
 )
-"""As measured; the others follow as they were collected."""
+"""The longest files, as measured; the others follow in the order of collection."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

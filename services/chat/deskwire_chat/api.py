@@ -45,7 +45,7 @@ def _conversation(
     | agents_pb.AcceptOfferRequest
     | agents_pb.DeclineOfferRequest,
 ) -> str:
-    """The owner of the conversation answers."""
+    """Return the conversation whose owner must answer."""
     return request.conversation_id
 
 

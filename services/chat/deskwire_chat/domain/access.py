@@ -1,4 +1,4 @@
-"""The rules of tenants and integration keys: who is let in at all."""
+"""The rules of tenants and integration keys: who is admitted at all."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ NO_SKILLS: Final[frozenset[str]] = frozenset()
 
 
 class WorkKind(StrEnum):
-    """What a work item stands for."""
+    """The kind of a work item."""
 
     CONVERSATION = "conversation"
 

@@ -1,4 +1,4 @@
-"""Admission: which tenants and agents are disabled, in memory as of the last look at the database."""
+"""Admission: which tenants and agents are disabled, in memory as of the last read of the database."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_a_token_ends(keys: KeySet, clock: ManualClock) -> None:
     token = TokenSigner(keys, clock).mint(tenant="t", role=Role.AGENT, subject="a", ttl=60)
     _, expires = verifier.verify_with_expiry(token)
     assert expires == NOW.timestamp() + 60
-    clock.advance(64)  # two machines' clocks may differ by five seconds
+    clock.advance(64)  # the grace is five seconds
     verifier.verify(token)
     assert 0 < verifier.seconds_until(expires) <= 1
     clock.advance(2)
@@ -133,8 +133,12 @@ def test_a_token_ends(keys: KeySet, clock: ManualClock) -> None:
         {"exp": int(NOW.timestamp()) + MAX_LIFETIME + 1},
         {"iat": 0},
         {"iat": -1e308, "exp": 1e308},
-        {"iat": int(NOW.timestamp()) + 60},
-        {"nbf": int(NOW.timestamp()) + 60},
+        {"iat": 1e308, "exp": 1e308},
+        {"nbf": 1e308},
+        {
+            "iat": int(NOW.timestamp()) + 126
+        },  # 60 s of grace before it begins, and 5 s after it ends
+        {"nbf": int(NOW.timestamp()) + 126},
         {"tid": LEFT_OUT},
         {"tid": ""},
         {"tid": ANY_TENANT},
@@ -169,7 +173,38 @@ def test_a_token_ends(keys: KeySet, clock: ManualClock) -> None:
 def test_a_signed_token_that_says_what_cannot_be(
     keys: KeySet, clock: ManualClock, claims: dict[str, Any]
 ) -> None:
-    assert reason(TokenVerifier(keys, clock), forged(keys, **claims)) == "TOKEN_INVALID"
+    with pytest.raises(Unauthenticated) as caught:
+        TokenVerifier(keys, clock).verify(forged(keys, **claims))
+    assert caught.value.reason_name == "TOKEN_INVALID"
+    assert not caught.value.temporary  # no time makes it good
+
+
+@pytest.mark.parametrize("claim", ["iat", "nbf"])
+@pytest.mark.parametrize("ahead", [6, 30, 60])
+def test_a_clock_that_is_a_minute_ahead_is_forgiven(
+    keys: KeySet, clock: ManualClock, claim: str, ahead: int
+) -> None:
+    claims = {claim: int(NOW.timestamp()) + ahead}
+    assert TokenVerifier(keys, clock).verify(forged(keys, **claims)).subject == "me"
+
+
+@pytest.mark.parametrize("claim", ["iat", "nbf"])
+@pytest.mark.parametrize(("ahead", "wait"), [(61, 1), (90, 30), (3660, 3600), (10**9, 3600)])
+def test_a_token_that_begins_later_is_told_when_to_come_back(
+    keys: KeySet, clock: ManualClock, claim: str, ahead: int, wait: int
+) -> None:
+    begin = int(NOW.timestamp()) + ahead
+    claims = {claim: begin, "exp": begin + 60}
+    if claim == "nbf":
+        claims["iat"] = begin - 600
+    verifier = TokenVerifier(keys, clock)
+    for _ in range(2):  # a refusal isn't remembered
+        with pytest.raises(Unauthenticated, match=f"not valid yet \\({claim}") as caught:
+            verifier.verify(forged(keys, **claims))
+        assert caught.value.reason_name == "TOKEN_INVALID"
+        assert (caught.value.temporary, caught.value.retry_after) == (True, wait)
+    clock.advance(ahead - 60)
+    assert verifier.verify(forged(keys, **claims)).subject == "me"
 
 
 @pytest.mark.parametrize("name", ["Li\0Na", "Li\nNa", "\ud800"])

@@ -9,6 +9,7 @@ from typing import Final
 
 import picows
 
+from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_client.errors import Refused, seconds
 from deskwire_client.socket import Socket
@@ -88,7 +89,10 @@ class Connection:
         return self._task is not None and not self._task.done()
 
     async def start(self) -> None:
-        """Connect and stay connected; returns after the first Welcome. Raises OSError, Refused."""
+        """Connect and stay connected; returns after the first Welcome. Raises OSError, Refused.
+
+        It goes on trying while the token has expired and a new one can be had, and while it isn't valid yet.
+        """
         self._first = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._stay_connected(), name="deskwire-client")
         await self._first
@@ -115,8 +119,7 @@ class Connection:
         failures = 0
         while True:
             try:
-                await self._connect_once()
-                failures = 0
+                failures = 0 if await self._connect_once() else failures
             except (OSError, TimeoutError, picows.WSError) as error:
                 if isinstance(error, OSError) and self._told_first(error):
                     # Nobody listens there: at the first try the caller gets this error.
@@ -144,8 +147,11 @@ class Connection:
             self._goodbye = None
         return pause
 
-    async def _connect_once(self) -> None:
-        """Connect, and return when the connection has ended. Raises Refused when the server forbids to come back."""
+    async def _connect_once(self) -> bool:
+        """Connect, and return when the connection has ended: whether there was a Welcome.
+
+        Raises Refused when the server forbids to come back, or when it would be of no use.
+        """
         token = await self._tokens.new()
         socket = await Socket.dial(self._url, self._receive, timeout=_HANDSHAKE)
         try:
@@ -154,6 +160,7 @@ class Connection:
                 self._open(socket, welcome)
                 await self._beat(socket)
             self._judge(socket)
+            return welcome is not None
         finally:
             socket.end()
 
@@ -204,10 +211,12 @@ class Connection:
                 self.write([frame_pb2.Frame(ping=frame_pb2.Ping(id=self._pings))])
 
     def _judge(self, socket: Socket) -> None:
-        """Raise Refused when the server forbids to come back."""
+        """Raise Refused when the server forbids to come back, or wants another token than the only one there is."""
         goodbye = self._goodbye
-        if goodbye is not None and not goodbye.reconnect:
-            raise Refused(goodbye.reason, goodbye.message)
+        if goodbye is not None:
+            expired = goodbye.reason == reasons.ERROR_REASON_TOKEN_EXPIRED
+            if not goodbye.reconnect or (expired and not self._tokens.renewable):
+                raise Refused(goodbye.reason, goodbye.message)
         if not may_reconnect(socket.close_code):
             raise Refused(0, f"closed with {socket.close_code}")
 

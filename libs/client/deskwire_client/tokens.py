@@ -22,6 +22,11 @@ class Tokens:
         self._refresh_at = 0.0
         self.used = ""
 
+    @property
+    def renewable(self) -> bool:
+        """Whether there can be another token than the one that was given."""
+        return callable(self._source)
+
     async def new(self) -> str:
         """Return a token to connect with: the only one there is, or a new one from the source."""
         token = self._source() if callable(self._source) else self._source

@@ -104,6 +104,11 @@ class Unauthenticated(DeskwireError):
     code = grpc.StatusCode.UNAUTHENTICATED
     default_reason = error_reason_pb2.ERROR_REASON_TOKEN_INVALID
 
+    @property
+    def temporary(self) -> bool:
+        """Whether the same token will be good later: after `retry_after`, which no other token's error has."""
+        return self.retry_after is not None
+
 
 class FailedPrecondition(DeskwireError):
     """The state doesn't allow it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.auth import Principal, Role, TokenVerifier
 from deskwire_common.errors import DeskwireError, PermissionDenied
@@ -16,6 +17,8 @@ from deskwire_wire.codes import Close
 from deskwire_wire.errors import error_batch
 
 _MAY_CONNECT: Final = frozenset({Role.VISITOR, Role.AGENT, Role.BOT})
+_FETCH_SECONDS: Final = 1.0
+"""After how long who came with an expired token may come with a new one."""
 
 
 class Handshake:
@@ -36,7 +39,7 @@ class Handshake:
         except DeskwireError as error:
             METRICS.gateway_refused.labels(error.reason_name).inc()
             session.transport.send(error_batch(error))
-            self._registry.goodbye(session, Close.TOKEN_REFUSED, error.reason, error.message)
+            self._turn_away(session, error)
             return
         if hello.HasField("resume"):
             earlier = self._registry.resumable(hello.resume, principal)
@@ -52,6 +55,18 @@ class Handshake:
         if hello.HasField("resume"):
             session.transport.send(encoded(resumed=frame_pb2.Resumed(reset=True)))
         self._registry.announce(session)
+
+    def _turn_away(self, session: Session, error: DeskwireError) -> None:
+        """Say Goodbye: for good only when neither time nor a new token of the same kind can help."""
+        expired = error.reason == reasons.ERROR_REASON_TOKEN_EXPIRED
+        curable = expired or error.temporary
+        self._registry.goodbye(
+            session,
+            Close.TOKEN_EXPIRED if curable else Close.TOKEN_REFUSED,
+            error.reason,
+            error.message,
+            after=error.retry_after or (_FETCH_SECONDS if expired else 0.0),
+        )
 
     def _welcome(self, session: Session) -> None:
         limits = self._registry.limits

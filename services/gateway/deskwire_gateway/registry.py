@@ -7,6 +7,7 @@ for heartbeats, time-outs and token ends.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -119,9 +120,19 @@ class Registry:
             self._changed(session)
 
     def goodbye(
-        self, session: Session, code: Close, reason: int, text: str, *, spread: float = 0.0
+        self,
+        session: Session,
+        code: Close,
+        reason: int,
+        text: str,
+        *,
+        after: float = 0.0,
+        spread: float = 0.0,
     ) -> None:
-        """Say Goodbye, close the connection and end the session. `spread`: seconds over which clients come back."""
+        """Say Goodbye, close the connection and end the session.
+
+        The client comes back `after` so many seconds at the earliest, plus a random part of `spread` seconds.
+        """
         if session.closed:
             return
         frame = frame_pb2.Goodbye(
@@ -130,8 +141,10 @@ class Registry:
             message=text,
             reconnect=code.reconnect,
         )
+        if after:
+            # Rounded up: who comes back a millisecond too early is sent away again.
+            frame.after.FromMilliseconds(math.ceil(after * 1000))
         if spread:
-            frame.after.FromMilliseconds(100)
             frame.spread.FromMilliseconds(int(spread * 1000))
         METRICS.gateway_closed.labels(code.name.lower()).inc()
         session.transport.send(encoded(goodbye=frame))
@@ -146,6 +159,7 @@ class Registry:
                 Close.GOING_AWAY,
                 reasons.ERROR_REASON_SHUTTING_DOWN,
                 "this server stops; connect again",
+                after=0.1,
                 spread=spread,
             )
 

@@ -23,7 +23,11 @@ AUDIENCE: Final = "deskwire"
 RELOAD_SECONDS: Final = 1.0
 """How often a process looks at the keys file, in seconds."""
 
-_LEEWAY = 5.0  # seconds that two machines' clocks may differ
+CLOCK_GRACE: Final = 60.0
+"""Seconds by which `iat` and `nbf` may lie in the future: the clock of a website's server may be ahead."""
+EXPIRY_GRACE: Final = 5.0
+"""Seconds for which a token is accepted after its `exp`. Few, as more would let every leaked token live longer."""
+_LONGEST_WAIT = 3600.0  # seconds; a clock may be set right before, or a better token be signed
 _CACHED_TOKENS = 20_000
 _MAX_TOKEN = 4096
 
@@ -33,6 +37,15 @@ def token_expired() -> Unauthenticated:
     return Unauthenticated(
         "the token has expired: come back with a new one",
         reason=ErrorReason.ERROR_REASON_TOKEN_EXPIRED,
+    )
+
+
+def _not_valid_yet(claim: str, seconds: float) -> Unauthenticated:
+    """Return the error for a token that will be good in so many seconds."""
+    return Unauthenticated(
+        f"the token is not valid yet ({claim} is in the future): come back later, or have it signed "
+        "by a machine whose clock is right",
+        retry_after=min(seconds, _LONGEST_WAIT),
     )
 
 
@@ -53,8 +66,9 @@ class TokenVerifier:
     def verify(self, token: str) -> Principal:
         """Return the principal of a token.
 
-        Raises Unauthenticated with TOKEN_MISSING (empty), TOKEN_EXPIRED or TOKEN_INVALID. Costs ~150 µs the
-        first time, ~2 µs after; looks at the keys file at most once a second.
+        Raises Unauthenticated with TOKEN_MISSING (empty), TOKEN_EXPIRED or TOKEN_INVALID; the last one is temporary,
+        with the seconds to wait, for a token that is not valid yet. Costs ~150 µs the first time, ~2 µs after; looks
+        at the keys file at most once a second.
         """
         return self.verify_with_expiry(token)[0]
 
@@ -76,14 +90,14 @@ class TokenVerifier:
                 self._cache.popitem(last=False)
         else:
             self._cache.move_to_end(digest)
-        if self._clock.now().timestamp() >= known[1] + _LEEWAY:
+        if self._clock.now().timestamp() >= known[1] + EXPIRY_GRACE:
             self._cache.pop(digest, None)
             raise token_expired()
         return known
 
     def seconds_until(self, expires: float) -> float:
         """Return for how many seconds a token that expires at that time (seconds since 1970) is still accepted."""
-        return max(0.0, expires + _LEEWAY - self._clock.now().timestamp())
+        return max(0.0, expires + EXPIRY_GRACE - self._clock.now().timestamp())
 
     def _follow_keys(self) -> None:
         now = self._clock.monotonic()
@@ -122,12 +136,12 @@ class TokenVerifier:
             raise Unauthenticated("the token can't be verified") from error
         principal = _principal(claims)
         times = _times(claims)
-        self._check_times(times)
         if why := key.grant.refusal(principal, times.lifetime):
             raise Unauthenticated(
                 f"the token was signed by key {key.kid}, which {why}: "
                 "sign another token, or have an operator of the suite change the key's limits"
             )
+        self._check_begin(times)
         return principal, times.expires
 
     def _key_of(self, token: str) -> VerifyingKey:
@@ -137,11 +151,15 @@ class TokenVerifier:
             raise Unauthenticated("the token was signed by a key that is not known here")
         return key
 
-    def _check_times(self, times: _Times) -> None:
-        latest = self._clock.now().timestamp() + _LEEWAY
-        for claim, value in (("iat", times.issued), ("nbf", times.not_before)):
-            if value > latest:
-                raise Unauthenticated(f"the token is not valid yet ({claim} is in the future)")
+    def _check_begin(self, times: _Times) -> None:
+        claim = "nbf" if times.not_before > times.issued else "iat"
+        begin = max(times.issued, times.not_before) - CLOCK_GRACE
+        wait = begin - self._clock.now().timestamp()
+        if wait <= 0:
+            return
+        if begin >= times.expires + EXPIRY_GRACE:
+            raise Unauthenticated(f"the token ends (exp) before it begins ({claim})")
+        raise _not_valid_yet(claim, wait)
 
 
 class _Times(NamedTuple):

@@ -490,7 +490,7 @@ async def test_a_call_that_fails_says_why() -> None:
         with pytest.raises(TimeoutError):
             await ask(client, "ann", timeout=0.2)
         with pytest.raises(Refused, match="TOO_LARGE"):
-            await ask(client, "x" * 20_000)
+            await ask(client, "x" * 40_000)
         assert await ask(client, "bob") == "bob"
     with pytest.raises(Closed):
         await ask(client, "ann")

@@ -73,7 +73,7 @@ async def test_the_connection_survives_bad_frames(d: Desk) -> None:
         assert await w.refused() == "UNKNOWN_FRAME"
         await w.say(hello=frame_pb2.Hello(token="again"))
         assert await w.refused() in {"UNKNOWN_FRAME", "INVALID_STATE"}
-        await w.send(new_id(), "x" * 20_000)
+        await w.send(new_id(), "x" * 40_000)
         assert await w.refused() == "TOO_LARGE"
         frames = [frame_pb2.Frame(ping=frame_pb2.Ping(id=1))] * 257
         await w.raw(frame_pb2.Batch(frames=frames).SerializeToString())

@@ -25,6 +25,7 @@ from deskwire.chat.v1 import (
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_cli.machine.problem import Problem
+from deskwire_cli.plain import plain
 from deskwire_cli.suite import TENANT, Suite, load_suite
 from deskwire_client import Client, Closed, Refused
 from deskwire_common.auth import Role
@@ -78,7 +79,8 @@ class Terminal:
             self._see_end(push.offer_ended)
         elif push.HasField("customer"):
             customer = push.customer
-            print(f"* customer {customer.display_name}: {customer.mobile} {customer.email}")
+            who, reached = customer.display_name, f"{customer.mobile} {customer.email}"
+            print(f"* customer {plain(who)}: {plain(reached)}")
 
     def _see_message(self, message: conversation_pb2.Message) -> None:
         sender = message.sender
@@ -91,7 +93,7 @@ class Terminal:
             said = message.content.text
             if message.content.HasField("attachment"):
                 said = f"[{message.content.attachment.file_name}]"
-            print(f"{self._label(message.conversation_id)}{who}: {said}")
+            print(f"{self._label(message.conversation_id)}{plain(who)}: {plain(said)}")
 
     def _see_conversation(self, conversation: conversation_pb2.Conversation) -> None:
         place = conversation.conversation_id
@@ -105,16 +107,15 @@ class Terminal:
         self._open[place] = conversation
         self._current = self._current or place
         if before is None or before.agent_id != conversation.agent_id:
-            print(
-                f"* {self._label(place)}with {conversation.agent_id or 'nobody yet: please wait'}"
-            )
+            who = plain(conversation.agent_id) or "nobody yet: please wait"
+            print(f"* {self._label(place)}with {who}")
 
     def _see_offer(self, offer: frame_pb2.Offer) -> None:
         place = offer.conversation.conversation_id
         if place not in self._offers:
             self._offers.append(place)
         who = offer.customer.display_name or offer.conversation.visitor_id
-        print(f"* {who} waits: /accept or /decline")
+        print(f"* {plain(who)} waits: /accept or /decline")
 
     def _see_end(self, ended: frame_pb2.OfferEnded) -> None:
         if ended.conversation_id in self._offers:
@@ -137,7 +138,7 @@ class Terminal:
             print(HELP)
         elif word == "/list":
             for number, place in enumerate(self._open, 1):
-                print(f"{'>' if place == self._current else ' '} [{number}] {place}")
+                print(f"{'>' if place == self._current else ' '} [{number}] {plain(place)}")
         elif word == "/open":
             self._choose(rest)
         elif word == "/close":
@@ -153,7 +154,7 @@ class Terminal:
         if number.isdigit() and 0 < int(number) <= len(places):
             self._current = places[int(number) - 1]
         else:
-            print(f"there is no conversation {number}: see /list")
+            print(f"there is no conversation {plain(number)}: see /list")
 
     async def _send(self, text: str) -> None:
         if not self._current and self._side is Side.AGENT:
@@ -185,7 +186,7 @@ class Terminal:
             # Another agent was faster: this one goes on.
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
-            print(f"* {from_rpc_error(error)}")
+            print(f"* {plain(from_rpc_error(error))}")
 
     async def _close(self) -> None:
         if not self._current:
@@ -235,9 +236,9 @@ async def run(suite: Suite, side: Side, subject: str, name: str, tenant: str) ->
                 finally:
                     await terminal.set_available(False)
         except grpc.aio.AioRpcError as error:
-            raise Problem(str(from_rpc_error(error))) from None
+            raise Problem(plain(from_rpc_error(error))) from None
         except (Refused, Closed, OSError) as error:
-            raise Problem(str(error)) from None
+            raise Problem(plain(error)) from None
 
 
 def chat(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,11 +20,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from deskwire.events.v1 import event_hub_service_pb2 as hub_pb2
 from deskwire.events.v1 import event_hub_service_pb2_grpc
 from deskwire_cli.machine.problem import Problem
+from deskwire_cli.plain import plain, plain_json
 from deskwire_cli.suite import TENANT, Suite, load_suite, open_channel
 from deskwire_common.auth import Role
 from deskwire_common.errors import InvalidArgument, from_rpc_error
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NO_CURSOR = re.compile(r"^$|^[-+]?\d+(-|[a-z]*$)|[^A-Za-z0-9_-]")
+"""Texts that are no cursors but look like dates, lengths of time or words of several kinds."""
 CREDIT = 1000  # events that may be on their way
 
 
@@ -38,28 +43,35 @@ class Delivery:
 def start_at(text: str, *, now: datetime) -> hub_pb2.SubscribeStart:
     """`earliest`, `latest`, `10m` (ago; s, m, h, d), an ISO 8601 time, or an earlier tail's cursor.
 
-    Raises InvalidArgument for a text that can be none of these; the hub checks cursors.
+    A time before 1970 is before all events. Raises InvalidArgument for a text that can be none of these; the hub checks
+    cursors.
     """
     if text == "earliest":
         return hub_pb2.SubscribeStart(earliest=Empty())
     if text == "latest":
         return hub_pb2.SubscribeStart(latest=Empty())
-    if ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
-        return start_then(now - timedelta(seconds=float(ago[1]) * SECONDS[ago[2]]))
+    if ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text, re.ASCII):
+        seconds = float(ago[1]) * SECONDS[ago[2]]
+        # Compared as numbers: a date has no room for 9999999d.
+        since_1970 = now.timestamp() - seconds
+        return start_then(EPOCH if since_1970 < 0 else now - timedelta(seconds=seconds))
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        if not text or " " in text:
+        return start_then(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
+        if _NO_CURSOR.search(text):
             raise InvalidArgument(
                 f"--from {text!r} is none of: earliest, latest, 10m (or s, h, d), "
                 "2026-01-31T12:00:00Z, a cursor",
                 field="from",
             ) from None
         return hub_pb2.SubscribeStart(cursor=text)
-    return start_then(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def start_then(moment: datetime) -> hub_pb2.SubscribeStart:
+    """Return the start at a time; at the earliest event when the time isn't after the beginning of 1970."""
+    if moment <= EPOCH:
+        return hub_pb2.SubscribeStart(earliest=Empty())
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return hub_pb2.SubscribeStart(time=stamp)
@@ -139,9 +151,10 @@ def as_json(delivered: hub_pb2.DeliveredEvent) -> dict[str, Any]:
 def one_line(event: dict[str, Any]) -> str:
     """Print an event for people: time, type, subject, and as much of the data as fits."""
     data = json.dumps(event.get("data"), ensure_ascii=False, separators=(",", ":"))
+    data = data if len(data) <= 160 else data[:159] + "…"
     moment = str(event.get("occurred_at", ""))[11:23].rstrip("Z").ljust(12)
     head = f"{moment} {event['event_type']:<22} {event['subject']} #{event['sequence']}"
-    return f"{head} {event.get('origin', '')} {data if len(data) <= 160 else data[:159] + '…'}"
+    return plain(f"{head} {event.get('origin', '')} {data}")
 
 
 async def follow(
@@ -163,16 +176,13 @@ async def follow(
                     channel, token, start, event_types=types, subject=subject, until_idle=until_idle
                 ):
                     for event in delivery.events:
-                        print(
-                            json.dumps(event, ensure_ascii=False) if as_json else one_line(event),
-                            flush=True,
-                        )
+                        print(plain_json(event) if as_json else one_line(event), flush=True)
                     start = hub_pb2.SubscribeStart(cursor=delivery.cursor)
                 return
             except grpc.aio.AioRpcError as raised:
                 error = from_rpc_error(raised)
                 if error.reason_name != "TOKEN_EXPIRED":
-                    raise Problem(str(error)) from None
+                    raise Problem(plain(error)) from None
 
 
 def tail(
@@ -195,6 +205,8 @@ def tail(
     """Show events from the hub as they happen, or from some time ago, until Ctrl-C."""
     suite = load_suite()
     start = start_at(begin, now=datetime.now(UTC))
+    if begin != "earliest" and start.HasField("earliest"):
+        print(f"{plain(begin)} is before 1970: all events follow", file=sys.stderr)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(
             follow(

@@ -15,6 +15,7 @@ from deskwire_client.errors import Refused, seconds
 from deskwire_client.socket import Socket
 from deskwire_client.tokens import Tokens
 from deskwire_wire.codes import may_reconnect
+from deskwire_wire.limits import MAX_MESSAGE_BYTES
 
 FRAME_OVERHEAD: Final = 6
 """Bytes of the tag and length of a frame in its batch."""
@@ -27,8 +28,6 @@ _FIRST_BACKOFF: Final = 0.2
 _MAX_BACKOFF: Final = 10.0
 _HANDSHAKE: Final = 10.0
 _PING_INTERVAL: Final = 25.0
-_MAX_MESSAGE: Final = 16_384
-"""Bytes per message, unless the Welcome has another limit."""
 _ACK_AFTER: Final = 32
 """Messages of the server after which the client acknowledges them, if it sends nothing else."""
 
@@ -72,7 +71,7 @@ class Connection:
         self._pings = 0
         self._last_sent = 0.0
         self._last_seen = 0.0
-        self.max_message = _MAX_MESSAGE
+        self.max_message = MAX_MESSAGE_BYTES
         self.reconnects = 0
         self.lossless_resumes = 0
 
@@ -178,7 +177,7 @@ class Connection:
 
     def _open(self, socket: Socket, welcome: frame_pb2.Welcome) -> None:
         """Apply the limits of the Welcome, and send what waits."""
-        self.max_message = welcome.max_message_bytes or _MAX_MESSAGE
+        self.max_message = welcome.max_message_bytes or MAX_MESSAGE_BYTES
         self._ping_interval = seconds(welcome.ping_interval) or _PING_INTERVAL
         self._backoff = (
             seconds(welcome.backoff.initial) or _FIRST_BACKOFF,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from deskwire_common.config import Address, ServiceSettings, split_address
+from deskwire_wire.limits import MAX_MESSAGE_BYTES
 
 
 class Settings(ServiceSettings):
@@ -28,8 +29,8 @@ class Settings(ServiceSettings):
     """The same of visitors, who are many; below the minute after which proxies give a quiet connection up."""
     hello_timeout: float = Field(default=10.0, ge=0.1, le=60)
     """Seconds until Hello must have come."""
-    max_message_bytes: int = Field(default=16_384, ge=1_024, le=1_048_576)
-    """Largest WebSocket message from a client."""
+    max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1_024, le=1_048_576)
+    """Largest message from a client. With less than the default, 8,000 characters don't fit in every script."""
     max_unacked_sends: int = Field(default=64, ge=1, le=1_024)
     """Sends of one connection that have no answer yet."""
     max_calls: int = Field(default=8, ge=1, le=256)

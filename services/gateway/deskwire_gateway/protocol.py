@@ -5,6 +5,7 @@ The gateway reads frames, but never the contents of messages.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import ClassVar, Final
 
@@ -24,7 +25,7 @@ from deskwire_common.errors import (
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
 from deskwire_gateway.admission import OTHER_COST, Admission
-from deskwire_gateway.frames import too_large
+from deskwire_gateway.frames import refuse_by_name, too_large
 from deskwire_gateway.handshake import Handshake
 from deskwire_gateway.registry import Registry
 from deskwire_gateway.sends import Sends
@@ -37,6 +38,9 @@ from deskwire_wire.errors import error_batch, error_frame
 
 MAX_FRAMES: Final = 256
 """Frames per message of a client (frame.proto)."""
+READABLE: Final = 3
+"""Messages up to this many times the limit are read, to name what is refused. A WebSocket's read buffer, which grows
+twofold from 2 KiB, is 128 KiB for the largest of them; four times the limit would take 256."""
 MAX_FAULTS: Final = 20
 """Messages that can't be read before the connection is closed."""
 
@@ -79,6 +83,9 @@ class Protocol:
             return
         session.seen = self._clock.monotonic()
         self._bytes_in.inc(len(data))
+        if len(data) > self._max_bytes:
+            self.refuse_large(session, data)
+            return
         try:
             batch = self._parse(data)
         except DeskwireError as error:
@@ -107,6 +114,23 @@ class Protocol:
             code = Close.HELLO_REQUIRED if session.principal is None else Close.TOO_MANY_FAULTS
             self.registry.goodbye(session, code, error.reason, error.message)
 
+    def refuse_large(self, session: Session, data: bytes = b"") -> None:
+        """Refuse a message over the limit: each Send and Rpc in it by its name, where they can be read.
+
+        `data`: the message, unless it is too large to be kept. What is named is no fault: a client that writes long
+        texts, one after another, keeps its connection.
+        """
+        error = too_large(self._max_bytes)
+        answers: list[bytes] = []
+        if session.principal is not None and len(data) <= READABLE * self._max_bytes:
+            with contextlib.suppress(DeskwireError):
+                answers = refuse_by_name(self._parse(data), error)
+        if not answers:
+            self.fault(session, error)
+            return
+        METRICS.gateway_refused.labels(error.reason_name).inc(len(answers))
+        session.transport.send(b"".join(answers))
+
     def _refuse(self, session: Session, error: DeskwireError) -> None:
         """Refuse one frame; the others of its message are handled."""
         if session.principal is None or error.reason == reasons.ERROR_REASON_UNKNOWN_FRAME:
@@ -116,8 +140,6 @@ class Protocol:
         session.transport.send(error_batch(error))
 
     def _parse(self, data: bytes) -> frame_pb2.Batch:
-        if len(data) > self._max_bytes:
-            raise too_large(self._max_bytes)
         try:
             batch = frame_pb2.Batch.FromString(data)
         except DecodeError:

@@ -20,16 +20,14 @@ from deskwire_common.errors import InvalidArgument
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_gateway.admission import Bucket
-from deskwire_gateway.frames import slow_reader, too_large
-from deskwire_gateway.protocol import Protocol
+from deskwire_gateway.frames import slow_reader
+from deskwire_gateway.protocol import READABLE, Protocol
 from deskwire_gateway.session import Session
 from deskwire_wire.codes import Close
 from deskwire_wire.limits import SUBPROTOCOL
 
 PATH: Final = "/ws"
 _READ_BUFFER: Final = 2_048
-_SLACK: Final = 4
-"""Messages up to this many times the limit are answered with TOO_LARGE; larger ones end the connection."""
 _LAST_WORDS: Final = 10.0
 """Seconds for which a connection that ends waits for its client to read what was sent."""
 
@@ -47,7 +45,7 @@ class _Connection(picows.WSListener):
         self._max_buffered = max_buffered
         self._ws: Any = None
         self.session: Session | None = None
-        self._parts: list[bytes] | None = None
+        self._parts: bytearray | None = None
 
     # picows calls these
 
@@ -90,16 +88,15 @@ class _Connection(picows.WSListener):
 
     def _fragment(self, session: Session, kind: Any, frame: Any) -> None:
         if kind == picows.WSMsgType.BINARY:
-            self._parts = []
+            self._parts = bytearray()
         if self._parts is None:
             return
-        self._parts.append(frame.get_payload_as_bytes())
-        limit = self._protocol.registry.limits.max_message_bytes
-        if sum(map(len, self._parts)) > limit:
+        self._parts += frame.get_payload_as_bytes()
+        if len(self._parts) > READABLE * self._protocol.registry.limits.max_message_bytes:
             self._parts = None
-            self._protocol.fault(session, too_large(limit))
+            self._protocol.refuse_large(session)
         elif frame.fin:
-            data, self._parts = b"".join(self._parts), None
+            data, self._parts = bytes(self._parts), None
             self._protocol.receive(session, data)
 
     # as the transport of a session
@@ -188,7 +185,7 @@ async def listen(
         host,
         port,
         websocket_handshake_timeout=5,
-        max_frame_size=_SLACK * limit,
+        max_frame_size=READABLE * limit,
         read_buffer_init_size=_READ_BUFFER,
         use_aiofastnet=False,
         backlog=4096,

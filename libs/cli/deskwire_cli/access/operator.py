@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.machine.tables import print_table
+from deskwire_cli.plain import plain, plain_json
 from deskwire_cli.suite import load_suite
 from deskwire_common.auth import KeysError, Role
 from deskwire_common.rpc import domain_errors, make_channel
@@ -88,9 +88,9 @@ def show(
             )
             for each in found
         ]
-        print(json.dumps(form, indent=2, ensure_ascii=False))
+        print(plain_json(form, indent=2))
         return
-    print_table(titles, [row(each) for each in found])
+    print_table(titles, [[plain(cell) for cell in row(each)] for each in found])
 
 
 def format_time(stamp: Timestamp) -> str:

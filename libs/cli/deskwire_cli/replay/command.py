@@ -18,6 +18,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from deskwire_cli.plain import plain
 from deskwire_cli.replay.dialogues import Dialogue, load
 from deskwire_cli.replay.outcome import Outcome, show
 from deskwire_cli.replay.proof import Proof
@@ -92,7 +93,7 @@ def replay(
     with Progress(*columns, console=console) as progress:
         outcome = uvloop.run(run(suite, dialogues, progress, pairs=pairs, rate=rate))
     for failure in outcome.failures[:10]:
-        print(f"failed: {failure}", file=sys.stderr)
+        print(f"failed: {plain(failure)}", file=sys.stderr)
     if as_json:
         print(json.dumps(outcome.report()))
     else:

@@ -25,10 +25,11 @@ class Failing:
 
     def __init__(self) -> None:
         self.error: DeskwireError | None = None
+        self.code = grpc.StatusCode.DATA_LOSS
 
     async def fail(self, _request: bytes, context: Any) -> bytes:
         if self.error is None:
-            await context.abort(grpc.StatusCode.DATA_LOSS, "no details")
+            await context.abort(self.code, "no details")
         else:
             await refuse(context, self.error)
         return b""
@@ -116,6 +117,16 @@ async def test_a_failure_without_details_is_still_a_domain_error(
     received = await crossed(channel)
     assert isinstance(received, errors.Internal)
     assert received.message == "no details"
+
+
+async def test_a_call_that_the_other_side_cut_off_is_unavailable_and_temporary(
+    failing: tuple[Failing, grpc.aio.Channel],
+) -> None:
+    servicer, channel = failing
+    servicer.code = grpc.StatusCode.CANCELLED
+    received = await crossed(channel)
+    assert isinstance(received, errors.Unavailable)
+    assert received.temporary
 
 
 async def test_a_server_that_is_away_is_unavailable_and_temporary() -> None:

@@ -155,6 +155,15 @@ class Unavailable(DeskwireError):
     default_reason = error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
 
 
+def stopping() -> Unavailable:
+    """Return the error that ends what can't be finished since the process stops."""
+    return Unavailable(
+        "the server is stopping; connect again",
+        reason=error_reason_pb2.ERROR_REASON_SHUTTING_DOWN,
+        retry_after=1.0,
+    )
+
+
 class DeadlineExceeded(DeskwireError):
     """The call took longer than its deadline."""
 
@@ -183,6 +192,8 @@ _BY_CODE: Final[dict[grpc.StatusCode, type[DeskwireError]]] = {
         Internal,
     )
 }
+# A call that this side cancels raises CancelledError: this one the other side, or the way to it, cut off.
+_BY_CODE[grpc.StatusCode.CANCELLED] = Unavailable
 
 
 def to_status(error: DeskwireError) -> status_pb2.Status:
@@ -211,7 +222,7 @@ def to_status(error: DeskwireError) -> status_pb2.Status:
 
 
 def from_rpc_error(error: grpc.RpcError) -> DeskwireError:
-    """The domain error that a failed call stands for; one without details keeps its code."""
+    """The domain error that a failed call stands for; one without details keeps its code (CANCELLED: Unavailable)."""
     call: Any = error if isinstance(error, grpc.aio.AioRpcError) else None
     code = grpc.StatusCode.UNKNOWN if call is None else call.code()
     status = None if call is None else rpc_status.from_call(call)

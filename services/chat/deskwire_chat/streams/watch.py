@@ -27,12 +27,12 @@ from deskwire_chat.domain.conversations import (
 from deskwire_chat.domain.messages import Message
 from deskwire_chat.log.commands import Stored
 from deskwire_chat.log.commit import Log
-from deskwire_chat.owners.errors import NotOwner, stopping
+from deskwire_chat.owners.errors import NotOwner
 from deskwire_chat.store import conversations, messages
 from deskwire_chat.streams.slots import Admit, Slots
 from deskwire_common.auth import Principal, current_principal
 from deskwire_common.db import Database
-from deskwire_common.errors import DeskwireError, OutOfRange
+from deskwire_common.errors import DeskwireError, OutOfRange, stopping
 from deskwire_common.pagination import ANSWER_BYTES, fit
 
 CHECKPOINT: Final = 15.0
@@ -173,6 +173,9 @@ class Watchers:
         with self._slots.one(principal.tenant):
             conversation = await self._visible(Actor.of(principal), conversation_id)
             _check_cursor(request, conversation)
+            if self._stopping:
+                # The drain came while this one read: it didn't see it, and would leave it to the transport.
+                raise stopping()
             watch = _Watch(principal, conversation)
             self._watches.setdefault(conversation_id, set()).add(watch)
             try:

@@ -34,6 +34,7 @@ class DeskwireError(Exception):
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     default_reason: ClassVar[Reason.ValueType] = error_reason_pb2.ERROR_REASON_INTERNAL
+    retry_after: float | None = None
 
     def __init__(
         self,

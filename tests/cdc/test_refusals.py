@@ -308,9 +308,8 @@ async def test_one_text_for_every_address_where_no_mariadb_answers(refusal: Refu
     ):
         for address in (
             "127.0.0.1:1", http, odd,
-            # Refused by the rule, before anything is resolved or dialled.
-            "10.0.0.1:3306", "169.254.169.254:80", "[::1]:3306", "[::ffff:10.0.0.1]:3306", "0.0.0.0:3306",
-            "crm_db!:3306",
+            # Refused by the rule, before anything is resolved or dialled; on this machine, were it not.
+            "[::1]:3306", "crm_db!:3306",
         ):  # fmt: skip
             error = await refusal(mariadb_source(f"mysql://u:s3cret@{address}/crm"))
             assert is_unusable(error, "url"), address
@@ -342,7 +341,7 @@ async def test_a_name_that_turns_inward_is_not_followed(mariadb: DatabaseServer)
     """Each connection resolves its name anew, and goes to the address that was checked."""
     url = mariadb.fresh()
     mariadb.execute("CREATE TABLE orders (id INT PRIMARY KEY)", urlsplit(url).path.strip("/"))
-    answers = iter([["127.0.0.1"], ["127.0.0.1"], ["10.0.0.1"]])
+    answers = iter([["127.0.0.1"], ["127.0.0.1"], ["::1"]])
     asked: list[str] = []
 
     def resolve(host: str) -> list[str]:
@@ -371,7 +370,7 @@ async def test_a_name_that_turns_inward_is_not_followed(mariadb: DatabaseServer)
         await reader.close()
     assert asked == ["crm.example.org"] * 3
     assert caught.value.message == NOT_THERE
-    assert "10.0.0.1" in caught.value.detail
+    assert "::1" in caught.value.detail
     mariadb.drop(url)
 
 

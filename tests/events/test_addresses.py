@@ -71,10 +71,9 @@ async def test_one_text_for_all_that_is_no_adapter(client: Any, tenant: str) -> 
                 target: await refusal(olga.register("a-1", target))
                 for target in (
                     closed, http, nonsense, silent, f"127.0.0.1:{other_port}",
-                    # Refused by the rule, before anything is resolved or dialled.
-                    "10.0.0.1:443", "169.254.169.254:80", "[::1]:80", "0.0.0.0:80", "[::ffff:10.0.0.1]:443",
-                    "127.0.0.1:99999", "unix:1", "unix-abstract:x:1", "dns:127.0.0.1:80", "ipv4:127.0.0.1:80",
-                    "xds:x:1", "a,b:1", "127.0.0.1:80,127.0.0.1:81",
+                    # Refused by the rule, before anything is resolved or dialled; on this machine, were it not.
+                    "[::1]:80", "127.0.0.1:99999", "unix:1", "unix-abstract:x:1", "dns:127.0.0.1:80",
+                    "ipv4:127.0.0.1:80", "xds:x:1", "a,b:1", "127.0.0.1:80,127.0.0.1:81",
                 )
             }  # fmt: skip
     await other.stop(0)
@@ -113,7 +112,7 @@ def calling(target: str, names: Resolve, rules: str = "127.0.0.0/8:*") -> GrpcAd
 
 async def test_a_name_that_turns_inward_is_not_followed(crm: Any) -> None:
     port = crm.target.rpartition(":")[2]
-    names = Names(["127.0.0.1"], ["10.0.0.1"])
+    names = Names(["127.0.0.1"], ["::1"])
     client = calling(f"crm.example.org:{port}", names)
     try:
         await client.ready()
@@ -123,7 +122,7 @@ async def test_a_name_that_turns_inward_is_not_followed(crm: Any) -> None:
         client.forget()
         with pytest.raises(AdapterAway) as caught:
             await client.ready()
-        assert "10.0.0.1" in caught.value.detail
+        assert "::1" in caught.value.detail
         assert caught.value.message == NOT_THERE
         assert names.asked == ["crm.example.org"] * 2
     finally:

@@ -90,10 +90,10 @@ class Terminal:
         others = sender.subject != self._subject or sender.role == actor_pb2.ROLE_SYSTEM
         if others and sender.role != actor_pb2.ROLE_UNSPECIFIED:
             who = sender.display_name or sender.subject or "deskwire"
-            said = message.content.text
+            text = message.content.text
             if message.content.HasField("attachment"):
-                said = f"[{message.content.attachment.file_name}]"
-            print(f"{self._label(message.conversation_id)}{plain(who)}: {plain(said)}")
+                text = f"[{message.content.attachment.file_name}]"
+            print(f"{self._label(message.conversation_id)}{plain(who)}: {plain(text)}")
 
     def _see_conversation(self, conversation: conversation_pb2.Conversation) -> None:
         place = conversation.conversation_id

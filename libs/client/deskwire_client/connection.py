@@ -120,7 +120,7 @@ class Connection:
             try:
                 failures = 0 if await self._connect_once() else failures
             except (OSError, TimeoutError, picows.WSError) as error:
-                if isinstance(error, OSError) and self._told_first(error):
+                if isinstance(error, OSError) and self._fail_first(error):
                     # Nobody listens there: at the first try the caller gets this error.
                     return
             except Refused as error:
@@ -221,10 +221,10 @@ class Connection:
 
     def _end(self, error: Exception) -> None:
         self._socket = None
-        self._told_first(error)
+        self._fail_first(error)
         self._on_end(error)
 
-    def _told_first(self, error: Exception) -> bool:
+    def _fail_first(self, error: Exception) -> bool:
         """Give the error to the caller who waits for the first connection; return whether there is one."""
         if self._first is None or self._first.done():
             return False

@@ -28,9 +28,9 @@ class _Conversation:
     syncing: bool = False
     version: int = 0
     is_open: bool = False
-    delivered_told: int = 0
+    delivered_reported: int = 0
     read: int = 0
-    read_told: int = 0
+    read_reported: int = 0
 
     @property
     def is_behind(self) -> bool:
@@ -48,8 +48,8 @@ class Conversations:
         self._on_push = on_push
         self._receipts = receipts
         self._known: dict[str, _Conversation] = {}
-        self._untold: set[str] = set()
-        self._telling: asyncio.TimerHandle | None = None
+        self._unreported: set[str] = set()
+        self._reporting: asyncio.TimerHandle | None = None
 
     def position(self, conversation_id: str) -> int:
         """Return the seq up to which a conversation was handed out."""
@@ -64,14 +64,14 @@ class Conversations:
             if found.is_behind or (found.is_open and not lossless):
                 self._sync(conversation_id, found)
             # The last receipts may have been lost with the connection.
-            found.delivered_told = found.read_told = 0
-            self._tell(conversation_id)
+            found.delivered_reported = found.read_reported = 0
+            self._report(conversation_id)
 
     def stop(self) -> None:
         """Send no more receipts."""
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
+        if self._reporting is not None:
+            self._reporting.cancel()
+            self._reporting = None
 
     # ----------------------------------------------------------------------- frames of the server
 
@@ -153,7 +153,7 @@ class Conversations:
         while (message := found.early.pop(found.seq + 1, None)) is not None:
             found.seq += 1
             self._on_push(frame_pb2.Push(message=message, epoch=epoch))
-            self._tell(message.conversation_id)
+            self._report(message.conversation_id)
 
     def _sync(self, conversation_id: str, found: _Conversation) -> None:
         if found.syncing or not self._connection.is_open:
@@ -168,22 +168,22 @@ class Conversations:
         """Report to the others that the messages up to `seq` were read; 0: all that were handed out."""
         found = self._known.setdefault(conversation_id, _Conversation())
         found.read = max(found.read, seq or found.seq)
-        self._tell(conversation_id)
+        self._report(conversation_id)
 
-    def _tell(self, conversation_id: str) -> None:
+    def _report(self, conversation_id: str) -> None:
         """Report to the others how far this user has got: soon, and together with other receipts."""
-        self._untold.add(conversation_id)
-        if self._telling is None:
+        self._unreported.add(conversation_id)
+        if self._reporting is None:
             loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(_RECEIPT_SECONDS, self._tell_all)
+            self._reporting = loop.call_later(_RECEIPT_SECONDS, self._report_all)
 
-    def _tell_all(self) -> None:
-        self._telling = None
-        untold, self._untold = self._untold, set()
+    def _report_all(self) -> None:
+        self._reporting = None
+        unreported, self._unreported = self._unreported, set()
         if not self._connection.is_open:
             return
         frames = [
-            frame for conversation_id in untold for frame in self._receipts_of(conversation_id)
+            frame for conversation_id in unreported for frame in self._receipts_of(conversation_id)
         ]
         for start in range(0, len(frames), MAX_FRAMES):
             self._connection.write(frames[start : start + MAX_FRAMES])
@@ -192,12 +192,12 @@ class Conversations:
         """Return the receipts of a conversation that weren't sent yet; they count as sent from here on."""
         found = self._known.get(conversation_id, _Conversation())
         frames = []
-        if self._receipts and found.delivered_told < found.seq:
-            found.delivered_told = found.seq
+        if self._receipts and found.delivered_reported < found.seq:
+            found.delivered_reported = found.seq
             delivered = frame_pb2.Delivered(conversation_id=conversation_id, seq=found.seq)
             frames.append(frame_pb2.Frame(delivered=delivered))
-        if found.read_told < found.read:
-            found.read_told = found.read
+        if found.read_reported < found.read:
+            found.read_reported = found.read
             read = frame_pb2.Read(conversation_id=conversation_id, seq=found.read)
             frames.append(frame_pb2.Frame(read=read))
         return frames

@@ -191,7 +191,7 @@ class Connections:
         if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
             self.agents.setdefault(connection.who.tenant, {})[connection.user] = None
         if not connection.parked:
-            self._came(connection)
+            self._connected(connection)
         return True
 
     def remove(self, connection: Connection) -> None:
@@ -206,13 +206,13 @@ class Connections:
         """Mark a connection as broken; it may be resumed."""
         if connection.refused is None and not connection.parked:
             connection.parked = True
-            self._went(connection)
+            self._disconnected(connection)
 
     def unpark(self, connection: Connection) -> None:
         """Mark a parked connection as resumed."""
         if connection.refused is None and connection.parked:
             connection.parked = False
-            self._came(connection)
+            self._connected(connection)
 
     def expel(self) -> None:
         """End the connections of all users who aren't admitted any more."""
@@ -268,13 +268,13 @@ class Connections:
         for conversation_id in connection.held or ():
             self._held.release((connection, conversation_id))
         if not connection.parked:
-            self._went(connection)
+            self._disconnected(connection)
 
-    def _came(self, connection: Connection) -> None:
+    def _connected(self, connection: Connection) -> None:
         if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
             self._router.agent_connected(*_as_agent(connection.user))
 
-    def _went(self, connection: Connection) -> None:
+    def _disconnected(self, connection: Connection) -> None:
         if connection.who.role in {ActorRole.AGENT, ActorRole.BOT}:
             self._router.agent_disconnected(*_as_agent(connection.user))
         if not self.is_present(connection.user):

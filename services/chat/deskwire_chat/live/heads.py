@@ -49,7 +49,7 @@ class Heads:
         self._offer_feed = offer_feed
         self._reads = reads
 
-    async def tell(
+    async def send(
         self, attached: Sequence[Connection], gained: Collection[int] | None = None
     ) -> None:
         """Answer Attaches with the heads of the users' open conversations, read after the Attach took effect.
@@ -75,7 +75,7 @@ class Heads:
                 theirs = [
                     each
                     for each in found.get(connection.who.subject, [])
-                    if self._is_told(each.partition, gained)
+                    if self._is_sent(each.partition, gained)
                 ]
                 await self._put(connection, theirs, known)
                 if gained is None:
@@ -101,11 +101,11 @@ class Heads:
 
     def _welcome(self, connection: Connection, theirs: Iterable[Conversation]) -> None:
         if not connection.parked:
-            self._presence.came(connection, theirs)
-        self._queue_feed.came(connection)
-        self._offer_feed.came(connection)
+            self._presence.connected(connection, theirs)
+        self._queue_feed.connected(connection)
+        self._offer_feed.connected(connection)
 
-    def _is_told(self, partition: int, gained: Collection[int] | None) -> bool:
+    def _is_sent(self, partition: int, gained: Collection[int] | None) -> bool:
         if gained is not None and partition not in gained:
             return False
         return self._ownership.term_of(partition) > 0

@@ -62,7 +62,7 @@ class Links:
         """Send heads for these partitions to everybody connected: the last owner may have died."""
         here = [each for stream in self._open for each in stream.connections.values()]
         for start in range(0, len(here), _HEADS_CHUNK):
-            self._tasks.begin(self._heads.tell(here[start : start + _HEADS_CHUNK], set(numbers)))
+            self._tasks.begin(self._heads.send(here[start : start + _HEADS_CHUNK], set(numbers)))
 
     def owners_changed(self) -> None:
         """Tell the gateways which process owns which partition, once this process has an address."""
@@ -79,9 +79,9 @@ class Links:
             links=len(self._open),
         )
         for member, theirs in self._ownership.owners():
-            told = owners.shards.add(name=member.name, address=member.address)
+            shard = owners.shards.add(name=member.name, address=member.address)
             for number, term in theirs:
-                told.partitions.add(number=number, term=term)
+                shard.partitions.add(number=number, term=term)
         return pb.LinkResponse(items=[pb.LinkDownItem(owners=owners)]).SerializeToString()
 
     # ------------------------------------------------------------------------------------ the RPC
@@ -138,7 +138,7 @@ class Links:
                     except Exception as error:  # noqa: BLE001 - only this item fails: repeated, it would fail again
                         self._failed(stream, item, error)
                 if attached:
-                    self._tasks.begin(self._heads.tell(attached))
+                    self._tasks.begin(self._heads.send(attached))
         except Exception as error:  # noqa: BLE001 - the stream ends; the worker opens another one
             get_logger().warning("link_failed", worker_id=stream.worker_id, exc_info=error)
         stream.end()
@@ -164,11 +164,11 @@ class Links:
         elif kind == "snapshot_end":
             self._complete(stream)
         elif kind is not None and kind != "snapshot_begin":
-            said = getattr(item, kind)
+            payload = getattr(item, kind)
             # A connection that isn't here left before its frame arrived.
-            connection = stream.connections.get(said.connection_id)
+            connection = stream.connections.get(payload.connection_id)
             if connection is not None:
-                self._frames.handle(connection, kind, said)
+                self._frames.handle(connection, kind, payload)
 
     # -------------------------------------------------------------------------------- connections
 

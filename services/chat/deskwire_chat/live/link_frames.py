@@ -73,23 +73,23 @@ class LinkFrames:
         self._tasks = tasks
         self._reads = reads
 
-    def handle(self, connection: Connection, kind: str, said: Any) -> None:
-        """Serve one frame; `kind` is the name of its field in LinkUpItem, and `said` is the value of that field."""
+    def handle(self, connection: Connection, kind: str, payload: Any) -> None:
+        """Serve one frame; `kind` is the name of its field in LinkUpItem, and `payload` is the value of that field."""
         if kind == "send":
-            self._send(connection, said)
+            self._send(connection, payload)
         elif kind == "sync":
-            self._tasks.begin(self._sync(connection, said.sync, said.send_id))
+            self._tasks.begin(self._sync(connection, payload.sync, payload.send_id))
         elif kind == "detach":
             self._connections.remove(connection)
         elif kind == "park":
             self._connections.park(connection)
         elif kind == "unpark":
             self._connections.unpark(connection)
-            self._tasks.begin(self._presence.came_back(connection))
+            self._tasks.begin(self._presence.reconnected(connection))
         elif connection.refused is None and kind == "receipt":
-            self._receipts.told(connection, said)
+            self._receipts.take(connection, payload)
         elif connection.refused is None and kind == "typing":
-            self._tasks.begin(self._typing(connection, said))
+            self._tasks.begin(self._typing(connection, payload))
 
     # ---------------------------------------------------------------------------------------- send
 
@@ -228,14 +228,14 @@ def _answer(
     connection.stream.put(item)
 
 
-def refusal(kind: str, said: Any) -> bytes | None:
+def refusal(kind: str, payload: Any) -> bytes | None:
     """Return the item that answers a frame which failed for a fault of ours; None: nobody waits for an answer."""
     if kind not in {"send", "sync"}:
         return None
-    asked = getattr(said, kind)
+    asked = getattr(payload, kind)
     batch = error_batch(
         Internal("a fault of deskwire's"),
         client_msg_id=asked.client_msg_id if kind == "send" else "",
         conversation_id=asked.conversation_id,
     )
-    return codec.down_item([said.connection_id], batch, send_id=said.send_id)
+    return codec.down_item([payload.connection_id], batch, send_id=payload.send_id)

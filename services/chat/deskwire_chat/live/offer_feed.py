@@ -46,13 +46,13 @@ class OfferFeed:
         self._router = router
         self._seconds = seconds
         self._is_ours = is_ours
-        self._untold: dict[str, Offer] = {}
-        self._told: dict[str, tuple[UserKey, frame_pb2.Push]] = {}
+        self._unsent: dict[str, Offer] = {}
+        self._sent: dict[str, tuple[UserKey, frame_pb2.Push]] = {}
         self._wake = asyncio.Event()
 
-    def came(self, connection: Connection) -> None:
+    def connected(self, connection: Connection) -> None:
         """Send a user who connected their open offers; offers that weren't sent to anybody yet are sent by `run`."""
-        for user, push in self._told.values():
+        for user, push in self._sent.values():
             if user == connection.user:
                 connection.put(encoded(push=push))
 
@@ -61,29 +61,29 @@ class OfferFeed:
         if not self._seconds:
             await asyncio.Event().wait()
         seconds = min(_TICK_SECONDS, self._seconds / 4)
-        await every(seconds, self._round, failed="offers_not_told", outlast=AWAY, wake=self._wake)
+        await every(seconds, self._round, failed="offers_not_sent", outlast=AWAY, wake=self._wake)
 
     async def _round(self) -> None:
         self._router.expire_offers()
-        while self._untold:
-            await self._tell(list(self._untold.values())[:_CHUNK])
+        while self._unsent:
+            await self._send(list(self._unsent.values())[:_CHUNK])
 
     def offered(self, offer: Offer) -> None:
         """Have an offer sent (routing.offers.OfferListener)."""
         METRICS.offers.labels("offered").inc()
-        self._untold[offer.item.id] = offer
+        self._unsent[offer.item.id] = offer
         self._wake.set()
 
     def offer_ended(self, offer: Offer, end: OfferEnd) -> None:
         """Tell the agent that an offer has ended (routing.offers.OfferListener)."""
         METRICS.offers.labels(end.name.lower()).inc()
         conversation_id = offer.item.id
-        self._untold.pop(conversation_id, None)
-        told = self._told.pop(conversation_id, None)
-        if told is not None:
-            self._connections.deliver([told[0]], views.frames.offer_ended(conversation_id, end))
+        self._unsent.pop(conversation_id, None)
+        sent = self._sent.pop(conversation_id, None)
+        if sent is not None:
+            self._connections.deliver([sent[0]], views.frames.offer_ended(conversation_id, end))
 
-    async def _tell(self, offers: list[Offer]) -> None:
+    async def _send(self, offers: list[Offer]) -> None:
         tenants: dict[str, set[str]] = {}
         known: dict[str, Customer] = {}
         async with self._db.read() as c:
@@ -97,9 +97,9 @@ class OfferFeed:
                 known |= await customers.get_many(c, tenant, sorted(ids))
         for offer in offers:
             conversation_id = offer.item.id
-            if self._untold.get(conversation_id) is not offer:
+            if self._unsent.get(conversation_id) is not offer:
                 continue  # it ended meanwhile
-            del self._untold[conversation_id]
+            del self._unsent[conversation_id]
             conversation = found.get(conversation_id)
             if (
                 conversation is None
@@ -113,5 +113,5 @@ class OfferFeed:
             push = views.frames.offer_push(
                 conversation, known.get(conversation.customer_id), offer.expires_at
             )
-            self._told[conversation_id] = user, push
+            self._sent[conversation_id] = user, push
             self._connections.deliver([user], encoded(push=push))

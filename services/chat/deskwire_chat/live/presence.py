@@ -55,15 +55,15 @@ class Presence:
             if party != connection.user
         ]
 
-    def came(self, connection: Connection, theirs: Iterable[Conversation]) -> None:
+    def connected(self, connection: Connection, theirs: Iterable[Conversation]) -> None:
         """Tell the other participants that a user is connected."""
         for item in theirs:
             self._tell(item, connection.user)
 
-    async def came_back(self, connection: Connection) -> None:
+    async def reconnected(self, connection: Connection) -> None:
         """Tell the other participants that a user is connected again."""
         found = await self._open_of([connection.user])
-        self.came(connection, found.get(connection.user, ()))
+        self.connected(connection, found.get(connection.user, ()))
 
     def introduce(self, conversation: Conversation) -> None:
         """Tell the participants of a conversation about each other, as one of them is new."""

@@ -35,11 +35,11 @@ class QueueFeed:
         self._connections = connections
         self._clock = clock
         self._is_ours = is_ours
-        self._told: dict[str, tuple[int, int]] = {}
+        self._sent: dict[str, tuple[int, int]] = {}
 
-    def came(self, connection: Connection) -> None:
+    def connected(self, connection: Connection) -> None:
         """Send the state of the queue to an agent who connected; the first agent gets it from `run`."""
-        state = self._told.get(connection.who.tenant)
+        state = self._sent.get(connection.who.tenant)
         if state is not None and connection.user in self._connections.agents.get(
             connection.who.tenant, ()
         ):
@@ -55,15 +55,15 @@ class QueueFeed:
             for tenant, users in self._connections.agents.items()
             if self._is_ours(tenant)
         }
-        self._told = {tenant: each for tenant, each in self._told.items() if tenant in agents}
+        self._sent = {tenant: each for tenant, each in self._sent.items() if tenant in agents}
         if not agents:
             return
         async with self._db.read() as c:
             found = await conversations.waiting(c, list(agents))
         for tenant, users in agents.items():
             state = found.get(tenant, (0, 0))
-            if self._told.get(tenant) != state:
-                self._told[tenant] = state
+            if self._sent.get(tenant) != state:
+                self._sent[tenant] = state
                 self._connections.deliver(users, self._push(state))
 
     def _push(self, state: tuple[int, int]) -> bytes:

@@ -61,7 +61,7 @@ class Receipts:
         self._known: OrderedDict[_Key, Receipt] = OrderedDict()
         self._wake = asyncio.Event()
 
-    def told(self, connection: Connection, item: pb.LinkReceipt) -> None:
+    def take(self, connection: Connection, item: pb.LinkReceipt) -> None:
         """Take a client's report of how far its user has got."""
         if not is_uuid(item.conversation_id):
             self._refuse(

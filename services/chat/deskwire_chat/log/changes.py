@@ -43,9 +43,12 @@ class Changes:
 
     def attachment_of(self, command: Put) -> Attachment:
         """Return the attachment that a message wants to carry. Raises the domain's refusals."""
-        said = views.content.reference_of(command.body)
+        reference = views.content.reference_of(command.body)
         return domain.attachments.check_may_send(
-            self._attachments.get(said.attachment_id), said, command.conversation_id, command.who
+            self._attachments.get(reference.attachment_id),
+            reference,
+            command.conversation_id,
+            command.who,
         )
 
     def carry(self, item: Attachment, seq: int) -> None:

@@ -195,8 +195,8 @@ class Committer:
         self._memory.sent(group.stored)
         for span in group.spans:
             span.end()
-        for customer, told in group.openings.updated:
-            self._with.deliver(told, views.frames.customer_push(customer))
+        for customer, agents in group.openings.updated:
+            self._with.deliver(agents, views.frames.customer_push(customer))
 
     def _finish(self, group: Group) -> None:
         """Report what was committed: to the senders who wait first, then to the log."""

@@ -202,10 +202,10 @@ class Group:
         batch = codec.message_push(stored.encoded, stored.epoch)
         if stored.message.kind == Kind.NOTE:
             # The visitor is the first of the users.
-            told, users = users[:1], users[1:]
+            visitor, users = users[:1], users[1:]
             hidden = Stored.of(replace(stored.message, body=views.content.WITHHELD), stored.epoch)
             withheld = codec.message_push(hidden.encoded, stored.epoch)
-            self.after.append(lambda: self._with.deliver(told, withheld))
+            self.after.append(lambda: self._with.deliver(visitor, withheld))
         self.after.append(lambda: self._with.deliver(users, batch, without=without))
 
     # ------------------------------------------------------------------------------- conversations

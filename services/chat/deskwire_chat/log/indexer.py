@@ -137,14 +137,14 @@ def _entry(row: Any) -> Entry | None:
     """Return a message's line in the index; None when it has no words."""
     content = conversation_pb2.Content.FromString(row.body)
     if row.kind == Kind.TEXT:
-        said = content.text
+        text = content.text
     elif row.kind == Kind.NOTE:
-        said = content.note.text
+        text = content.note.text
     elif row.kind == Kind.ATTACHMENT:
-        said = content.attachment.file_name
+        text = content.attachment.file_name
     else:
         return None
-    found = words.of_text(said)
+    found = words.of_text(text)
     if not found:
         return None
     return Entry(

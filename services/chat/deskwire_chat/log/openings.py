@@ -110,7 +110,7 @@ class Openings:
             if before is not None:
                 after = self._customers[customer_id]
                 await customers.save(uow.connection, before, after)
-                told = await conversations.agents_of_customer(
+                agents = await conversations.agents_of_customer(
                     uow.connection, after.tenant, customer_id
                 )
-                self.updated.append((after, told))
+                self.updated.append((after, agents))

@@ -69,7 +69,7 @@ Steps = Mapping[int, tuple[int, int]]
 
 # The text of an encoded Content that has nothing else: 0x0a, the length in one byte or two, the text. Null for others,
 # and for text with a NUL, which PostgreSQL's own text can't have. LATIN1 has a character for every byte.
-_SAID: Final = (
+_WRITTEN: Final = (
     f"CASE WHEN kind <> {Kind.TEXT:d} OR octet_length(body) < 4 THEN NULL"
     " WHEN get_byte(body, 0) <> 10 OR position('\\x00'::bytea IN body) > 0 THEN NULL"
     " WHEN get_byte(body, 1) < 128 THEN CASE WHEN octet_length(body) = 2 + get_byte(body, 1)"
@@ -78,20 +78,20 @@ _SAID: Final = (
     " THEN convert_from(substring(body FROM 4), 'LATIN1') END"
 )
 # Texts with long words aren't plain: cutting the words takes PostgreSQL longer than all the rest.
-_IS_PLAIN: Final = f"said ~ '^[\\x01-\\x7f]+$' AND said !~ '[A-Za-z0-9]{{{MAX_BYTES + 1}}}'"
+_IS_PLAIN: Final = f"written ~ '^[\\x01-\\x7f]+$' AND written !~ '[A-Za-z0-9]{{{MAX_BYTES + 1}}}'"
 _SEPARATORS: Final = "".join(f"\\x{each:02x}" for each in range(1, 128) if not chr(each).isalnum())
 # The words that words.of_text gives. With blanks between and "ww" before each, no parser interprets them further.
 _WORDS: Final = (
     "to_tsvector('pg_catalog.simple', 'ww' || regexp_replace("
-    f"btrim(lower(said COLLATE \"C\"), E'{_SEPARATORS}'), '[^a-z0-9]+', ' ww', 'g'))"
+    f"btrim(lower(written COLLATE \"C\"), E'{_SEPARATORS}'), '[^a-z0-9]+', ' ww', 'g'))"
 )
 _ID: Final = "((messages.partition_id::bigint << 48) | messages.position)"  # entry_id
 _PUT_PLAIN: Final = (
     f"INSERT INTO message_search ({', '.join(_COLUMNS)}, words)"  # noqa: S608
     f" SELECT {', '.join(_COLUMNS)}, {_WORDS}"
     f" FROM (SELECT {_ID} AS id, tenant_id, conversation_id, seq, message_id, created_at, false AS note,"
-    f" {_SAID} AS said FROM messages WHERE %s OFFSET 0) AS m"
-    f" WHERE {_IS_PLAIN} AND said ~ '[A-Za-z0-9]' ON CONFLICT DO NOTHING"
+    f" {_WRITTEN} AS written FROM messages WHERE %s OFFSET 0) AS m"
+    f" WHERE {_IS_PLAIN} AND written ~ '[A-Za-z0-9]' ON CONFLICT DO NOTHING"
 )
 
 

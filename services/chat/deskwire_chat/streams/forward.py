@@ -189,20 +189,20 @@ class Forwarder:
 
 def _stored(answer: pb.SendMessageResponse, command: Put) -> Stored:
     """Return a message that the owner has stored, from the owner's answer."""
-    said = answer.message
+    message = answer.message
     item = Message(
-        message_id=said.message_id,
-        conversation_id=said.conversation_id,
+        message_id=message.message_id,
+        conversation_id=message.conversation_id,
         tenant=command.who.tenant,
-        seq=said.seq,
+        seq=message.seq,
         position=0,
         role=int(command.who.role),
         subject=command.who.subject,
         name=command.who.name,
         origin=command.who.origin,
-        client_msg_id=said.client_msg_id,
+        client_msg_id=message.client_msg_id,
         body=command.body,
-        created_at=said.create_time.ToMicroseconds(),
+        created_at=message.create_time.ToMicroseconds(),
         traceparent=command.traceparent,
     )
     return Stored(item, answer.epoch, b"", b"", b"", duplicate=answer.duplicate)

@@ -189,7 +189,7 @@ class Watchers:
     async def _follow(
         self, watch: _Watch, cursor: int
     ) -> AsyncGenerator[pb.WatchConversationResponse]:
-        told, silent = 0, 0
+        sent_version, silent = 0, 0
         while True:
             watch.wake.clear()
             if watch.error is not None:
@@ -200,9 +200,9 @@ class Watchers:
             watch.behind = watch.behind or len(shown) < len(run)
             cursor = shown[-1].seq if shown else cursor
             known = watch.conversation
-            if run or known.version > told or silent:
-                yield _response(watch, shown, cursor, changed=known.version > told)
-                told = known.version
+            if run or known.version > sent_version or silent:
+                yield _response(watch, shown, cursor, changed=known.version > sent_version)
+                sent_version = known.version
             if known.state == State.CLOSED and cursor >= known.head_seq and not watch.behind:
                 return
             if watch.behind or watch.tail:

@@ -55,7 +55,7 @@ class ChangeLoop:
     def run(self, number: int, emit: Callable[[Batch], None], stopped: threading.Event) -> None:
         """Until stopped."""
         seen = -1
-        said = False
+        announced = False
         while not stopped.is_set():
             version = self._pragma("data_version")
             copied = False
@@ -66,13 +66,13 @@ class ChangeLoop:
             if snapshot := self._copy_chunk():
                 copied = True
                 number = self._read(number, emit, stopped, snapshot=snapshot)
-                said = False
+                announced = False
             self._prune()
             if not copied:
-                if not said:
+                if not announced:
                     # The snapshot, if there was one, is over; and the source is there.
                     emit(Batch((), str(number), 0))
-                    said = True
+                    announced = True
                 stopped.wait(self._options.poll_seconds)
 
     def _pragma(self, name: str) -> int:

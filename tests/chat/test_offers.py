@@ -319,8 +319,7 @@ class Round:
         self.clock = ManualClock()
         self.asked: list[tuple[str, str]] = []
         self.over: list[tuple[str, str, OfferEnd]] = []
-        self.router = Router(now=lambda: to_micros(self.clock.now()), offer_seconds=20)
-        self.router.tell(self)
+        self.router = Router(self, now=lambda: to_micros(self.clock.now()), offer_seconds=20)
         self.router.start(
             [
                 Agent("t", each, each, Status.AVAILABLE, 1, 0, place, 1)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deskwire_chat.domain.agents import Agent, Status
+from deskwire_chat.domain.agents import Agent, OfferEnd, Status
 from deskwire_chat.domain.work import WorkItem, WorkKind
+from deskwire_chat.routing.offers import Offer
 from deskwire_chat.routing.policy import Reason, choose, obstacle
 from deskwire_chat.routing.router import Router
 
@@ -98,12 +99,22 @@ def test_a_refusal_sends_it_to_the_next_and_says_so() -> None:
     assert (choice.agent_id, choice.obstacles) == ("bob", {"ann": Reason.REFUSED_IT})
 
 
+class _NoOffers:
+    """A desk without offers hears of none."""
+
+    def offered(self, offer: Offer) -> None:
+        raise AssertionError(offer)
+
+    def offer_ended(self, offer: Offer, end: OfferEnd) -> None:
+        raise AssertionError(offer, end)
+
+
 class _Desk:
     """A router whose proposals are all taken, and what must hold of it after every step."""
 
     def __init__(self, agents: list[Agent]) -> None:
         self.now = 100
-        self.router = Router(now=self._tick)
+        self.router = Router(_NoOffers(), now=self._tick)
         self.agents = {each.agent_id: each for each in agents}
         self.online: dict[str, int] = dict.fromkeys(self.agents, 0)
         self.idle_since = {each.agent_id: each.idle_since for each in agents}

@@ -16,8 +16,7 @@ from deskwire.chat.v1 import conversation_service_pb2 as pb
 from deskwire.gateway.v1 import frame_pb2
 from deskwire.shard.v1 import shard_service_pb2 as shard_pb
 from deskwire_chat.domain.conversations import Conversation, State
-from deskwire_chat.live import connections
-from deskwire_chat.live.connections import Stream
+from deskwire_chat.live import stream as streams
 from deskwire_chat.log import codec
 from deskwire_chat.store import conversations as conversation_rows
 from deskwire_chat.views import frames
@@ -169,7 +168,7 @@ async def test_a_sync_whose_answer_breaks_the_link_is_given_up(
 ) -> None:
     """As a chat without these limits answers it: gRPC ends the stream."""
     monkeypatch.setattr(frames, "SYNCED_BYTES", 64 * MiB)
-    monkeypatch.setattr(connections, "_MAX_ITEM", 64 * MiB)
+    monkeypatch.setattr(streams, "_MAX_ITEM", 64 * MiB)
     talk, other = new_id(), new_id()
     async with start() as d:
         await fill(d, talk, 300)
@@ -258,7 +257,7 @@ def conversation(d: Desk, conversation_id: str) -> Conversation:
 
 
 async def test_what_is_too_large_for_the_link_becomes_an_error_for_that_connection() -> None:
-    stream = Stream()
+    stream = streams.Stream()
     stream.put(codec.down_item([7], b"\0" * (4 * MiB), send_id=9))
     stream.put(codec.down_item([8], b"fits"))
     stream.end()

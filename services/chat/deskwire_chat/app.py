@@ -26,11 +26,12 @@ from deskwire_chat.domain.conversations import Conversation, partition_of
 from deskwire_chat.handover import Handover
 from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
 from deskwire_chat.live.admission import Admission
+from deskwire_chat.live.audience import Audience
 from deskwire_chat.live.connections import Connections
 from deskwire_chat.live.heads import Heads
 from deskwire_chat.live.link import READS, Links
 from deskwire_chat.live.link_frames import LinkFrames
-from deskwire_chat.live.offer_feed import OfferFeed
+from deskwire_chat.live.offer_feed import OfferFeed, OfferPushes
 from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.queue_feed import QueueFeed
 from deskwire_chat.live.receipts import Receipts
@@ -75,8 +76,10 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True)
 class _Routing:
-    """Routing, and the partitions of this process, within which it may give work."""
+    """Routing, the users whom its offers reach, and the partitions of this process, within which it may give work."""
 
+    audience: Audience
+    offers: OfferPushes
     router: Router
     owner: Owner
     ownership: Ownership
@@ -151,21 +154,26 @@ async def _storage(settings: Settings, runtime: Runtime[Settings]) -> _Storage:
 
 def _routing(settings: Settings, runtime: Runtime[Settings], storage: _Storage) -> _Routing:
     """Make routing and ownership; both start when everything else is ready."""
+    audience = Audience()
+    offers = OfferPushes(audience)
     router = Router(
-        now=lambda: to_micros(runtime.clock.now()), offer_seconds=settings.offer_seconds
+        offers,
+        now=lambda: to_micros(runtime.clock.now()),
+        offer_seconds=settings.offer_seconds,
     )
     ownership = Ownership(storage.owner)
-    return _Routing(router, storage.owner, ownership, AgentReader(storage.db, router, ownership))
+    reader = AgentReader(storage.db, router, ownership)
+    return _Routing(audience, offers, router, storage.owner, ownership, reader)
 
 
 async def _log(
     settings: Settings, runtime: Runtime[Settings], storage: _Storage, routing: _Routing
 ) -> _Log:
     """Make the writer, what it calls after a commit, and what follows the committed log."""
-    db, router = storage.db, routing.router
+    db, router, audience = storage.db, routing.router, routing.audience
     admission, held = Admission(), Held()
-    connections = Connections(router, admission, held)
-    presence = Presence(db, connections, is_ours=routing.is_ours)
+    connections = Connections(audience, router, admission, held)
+    presence = Presence(db, audience, is_ours=routing.is_ours)
     slots = Slots(settings.max_streams, settings.max_tenant_streams)
     watchers = Watchers(db, admission.admit, slots)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
@@ -176,7 +184,7 @@ async def _log(
         Collaborators(
             runtime.ids,
             router,
-            connections.deliver,
+            audience.deliver,
             presence.introduce,
             settings.default_region,
         ),
@@ -201,25 +209,32 @@ def _live(
 ) -> _Live:
     """Make what serves the streams of gateways and integrators, and the forwarding to other owners."""
     db, router, ownership = storage.db, routing.router, routing.ownership
-    connections, presence, writer = log.connections, log.presence, log.writer
-    receipts = Receipts(db, connections, writer.memory, runtime.clock)
+    audience, presence, writer = routing.audience, log.presence, log.writer
+    receipts = Receipts(db, audience, writer.memory, runtime.clock)
     queue_feed = QueueFeed(
         db,
-        connections,
+        audience,
         runtime.clock,
         is_ours=lambda tenant: ownership.term_of(partition_of(tenant)) > 0,
     )
     offer_feed = OfferFeed(
-        db, connections, router, seconds=settings.offer_seconds, is_ours=routing.is_ours
+        db, routing.offers, router, seconds=settings.offer_seconds, is_ours=routing.is_ours
     )
-    # Routing needs the connections and its offers go to them, so one of the two must be set after both are made.
-    router.tell(offer_feed)
     tasks, reads = Tasks(), asyncio.Semaphore(READS)
     frames = LinkFrames(
-        db, connections, writer, router, receipts, presence, runtime.validator, tasks, reads
+        db,
+        audience,
+        log.connections,
+        writer,
+        router,
+        receipts,
+        presence,
+        runtime.validator,
+        tasks,
+        reads,
     )
-    heads = Heads(db, ownership, presence, queue_feed, offer_feed, reads)
-    links = Links(connections, frames, heads, ownership, tasks, runtime.verifier)
+    heads = Heads(db, ownership, presence, queue_feed, routing.offers, reads)
+    links = Links(log.connections, frames, heads, ownership, tasks, runtime.verifier)
     peers = Peers(
         ownership,
         lambda address: rpc.make_channel(
@@ -276,7 +291,7 @@ async def _serve(
         live.streams,
         WatchForwarder(log.watchers, live.peers),
         AttachmentActions(tools, files, limits),
-        CustomerActions(tools, log.connections, settings.default_region),
+        CustomerActions(tools, routing.audience, settings.default_region),
         AgentActions(tools, router, keeper.look),
         OfferActions(tools, router, log.writer),
         TenantActions(tools, keeper.look),

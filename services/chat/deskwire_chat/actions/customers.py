@@ -12,7 +12,7 @@ from deskwire_chat import domain, events, views
 from deskwire_chat.actions.tools import Tools
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.customers import Customer, Identity
-from deskwire_chat.live.connections import Connections
+from deskwire_chat.live.audience import Audience
 from deskwire_chat.store import conversations, customers
 from deskwire_common.auth import current_principal
 from deskwire_common.db import UnitOfWork, WriteConflict
@@ -29,7 +29,7 @@ class CustomerActions:
     """The use cases of customers, for the current principal and in its tenant."""
 
     tools: Tools
-    connections: Connections
+    audience: Audience
     default_region: str = ""
 
     async def get(
@@ -207,7 +207,7 @@ class CustomerActions:
                 users = await conversations.agents_of_customer(
                     c, customer.tenant, customer.customer_id
                 )
-            self.connections.deliver(users, views.frames.customer_push(customer))
+            self.audience.deliver(users, views.frames.customer_push(customer))
 
     def _values(self, customer: customer_pb2.Customer, fields: Sequence[str]) -> dict[str, str]:
         values = {name: str(getattr(customer, name)) for name in fields}

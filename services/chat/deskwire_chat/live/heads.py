@@ -14,10 +14,10 @@ from deskwire_chat import views
 from deskwire_chat.domain.actors import ActorRole
 from deskwire_chat.domain.conversations import Conversation
 from deskwire_chat.domain.customers import Customer
-from deskwire_chat.live.connections import Connection
-from deskwire_chat.live.offer_feed import OfferFeed
+from deskwire_chat.live.offer_feed import OfferPushes
 from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.queue_feed import QueueFeed
+from deskwire_chat.live.stream import Connection
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.store import conversations, customers
 from deskwire_common.db import Database
@@ -38,7 +38,7 @@ class Heads:
         ownership: Ownership,
         presence: Presence,
         queue_feed: QueueFeed,
-        offer_feed: OfferFeed,
+        offers: OfferPushes,
         reads: asyncio.Semaphore,
     ) -> None:
         """`reads` bounds how many reads for links run at once."""
@@ -46,7 +46,7 @@ class Heads:
         self._ownership = ownership
         self._presence = presence
         self._queue_feed = queue_feed
-        self._offer_feed = offer_feed
+        self._offers = offers
         self._reads = reads
 
     async def send(
@@ -103,7 +103,7 @@ class Heads:
         if not connection.parked:
             self._presence.connected(connection, theirs)
         self._queue_feed.connected(connection)
-        self._offer_feed.connected(connection)
+        self._offers.connected(connection)
 
     def _is_sent(self, partition: int, gained: Collection[int] | None) -> bool:
         if gained is not None and partition not in gained:

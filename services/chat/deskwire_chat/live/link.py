@@ -12,9 +12,10 @@ from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.conversations import PARTITIONS
 from deskwire_chat.live import link_frames
-from deskwire_chat.live.connections import Connection, Connections, Stream
+from deskwire_chat.live.connections import Connections
 from deskwire_chat.live.heads import Heads
 from deskwire_chat.live.link_frames import LinkFrames
+from deskwire_chat.live.stream import Connection, Stream
 from deskwire_chat.live.tasks import Tasks
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_common import rpc

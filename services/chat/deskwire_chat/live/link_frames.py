@@ -21,9 +21,11 @@ from deskwire_chat.domain.conversations import (
     participants,
     takes_part,
 )
-from deskwire_chat.live.connections import Connection, Connections
+from deskwire_chat.live.audience import Audience
+from deskwire_chat.live.connections import Connections
 from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.receipts import Receipts
+from deskwire_chat.live.stream import Connection
 from deskwire_chat.live.tasks import Tasks
 from deskwire_chat.log import codec
 from deskwire_chat.log.commands import Put, Stored
@@ -53,6 +55,7 @@ class LinkFrames:
     def __init__(
         self,
         db: Database,
+        audience: Audience,
         connections: Connections,
         writer: LogWriter,
         router: Router,
@@ -64,6 +67,7 @@ class LinkFrames:
     ) -> None:
         """`reads` bounds how many reads for links run at once."""
         self._db = db
+        self._audience = audience
         self._connections = connections
         self._writer = writer
         self._router = router
@@ -188,7 +192,7 @@ class LinkFrames:
             )
         )
         others = [each for each in participants(conversation) if each != connection.user]
-        self._connections.deliver(others, batch, ephemeral=True)
+        self._audience.deliver(others, batch, ephemeral=True)
 
     async def _known(self, connection: Connection, conversation_id: str) -> Conversation | None:
         """Return a conversation, from memory or the database, if the connection's user may see it."""

@@ -16,7 +16,8 @@ from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.domain.actors import ActorRole, UserKey
 from deskwire_chat.domain.conversations import Conversation, participants
-from deskwire_chat.live.connections import Connection, Connections
+from deskwire_chat.live.audience import Audience
+from deskwire_chat.live.stream import Connection
 from deskwire_chat.store import conversations
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
@@ -35,13 +36,13 @@ class Presence:
     def __init__(
         self,
         db: Database,
-        connections: Connections,
+        audience: Audience,
         *,
         is_ours: Callable[[Conversation], bool] = lambda _item: True,
     ) -> None:
         """`is_ours`: whether this process tells of a conversation; among several processes only its owner does."""
         self._db = db
-        self._connections = connections
+        self._audience = audience
         self._is_ours = is_ours
 
     def frames(
@@ -76,11 +77,11 @@ class Presence:
 
     async def _round(self) -> None:
         gone: dict[UserKey, None] = {}
-        left = self._connections.left
+        left = self._audience.left
         until = asyncio.get_running_loop().time() - _GRACE_SECONDS
         while left and left[0][0] <= until and len(gone) < _CHUNK:
             user = left.popleft()[1]
-            if not self._connections.is_present(user):
+            if not self._audience.is_present(user):
                 gone[user] = None
         for user, theirs in (await self._open_of(gone)).items():
             for item in theirs:
@@ -107,11 +108,11 @@ class Presence:
     def _tell(self, item: Conversation, user: UserKey) -> None:
         batch = encoded(presence=self._presence(item, user))
         others = [each for each in participants(item) if each != user]
-        self._connections.deliver(others, batch, ephemeral=True)
+        self._audience.deliver(others, batch, ephemeral=True)
 
     def _presence(self, item: Conversation, user: UserKey) -> frame_pb2.Presence:
         return frame_pb2.Presence(
             conversation_id=item.conversation_id,
             user=actor_pb2.Actor(role=actor_pb2.Role.ValueType(user[1]), subject=user[2]),
-            online=self._connections.is_present(user),
+            online=self._audience.is_present(user),
         )

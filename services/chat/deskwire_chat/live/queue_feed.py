@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Final
 
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_chat.live.connections import Connection, Connections
+from deskwire_chat.live.audience import Audience
+from deskwire_chat.live.stream import Connection
 from deskwire_chat.store import conversations
 from deskwire_common.clock import Clock, now_micros, to_timestamp
 from deskwire_common.db import AWAY, Database
@@ -25,14 +26,14 @@ class QueueFeed:
     def __init__(
         self,
         db: Database,
-        connections: Connections,
+        audience: Audience,
         clock: Clock,
         *,
         is_ours: Callable[[str], bool] = lambda _tenant: True,
     ) -> None:
         """`is_ours`: whether this process tells of a tenant's queue; among several processes only one does."""
         self._db = db
-        self._connections = connections
+        self._audience = audience
         self._clock = clock
         self._is_ours = is_ours
         self._sent: dict[str, tuple[int, int]] = {}
@@ -40,7 +41,7 @@ class QueueFeed:
     def connected(self, connection: Connection) -> None:
         """Send the state of the queue to an agent who connected; the first agent gets it from `run`."""
         state = self._sent.get(connection.who.tenant)
-        if state is not None and connection.user in self._connections.agents.get(
+        if state is not None and connection.user in self._audience.agents.get(
             connection.who.tenant, ()
         ):
             connection.put(self._push(state))
@@ -52,7 +53,7 @@ class QueueFeed:
     async def _round(self) -> None:
         agents = {
             tenant: list(users)
-            for tenant, users in self._connections.agents.items()
+            for tenant, users in self._audience.agents.items()
             if self._is_ours(tenant)
         }
         self._sent = {tenant: each for tenant, each in self._sent.items() if tenant in agents}
@@ -64,7 +65,7 @@ class QueueFeed:
             state = found.get(tenant, (0, 0))
             if self._sent.get(tenant) != state:
                 self._sent[tenant] = state
-                self._connections.deliver(users, self._push(state))
+                self._audience.deliver(users, self._push(state))
 
     def _push(self, state: tuple[int, int]) -> bytes:
         waiting, oldest = state

@@ -17,7 +17,8 @@ from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat import domain, views
 from deskwire_chat.domain.conversations import Conversation, participants
 from deskwire_chat.domain.messages import Receipt
-from deskwire_chat.live.connections import Connection, Connections
+from deskwire_chat.live.audience import Audience
+from deskwire_chat.live.stream import Connection
 from deskwire_chat.log.memory import Memory
 from deskwire_chat.store import conversations, receipts
 from deskwire_common.clock import Clock, to_micros
@@ -50,11 +51,9 @@ class _Waiting:
 class Receipts:
     """Stores and pushes receipts."""
 
-    def __init__(
-        self, db: Database, connections: Connections, memory: Memory, clock: Clock
-    ) -> None:
+    def __init__(self, db: Database, audience: Audience, memory: Memory, clock: Clock) -> None:
         self._db = db
-        self._connections = connections
+        self._audience = audience
         self._memory = memory
         self._clock = clock
         self._waiting: dict[_Key, _Waiting] = {}
@@ -136,7 +135,7 @@ class Receipts:
             self._known.move_to_end(key)
             if len(self._known) > _KNOWN:
                 self._known.popitem(last=False)
-            self._connections.deliver(
+            self._audience.deliver(
                 participants(found[now.conversation_id]),
                 encoded(push=frame_pb2.Push(receipt=views.messages.receipt(now))),
                 without=work[key].connection,

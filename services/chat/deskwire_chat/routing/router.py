@@ -41,14 +41,19 @@ class _Desk:
 class Router:
     """Routing of all tenants."""
 
-    def __init__(self, *, now: Callable[[], int], offer_seconds: float = 0.0) -> None:
-        """`now` gives microseconds; `offer_seconds`: how long an offer stands, 0: people get an item without one."""
+    def __init__(
+        self, listener: OfferListener, *, now: Callable[[], int], offer_seconds: float = 0.0
+    ) -> None:
+        """`listener` is called at every offer and at its end; `now` gives microseconds.
+
+        `offer_seconds`: how long an offer stands, 0: people get an item without one.
+        """
+        self._listener = listener
         self._now = now
         self._propose: Proposer | None = None
         self.agents = AgentIndex(now)
         self._desks: dict[str, _Desk] = {}
         self._offers = Offers(offer_seconds)
-        self._listener: OfferListener | None = None
         self.doubted: asyncio.Queue[AgentKey] = asyncio.Queue()
         """Agents whose state here was wrong: their rows are to be read and given to `agent_read`."""
 
@@ -63,10 +68,6 @@ class Router:
             self._judge(key)
         for tenant in list(self._desks):
             self._dispatch(tenant)
-
-    def tell(self, listener: OfferListener) -> None:
-        """Have `listener` called for offers from now on."""
-        self._listener = listener
 
     # ---------------------------------------------------------------------------- what happens to work
 
@@ -224,7 +225,7 @@ class Router:
             self._offers.refuse(offer, end, self._now())
         if end == OfferEnd.EXPIRED:
             self.agents.known(*offer.agent).silent = True
-        self._tell_ended(offer, end)
+        self._listener.offer_ended(offer, end)
         self._judge(offer.agent)
         self._wait(offer.item)
         self._dispatch(offer.item.tenant)
@@ -234,7 +235,7 @@ class Router:
         offer = self._offers.of_item(item_id)
         if offer is not None:
             self._take_back(offer)
-            self._tell_ended(offer, OfferEnd.WITHDRAWN)
+            self._listener.offer_ended(offer, OfferEnd.WITHDRAWN)
             self._changed(offer.agent)
 
     def _reconsider(self, key: AgentKey) -> None:
@@ -246,17 +247,13 @@ class Router:
     def _settle(self, item_id: str, end: OfferEnd) -> None:
         offer = self._offers.settle(item_id)
         if offer is not None:
-            self._tell_ended(offer, end)
+            self._listener.offer_ended(offer, end)
 
     def _take_back(self, offer: Offer, *, claimed: bool = False) -> None:
         self._offers.close(offer, claimed=claimed)
         known = self.agents.known(*offer.agent)
         known.offered -= 1
         known.changes += 1
-
-    def _tell_ended(self, offer: Offer, end: OfferEnd) -> None:
-        if self._listener is not None:
-            self._listener.offer_ended(offer, end)
 
     def waiting_count(self) -> int:
         """Return how many work items wait."""
@@ -330,8 +327,7 @@ class Router:
         self._judge((agent.tenant, agent.agent_id))
         if asked:
             offer = self._offers.make(item, agent.agent_id, known.idle_since)
-            if self._listener is not None:
-                self._listener.offered(offer)
+            self._listener.offered(offer)
         elif self._propose is not None:
             self._propose(item, agent)
 

@@ -24,9 +24,11 @@ from deskwire_gateway.calls import Calls
 from deskwire_gateway.config import Settings
 from deskwire_gateway.directory import Directory
 from deskwire_gateway.handshake import Handshake
+from deskwire_gateway.in_flight import InFlight
 from deskwire_gateway.limits import Limits
 from deskwire_gateway.link_pool import LinkPool
 from deskwire_gateway.owner_map import OwnerMap
+from deskwire_gateway.presence import Presence
 from deskwire_gateway.protocol import Protocol
 from deskwire_gateway.registry import Registry
 from deskwire_gateway.sends import Sends
@@ -43,10 +45,18 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     worker_id = runtime.ids.uuid7()
     directory = Directory(Redis.from_url(settings.redis_url, socket_timeout=2), worker_id)
     runtime.stack.push_async_callback(directory.close)
-    registry = Registry(_limits(settings), runtime.ids, runtime.clock, changed=directory.changed)
-    directory.bind(registry)
-    protocol = _with_chat(settings, runtime, registry, worker_id)
-    runtime.spawn("directory", directory.run)
+    limits, owners = _limits(settings), OwnerMap()
+    in_flight = InFlight(limits.max_calls)
+    registry = Registry(
+        limits,
+        runtime.ids,
+        runtime.clock,
+        Presence(owners),
+        in_flight,
+        changed=directory.changed,
+    )
+    protocol = _with_chat(settings, runtime, registry, in_flight, owners, worker_id)
+    runtime.spawn("directory", partial(directory.run, registry.by_number))
     runtime.spawn("wheel", partial(every_second, registry.tick))
     if settings.worker is not None:
         runtime.spawn("parent", supervisor.end_with_parent)
@@ -59,7 +69,12 @@ def _limits(settings: Settings) -> Limits:
 
 
 def _with_chat(
-    settings: Settings, runtime: Runtime[Settings], registry: Registry, worker_id: str
+    settings: Settings,
+    runtime: Runtime[Settings],
+    registry: Registry,
+    in_flight: InFlight,
+    owners: OwnerMap,
+    worker_id: str,
 ) -> Protocol:
     """Make the parts that lead to chat, and the protocol that uses them."""
     seed_name = split_address(settings.chat_target)[0]
@@ -74,14 +89,15 @@ def _with_chat(
     runtime.stack.push_async_callback(channel.close)
     calls = Calls(
         channel,
+        in_flight,
         registry,
         runtime.verifier,
         runtime.validator,
         max_result_bytes=settings.max_result_bytes,
         trace=trace,
     )
-    runtime.stack.push_async_callback(calls.close)
-    owners, numbers = OwnerMap(), itertools.count(1)
+    runtime.stack.push_async_callback(in_flight.close)
+    numbers = itertools.count(1)
     syncs = Syncs(owners, registry, numbers)
     sends = Sends(owners, registry, syncs, numbers)
     links = LinkPool(
@@ -94,11 +110,10 @@ def _with_chat(
         sends,
         syncs,
     )
-    registry.bind(links, calls)
     runtime.spawn("links", links.run)
 
     async def drain() -> None:
-        await asyncio.gather(sends.drain(), calls.drain())
+        await asyncio.gather(sends.drain(), in_flight.drain())
         registry.drain()
 
     runtime.on_drain(drain)

@@ -7,9 +7,8 @@ visitor sends theirs with each call, so that a hundred thousand idle visitors co
 
 from __future__ import annotations
 
-import asyncio
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any, Final
 
 import grpc
@@ -40,6 +39,7 @@ from deskwire_common.errors import (
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
+from deskwire_gateway.in_flight import InFlight
 from deskwire_gateway.registry import Registry
 from deskwire_gateway.session import Session, same_user
 from deskwire_wire.batches import encoded
@@ -60,19 +60,18 @@ METHODS: Final = frozenset(
 """The services that clients may call: those that the desk works with. Add a new service of chat here for clients."""
 
 _MAX_SECONDS: Final = 30.0
-_MAX_IN_FLIGHT: Final = 1_000
-"""Calls of all connections of this process: a unary call costs chat ~400 µs, so more calls would only wait."""
 _KEPT_BYTES: Final = 16_384
 """Larger results aren't kept for a Resume: they would push everything else out of the ring. The client asks again."""
 _AWAY: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
 class Calls:
-    """The calls under way on this worker's connections (session.Calls)."""
+    """Makes unary calls to chat for this worker's connections."""
 
     def __init__(
         self,
         channel: grpc.aio.Channel,
+        in_flight: InFlight,
         registry: Registry,
         verifier: TokenVerifier,
         validator: Validator,
@@ -81,64 +80,27 @@ class Calls:
         trace: bool = False,
     ) -> None:
         """`channel` leads to chat, with no token of its own. `trace`: begin a trace for calls that bring none."""
+        self._in_flight = in_flight
         self._registry = registry
         self._verifier = verifier
         self._validator = validator
         self._max_result = max_result_bytes
         self._trace = trace
         self._methods: dict[str, Any] = {name: channel.unary_unary(name) for name in METHODS}
-        self._under_way: dict[Session, dict[int, asyncio.Task[None]]] = {}
-        self._count = 0
 
     def call(self, session: Session, frame: frame_pb2.Rpc) -> None:
         """Begin a call; its result is pushed. Raises DeskwireError when it isn't made."""
         self._validator.check(frame)
-        mine = self._under_way.get(session, {})
-        if frame.id in mine:
+        if frame.id in self._in_flight.of(session):
             return  # repeated after a break: the first call's result will come
-        limit = self._registry.limits.max_calls
-        if len(mine) >= limit:
-            raise ResourceExhausted(
-                f"{limit} calls are without their result; wait for those", retry_after=0.5
-            )
-        if self._count >= _MAX_IN_FLIGHT:
-            raise ResourceExhausted("too many calls are under way", retry_after=1.0)
+        self._in_flight.check_room(session)
         method = self._methods.get(frame.method)
         if method is None:
             raise InvalidArgument(
                 "no unary method of a service that is called over a connection", field="method"
             )
         work = self._run(session, frame, method, self._token(session, frame.token))
-        task = asyncio.create_task(work, name=f"call-{session.number}-{frame.id}")
-        self._under_way.setdefault(session, {})[frame.id] = task
-        self._count += 1
-        task.add_done_callback(lambda _done: self._ended(session, frame.id))
-
-    def end(self, session: Session) -> None:
-        """End the calls of a session that is over."""
-        for task in self._under_way.get(session, {}).values():
-            task.cancel()
-
-    async def drain(self, seconds: float = 5.0) -> None:
-        """Wait a while for the results of the calls under way."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._count:
-                    await asyncio.sleep(0.01)
-
-    async def close(self) -> None:
-        """End what is still under way."""
-        tasks = [task for theirs in self._under_way.values() for task in theirs.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _ended(self, session: Session, number: int) -> None:
-        self._count -= 1
-        mine = self._under_way[session]
-        del mine[number]
-        if not mine:
-            del self._under_way[session]
+        self._in_flight.begin(session, frame.id, work)
 
     def _token(self, session: Session, given: str) -> str:
         if not given:

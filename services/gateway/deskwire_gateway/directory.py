@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
@@ -18,7 +19,6 @@ from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import gateway_service_pb2 as pb
 from deskwire_common.errors import Unavailable
 from deskwire_common.logging import get_logger
-from deskwire_gateway.registry import Registry
 from deskwire_gateway.session import Session
 
 _PREFIX: Final = "deskwire:sessions"
@@ -43,26 +43,21 @@ class Directory:
         self._redis: Any = redis
         self._worker_id = worker_id
         self._changed: dict[str, Session] = {}
-        self._registry: Registry | None = None
-
-    def bind(self, registry: Registry) -> None:
-        """Connect it to the sessions of this worker."""
-        self._registry = registry
 
     def changed(self, session: Session) -> None:
         """Note that a session opened or ended; it is written soon."""
         self._changed[session.session_id] = session
 
-    async def run(self) -> None:
-        """Write changes until cancelled. Outlasts an outage of Redis, and writes everything again after it."""
+    async def run(self, sessions: Mapping[int, Session]) -> None:
+        """Write changes until cancelled. Outlasts an outage of Redis, and writes all `sessions` again after it."""
         loop = asyncio.get_running_loop()
         refreshed = 0.0
         whole = True
         while True:
             await asyncio.sleep(_FLUSH)
             try:
-                if whole and self._registry is not None:
-                    for session in list(self._registry.by_number.values()):
+                if whole:
+                    for session in list(sessions.values()):
                         self._changed[session.session_id] = session
                 whole = True
                 await self._flush()

@@ -1,4 +1,4 @@
-"""The link pool: a link to each shard of chat, and what goes to all of them."""
+"""The link pool: a link to each shard of chat."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_common.auth import TokenSigner
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
-from deskwire_gateway.items import attach, detach, up_item
+from deskwire_gateway.items import attach, up_item
 from deskwire_gateway.link import Link
 from deskwire_gateway.owner_map import OwnerMap
 from deskwire_gateway.registry import Registry
 from deskwire_gateway.sends import Sends
-from deskwire_gateway.session import Session
 from deskwire_gateway.syncs import Syncs
 
 _LOOK_SECONDS: Final = 1.0
@@ -27,7 +26,7 @@ _AGAIN: Final = 0.05
 
 
 class LinkPool:
-    """Keeps a link to each shard, and tells all of them who is connected (session.Presence)."""
+    """Keeps a link to each shard."""
 
     def __init__(
         self,
@@ -51,28 +50,6 @@ class LinkPool:
         self._syncs = syncs
         self._generation = 0
         self._calling: dict[str, tuple[Link, asyncio.Task[None]]] = {}
-
-    # ------------------------------------------------------------------------------------ presence
-
-    def attach(self, session: Session) -> None:
-        """Tell chat about a connection after its Hello."""
-        self._to_all(attach(session))
-
-    def detach(self, session: Session) -> None:
-        """Tell chat that a connection is gone. Its Sends stay: they may have been stored."""
-        self._to_all(detach(session.number))
-
-    def park(self, session: Session) -> None:
-        """Tell chat that a connection broke and may come back."""
-        self._to_all(up_item(park=pb.Park(connection_id=session.number)))
-
-    def unpark(self, session: Session) -> None:
-        """Tell chat that a connection is there again."""
-        self._to_all(up_item(unpark=pb.Unpark(connection_id=session.number)))
-
-    def _to_all(self, item: bytes) -> None:
-        for link in self._owners.links.values():
-            link.put(item)
 
     # ---------------------------------------------------------------------------------------- life
 

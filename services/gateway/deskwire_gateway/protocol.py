@@ -25,11 +25,12 @@ from deskwire_common.errors import (
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
 from deskwire_gateway.admission import OTHER_COST, Admission
+from deskwire_gateway.calls import Calls
 from deskwire_gateway.frames import refuse_by_name, too_large
 from deskwire_gateway.handshake import Handshake
 from deskwire_gateway.registry import Registry
 from deskwire_gateway.sends import Sends
-from deskwire_gateway.session import Calls, Session
+from deskwire_gateway.session import Session
 from deskwire_gateway.signals import Signals
 from deskwire_gateway.syncs import Syncs
 from deskwire_wire.batches import encoded, pong

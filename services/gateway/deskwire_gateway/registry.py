@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
@@ -18,9 +18,10 @@ from deskwire_common.auth import Principal, Role
 from deskwire_common.clock import Clock
 from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
+from deskwire_gateway.in_flight import InFlight
 from deskwire_gateway.limits import Limits
 from deskwire_gateway.ring import Budget, Ring
-from deskwire_gateway.session import PARKED, Calls, Presence, Session, Transport, same_user
+from deskwire_gateway.session import PARKED, Session, Transport, same_user
 from deskwire_gateway.wheel import Wheel
 from deskwire_wire.batches import encoded
 from deskwire_wire.codes import Close
@@ -28,6 +29,18 @@ from deskwire_wire.protobytes import varint
 
 _SILENT_AFTER: Final = 3
 """Ping intervals without a sign of life after which a connection is closed."""
+
+
+class Presence(Protocol):
+    """Tells chat who is connected (presence.Presence)."""
+
+    def attach(self, session: Session) -> None: ...
+
+    def detach(self, session: Session) -> None: ...
+
+    def park(self, session: Session) -> None: ...
+
+    def unpark(self, session: Session) -> None: ...
 
 
 class Registry:
@@ -38,6 +51,8 @@ class Registry:
         limits: Limits,
         ids: Ids,
         clock: Clock,
+        presence: Presence,
+        in_flight: InFlight,
         *,
         changed: Callable[[Session], None] = lambda _session: None,
     ) -> None:
@@ -46,8 +61,8 @@ class Registry:
         self.by_number: dict[int, Session] = {}
         """Sessions after their Hello."""
         self.connections = 0
-        self.presence: Presence
-        self._calls: Calls
+        self.presence = presence
+        self._in_flight = in_flight
         self._ids = ids
         self._clock = clock
         self._changed = changed
@@ -56,11 +71,6 @@ class Registry:
         self._greeting: deque[tuple[float, Session]] = deque()
         self._parked: deque[tuple[float, Session]] = deque()
         self._budget = Budget(per_ring=limits.ring_bytes, limit=limits.ring_total_bytes)
-
-    def bind(self, presence: Presence, calls: Calls) -> None:
-        """Connect it to the parts that lead to chat, which need its sessions; before the first connection opens."""
-        self.presence = presence
-        self._calls = calls
 
     # ---------------------------------------------------------------------------------------- life
 
@@ -116,7 +126,7 @@ class Registry:
         self._wheel.discard(session)
         if self.by_number.pop(session.number, None) is not None:
             self.presence.detach(session)
-            self._calls.end(session)
+            self._in_flight.end(session)
             self._changed(session)
 
     def goodbye(

@@ -1,11 +1,10 @@
-"""A session, the transport that carries it, and the ways to chat that it needs."""
+"""A session, and the transport that carries it."""
 
 from __future__ import annotations
 
 from typing import Final, Protocol
 
 from deskwire.common.v1 import actor_pb2
-from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.auth import Principal
 from deskwire_common.lines import HeldLines
 from deskwire_gateway.ring import Ring
@@ -42,26 +41,6 @@ class _Parked:
 
 PARKED: Final = _Parked()
 """Carries every session whose connection broke."""
-
-
-class Presence(Protocol):
-    """Tells chat who is connected (link_pool.LinkPool)."""
-
-    def attach(self, session: Session) -> None: ...
-
-    def detach(self, session: Session) -> None: ...
-
-    def park(self, session: Session) -> None: ...
-
-    def unpark(self, session: Session) -> None: ...
-
-
-class Calls(Protocol):
-    """Makes unary calls to chat (calls.Calls)."""
-
-    def call(self, session: Session, rpc: frame_pb2.Rpc) -> None: ...
-
-    def end(self, session: Session) -> None: ...
 
 
 class Session:

@@ -207,4 +207,24 @@ def test_the_whole_walk_without_apache_kafka(deskwire: Command, tmp_path: Path) 
     # The same with recorded dialogues, but nothing can be proved of a topic that forgets.
     code, found = replayed(deskwire, tmp_path)
     assert (code, found["on_kafka"]) == (3, None)
+    # What can't be played is left out, and the rest is played.
+    odd = tmp_path / "odd.jsonl"
+    turns = [
+        {"from": "agent", "text": "Hello?"},
+        {"from": "user", "text": "Hi"},
+        {"from": "bot", "text": None},
+    ]
+    turns += [{"from": "bot", "text": "How can I help?"}, {"from": "user", "text": "a\x00b"}]
+    odd.write_text(json.dumps({"id": 1, "turns": turns}) + '\r\n{"id": 2, "turns": [{"fr')
+    done = deskwire("replay", str(odd), "--json", "--as", "bot=agent")
+    report = json.loads(done.stdout)
+    assert done.returncode == 4, done.stderr
+    assert [report[name] for name in ("turns", "played", "acked", "stored", "missing")] == [
+        5,
+        3,
+        3,
+        3,
+        0,
+    ]
+    assert report["left_out"] == {"null": 1, "before_customer": 1, "cut_line": 0}
     assert deskwire("down").returncode == 0

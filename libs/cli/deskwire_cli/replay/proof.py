@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -16,8 +16,8 @@ from deskwire.chat.v1 import (
     conversation_service_pb2_grpc,
 )
 from deskwire.common.v1 import actor_pb2
-from deskwire_cli.replay.bounded import bounded
-from deskwire_cli.replay.dialogues import Dialogue
+from deskwire_cli.recorded.bounded import bounded
+from deskwire_cli.recorded.dialogues import Dialogue
 from deskwire_cli.replay.outcome import Outcome
 from deskwire_cli.replay.run_ids import RunIds
 from deskwire_common import events, topics
@@ -26,40 +26,35 @@ from deskwire_common.kafka import Reader
 _PATIENCE: Final = 60.0
 """Seconds until the topic must have everything."""
 
-History = list[conversation_pb2.Message]
-
 
 class Proof:
     """Reads one run back, and puts what is wrong into `outcome`."""
 
-    def __init__(
-        self, ids: RunIds, dialogues: Sequence[Dialogue], outcome: Outcome, progress: Progress
-    ) -> None:
+    def __init__(self, ids: RunIds, outcome: Outcome, progress: Progress) -> None:
         self._ids = ids
-        self._dialogues = dialogues
         self._outcome = outcome
         self._progress = progress
-        self._histories: dict[str, History] = {}
+        self._expected: dict[str, bool] = {}
+        """The ids of all messages in history, and whether each is a turn."""
 
-    async def read_history(self, channel: grpc.aio.Channel) -> None:
+    async def read_history(self, channel: grpc.aio.Channel, dialogues: Iterable[Dialogue]) -> None:
         """Read every conversation back, and compare it with its dialogue."""
-        task = self._progress.add_task("reading history back", total=len(self._dialogues))
+        total = self._outcome.balance.dialogues_played
+        task = self._progress.add_task("reading history back", total=total)
         stub = conversation_service_pb2_grpc.ConversationServiceStub(channel)
 
         async def one(dialogue: Dialogue) -> None:
-            conversation_id = self._ids.conversation(dialogue)
-            self._histories[conversation_id] = await _history(stub, conversation_id)
+            history = await _history(stub, self._ids.conversation(dialogue))
+            self._compare(dialogue, history)
+            for each in history:
+                self._expected[each.message_id] = each.sender.role != actor_pb2.ROLE_SYSTEM
             self._progress.advance(task)
 
-        await bounded(one(each) for each in self._dialogues)
-        for dialogue in self._dialogues:
-            self._compare(dialogue, self._histories[self._ids.conversation(dialogue)])
+        await bounded(one, dialogues)
 
     def _compare(self, dialogue: Dialogue, history: Sequence[conversation_pb2.Message]) -> None:
         outcome = self._outcome
-        wanted = {
-            self._ids.message(dialogue, index): turn for index, turn in enumerate(dialogue.turns)
-        }
+        wanted = {self._ids.message(dialogue, turn): turn for turn in dialogue.turns}
         spoken = [each for each in history if each.sender.role != actor_pb2.ROLE_SYSTEM]
         counts = Counter(each.client_msg_id for each in spoken)
         outcome.stored += sum(1 for key in wanted if counts[key])
@@ -77,11 +72,7 @@ class Proof:
 
     async def read_topic(self, reader: Reader) -> None:
         """Read the topic from where the reader began, and compare it with the histories."""
-        expected = {
-            each.message_id: each.sender.role != actor_pb2.ROLE_SYSTEM
-            for history in self._histories.values()
-            for each in history
-        }
+        expected = self._expected
         task = self._progress.add_task("reading the topic back", total=len(expected))
         seen: Counter[str] = Counter()
         last: dict[str, int] = {}

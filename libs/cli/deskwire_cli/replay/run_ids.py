@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from deskwire_cli.replay.dialogues import Dialogue
+from deskwire_cli.recorded.dialogues import Dialogue, Turn
 from deskwire_common.auth import KeySet, Role, TokenSigner
 
 _TOKEN_SECONDS = 86_400.0
@@ -28,6 +28,6 @@ class RunIds:
         return str(uuid.uuid5(self.run, dialogue.dialogue_id))
 
     @staticmethod
-    def message(dialogue: Dialogue, index: int) -> str:
-        """Return the client_msg_id of a turn."""
-        return f"{dialogue.dialogue_id[:48]}.{index}"
+    def message(dialogue: Dialogue, turn: Turn) -> str:
+        """Return the client_msg_id of a turn: its place in the file, which no other turn of the run has."""
+        return f"{dialogue.line}.{turn.number}"

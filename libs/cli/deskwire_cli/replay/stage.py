@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 import grpc
@@ -20,8 +20,8 @@ from deskwire.chat.v1 import (
 )
 from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_cli.replay.bounded import bounded
-from deskwire_cli.replay.dialogues import Dialogue
+from deskwire_cli.recorded.bounded import bounded
+from deskwire_cli.recorded.dialogues import Dialogue
 from deskwire_cli.replay.outcome import Outcome
 from deskwire_cli.replay.run_ids import RunIds
 from deskwire_client import Client, Refused
@@ -98,7 +98,7 @@ class Stage:
             )
             self._progress.advance(task)
 
-        await bounded(one(number) for number in range(self._pairs))
+        await bounded(one, range(self._pairs))
 
     def _agent_sees(self, subject: str, push: frame_pb2.Push) -> None:
         if push.HasField("conversation") and push.conversation.agent_id == subject:
@@ -116,9 +116,9 @@ class Stage:
         if future is not None and not future.done():
             future.set_result(time.perf_counter())
 
-    async def play(self, channel: grpc.aio.Channel, dialogues: Sequence[Dialogue]) -> None:
+    async def play(self, channel: grpc.aio.Channel, dialogues: Iterable[Dialogue]) -> None:
         """Play all dialogues; failures are in the outcome."""
-        task = self._progress.add_task("playing turns", total=self._outcome.turns)
+        task = self._progress.add_task("playing turns", total=self._outcome.balance.played)
         waiting = iter(dialogues)
         stub = conversation_service_pb2_grpc.ConversationServiceStub(channel)
 
@@ -129,8 +129,8 @@ class Stage:
                     try:
                         await self._dialogue(dialogue, visitor, task)
                     except (Refused, TimeoutError, OSError) as error:
-                        self._outcome.failures.append(
-                            f"{dialogue.dialogue_id}: {str(error) or type(error).__name__}"
+                        self._outcome.fail(
+                            f"{dialogue.place}: {str(error) or type(error).__name__}"
                         )
                     await stub.CloseConversation(
                         conversation_service_pb2.CloseConversationRequest(
@@ -143,10 +143,10 @@ class Stage:
 
     async def _dialogue(self, dialogue: Dialogue, visitor: Client, task: Any) -> None:
         conversation_id = self._ids.conversation(dialogue)
-        for index, turn in enumerate(dialogue.turns):
+        for turn in dialogue.turns:
             await self._pace.wait()
             sender = visitor if turn.visitor else self._owner[conversation_id]
-            key = self._ids.message(dialogue, index)
+            key = self._ids.message(dialogue, turn)
             arrival: asyncio.Future[float] = asyncio.get_running_loop().create_future()
             self._arrivals[key] = arrival
             started = time.perf_counter()

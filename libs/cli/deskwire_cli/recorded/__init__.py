@@ -1,0 +1,1 @@
+"""Recorded dialogues of other systems, read from a file: oddities are counted and placed, and nothing is invented."""

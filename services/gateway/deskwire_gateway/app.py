@@ -32,6 +32,7 @@ from deskwire_gateway.presence import Presence
 from deskwire_gateway.protocol import Protocol
 from deskwire_gateway.registry import Registry
 from deskwire_gateway.sends import Sends
+from deskwire_gateway.session import Session
 from deskwire_gateway.signals import Signals
 from deskwire_gateway.syncs import Syncs
 from deskwire_gateway.wheel import every_second
@@ -43,7 +44,9 @@ _OTHER_DESCRIPTORS: Final = 500
 async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     """Start everything; the server answers when this returns. Chat and Redis need not be there yet."""
     worker_id = runtime.ids.uuid7()
-    directory = Directory(Redis.from_url(settings.redis_url, socket_timeout=2), worker_id)
+    sessions: dict[int, Session] = {}
+    redis = Redis.from_url(settings.redis_url, socket_timeout=2)
+    directory = Directory(redis, worker_id, sessions)
     runtime.stack.push_async_callback(directory.close)
     limits, owners = _limits(settings), OwnerMap()
     in_flight = InFlight(limits.max_calls)
@@ -51,12 +54,13 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         limits,
         runtime.ids,
         runtime.clock,
+        sessions,
         Presence(owners),
         in_flight,
         changed=directory.changed,
     )
     protocol = _with_chat(settings, runtime, registry, in_flight, owners, worker_id)
-    runtime.spawn("directory", partial(directory.run, registry.by_number))
+    runtime.spawn("directory", directory.run)
     runtime.spawn("wheel", partial(every_second, registry.tick))
     if settings.worker is not None:
         runtime.spawn("parent", supervisor.end_with_parent)

@@ -39,17 +39,19 @@ class Entry(NamedTuple):
 class Directory:
     """This worker's part of the directory, and a view of all of it."""
 
-    def __init__(self, redis: Redis, worker_id: str) -> None:
+    def __init__(self, redis: Redis, worker_id: str, sessions: Mapping[int, Session]) -> None:
+        """`sessions`: those of this worker, by number, as its registry keeps them."""
         self._redis: Any = redis
         self._worker_id = worker_id
+        self._sessions = sessions
         self._changed: dict[str, Session] = {}
 
     def changed(self, session: Session) -> None:
         """Note that a session opened or ended; it is written soon."""
         self._changed[session.session_id] = session
 
-    async def run(self, sessions: Mapping[int, Session]) -> None:
-        """Write changes until cancelled. Outlasts an outage of Redis, and writes all `sessions` again after it."""
+    async def run(self) -> None:
+        """Write changes until cancelled. Outlasts an outage of Redis, and writes everything again after it."""
         loop = asyncio.get_running_loop()
         refreshed = 0.0
         whole = True
@@ -57,7 +59,7 @@ class Directory:
             await asyncio.sleep(_FLUSH)
             try:
                 if whole:
-                    for session in list(sessions.values()):
+                    for session in list(self._sessions.values()):
                         self._changed[session.session_id] = session
                 whole = True
                 await self._flush()
@@ -104,11 +106,9 @@ class Directory:
         return [Entry(*place, value) for place, value in zip(places, values, strict=True)]
 
     def _tenants(self) -> set[str]:
-        if self._registry is None:
-            return set()
         return {
             session.principal.tenant
-            for session in self._registry.by_number.values()
+            for session in self._sessions.values()
             if session.principal is not None
         }
 

@@ -51,14 +51,18 @@ class Registry:
         limits: Limits,
         ids: Ids,
         clock: Clock,
+        sessions: dict[int, Session],
         presence: Presence,
         in_flight: InFlight,
         *,
         changed: Callable[[Session], None] = lambda _session: None,
     ) -> None:
-        """`changed` is called after the Hello of a session, and when the session is over (directory.Directory)."""
+        """`sessions` will hold those that said Hello, by number.
+
+        `changed` is called after the Hello of a session, and when the session is over (directory.Directory).
+        """
         self.limits = limits
-        self.by_number: dict[int, Session] = {}
+        self.by_number = sessions
         """Sessions after their Hello."""
         self.connections = 0
         self.presence = presence

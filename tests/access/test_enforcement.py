@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from deskwire.chat.v1 import agent_pb2, conversation_pb2
 from deskwire.chat.v1 import agent_service_pb2 as agents_pb
-from deskwire.chat.v1 import conversation_pb2
 from deskwire.chat.v1 import conversation_service_pb2 as conversations_pb
 from deskwire.chat.v1 import tenant_service_pb2 as tenants_pb
 from deskwire.common.v1 import actor_pb2
@@ -16,7 +16,7 @@ from deskwire.shard.v1 import shard_service_pb2_grpc
 from deskwire_chat.store import agents as agent_store
 from deskwire_chat.store import tenants as tenant_store
 from deskwire_client import Client
-from deskwire_common import topics
+from deskwire_common import events, topics
 from deskwire_common.auth import ANY_TENANT, Role
 from deskwire_common.rpc import stream_metadata
 from support import eventually
@@ -173,10 +173,16 @@ async def test_a_disabled_agents_conversations_go_to_another(access: Access) -> 
         "conversation_assigned",
     ]
 
-    # Let in again, she is as she was: available, once she connects.
+    # Let in again, she gets nothing until she says that she is there.
     enable = agents_pb.EnableAgentRequest(request_id=new_id(), agent_id="alice")
-    await operator.EnableAgent(enable)
+    enabled = (await operator.EnableAgent(enable)).agent
+    assert (enabled.disabled, enabled.status) == (False, agent_pb2.AGENT_STATUS_AWAY)
     await d.client(Role.AGENT, "alice")
+    transfer.request_id = new_id()
+    assert await refusal(manager.TransferConversation(transfer)) == unavailable
+    last = events.unpack((await access.events(topics.AGENTS.name, 4))[-1])
+    assert last.changed.keys() == {"disabled", "status"}
+    await d.available("alice")
     transfer.request_id = new_id()
     await manager.TransferConversation(transfer)
     assert (await conversation(access.desk, talks[0])).agent_id == "alice"

@@ -28,6 +28,7 @@ from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
 from deskwire_chat.live.admission import Admission
 from deskwire_chat.live.audience import Audience
 from deskwire_chat.live.connections import Connections
+from deskwire_chat.live.customer_feed import CustomerFeed
 from deskwire_chat.live.heads import Heads
 from deskwire_chat.live.link import READS, Links
 from deskwire_chat.live.link_frames import LinkFrames
@@ -97,6 +98,7 @@ class _Log:
     admission: Admission
     connections: Connections
     presence: Presence
+    customer_feed: CustomerFeed
     slots: Slots
     watchers: Watchers
     publisher: Publisher
@@ -174,6 +176,7 @@ async def _log(
     admission, held = Admission(), Held()
     connections = Connections(audience, router, admission, held)
     presence = Presence(db, audience, is_ours=routing.is_ours)
+    customer_feed = CustomerFeed(db, audience)
     slots = Slots(settings.max_streams, settings.max_tenant_streams)
     watchers = Watchers(db, admission.admit, slots)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
@@ -186,6 +189,7 @@ async def _log(
             router,
             audience.deliver,
             presence.introduce,
+            customer_feed.changed,
             settings.default_region,
         ),
         clock=runtime.clock,
@@ -196,8 +200,9 @@ async def _log(
     runtime.spawn("publisher", publisher.run)
     runtime.spawn("writer", writer.run)
     runtime.spawn("presence", presence.run)
+    runtime.spawn("customer-feed", customer_feed.run)
     storage.owner.employ(SearchIndexer.KIND, SearchIndexer(db, runtime.clock).work)
-    return _Log(admission, connections, presence, slots, watchers, publisher, writer)
+    return _Log(admission, connections, presence, customer_feed, slots, watchers, publisher, writer)
 
 
 def _live(
@@ -291,7 +296,7 @@ async def _serve(
         live.streams,
         WatchForwarder(log.watchers, live.peers),
         AttachmentActions(tools, files, limits),
-        CustomerActions(tools, routing.audience, settings.default_region),
+        CustomerActions(tools, log.customer_feed.changed, settings.default_region),
         AgentActions(tools, router, keeper.look),
         OfferActions(tools, router, log.writer),
         TenantActions(tools, keeper.look),

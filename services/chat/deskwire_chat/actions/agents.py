@@ -93,6 +93,9 @@ class AgentActions:
             after, changes = domain.access.switched(
                 before, disabled=disabled, expected_version=request.expected_version
             )
+            if not disabled:
+                after, more = domain.agents.let_in_again(after)
+                changes |= more
             await agents.save(uow.connection, after)
             # A disabled agent is disconnected by the time the answer is read.
             connected = not disabled and self.router.agents.is_connected(

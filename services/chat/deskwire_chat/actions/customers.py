@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from deskwire.chat.v1 import customer_pb2
 from deskwire.chat.v1 import customer_service_pb2 as customers_pb
@@ -12,14 +12,18 @@ from deskwire_chat import domain, events, views
 from deskwire_chat.actions.tools import Tools
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.customers import Customer, Identity
-from deskwire_chat.live.audience import Audience
-from deskwire_chat.store import conversations, customers
+from deskwire_chat.log.group import CustomersChanged
+from deskwire_chat.store import customers
 from deskwire_common.auth import current_principal
 from deskwire_common.db import UnitOfWork, WriteConflict
 from deskwire_common.errors import (
     InvalidArgument,
 )
 from deskwire_common.pagination import page
+
+AnswerT = TypeVar(
+    "AnswerT", customers_pb.UpdateCustomerResponse, customers_pb.UpsertCustomerResponse
+)
 
 CUSTOMERS: Final = "deskwire.chat.v1.CustomerService"
 
@@ -29,7 +33,7 @@ class CustomerActions:
     """The use cases of customers, for the current principal and in its tenant."""
 
     tools: Tools
-    audience: Audience
+    told: CustomersChanged
     default_region: str = ""
 
     async def get(
@@ -85,20 +89,16 @@ class CustomerActions:
         values = self._values(
             request.customer, domain.customers.check_mask(request.update_mask.paths)
         )
-        changed: list[Customer] = []
 
-        async def work(uow: UnitOfWork) -> customers_pb.UpdateCustomerResponse:
+        async def work(uow: UnitOfWork, changed: set[str]) -> customers_pb.UpdateCustomerResponse:
             before = await customers.lock(uow.connection, who.tenant, request.customer.customer_id)
             if before is None:
                 raise domain.customers.customer_not_found(request.customer.customer_id)
             domain.changes.check_version(before.version, request.expected_version)
-            after = await self._save(uow, before, values, (), who)
-            changed[:] = [after] if after is not before else []
+            after = await self._save(uow, before, values, (), who, changed)
             return customers_pb.UpdateCustomerResponse(customer=views.messages.customer(after))
 
-        response = await self.tools.once(f"{CUSTOMERS}/UpdateCustomer", request, work)
-        await self._tell(changed)
-        return response
+        return await self._once("UpdateCustomer", request, work)
 
     async def upsert(
         self, request: customers_pb.UpsertCustomerRequest
@@ -116,10 +116,8 @@ class CustomerActions:
         )
         if not identities:
             raise InvalidArgument("name at least one identity", field="customer.identities")
-        changed: list[Customer] = []
 
-        async def work(uow: UnitOfWork) -> customers_pb.UpsertCustomerResponse:
-            changed.clear()
+        async def work(uow: UnitOfWork, changed: set[str]) -> customers_pb.UpsertCustomerResponse:
             owners = await customers.owners(uow.connection, who.tenant, identities)
             found = sorted(set(owners.values()))
             if len(found) > 1:
@@ -131,13 +129,38 @@ class CustomerActions:
                 raise WriteConflict("a customer disappeared; try again")
             if not await self._newer(uow, before.customer_id, who.origin, request.source_version):
                 return customers_pb.UpsertCustomerResponse(customer=views.messages.customer(before))
-            after = await self._save(uow, before, values, identities, who)
-            changed[:] = [after] if after is not before else []
+            after = await self._save(uow, before, values, identities, who, changed)
             return customers_pb.UpsertCustomerResponse(customer=views.messages.customer(after))
 
-        response = await self.tools.once(f"{CUSTOMERS}/UpsertCustomer", request, work)
-        await self._tell(changed)
-        return response
+        return await self._once("UpsertCustomer", request, work)
+
+    async def _once(
+        self, method: str, request: Any, work: Callable[[UnitOfWork, set[str]], Awaitable[AnswerT]]
+    ) -> AnswerT:
+        """Do `work` once per request; have the customer whom it changed sent to the agents who talk to them.
+
+        `work` adds the customer to a set. A repeated request has its customer sent again, as the commit of the first
+        one may have been in doubt.
+        """
+        changed: set[str] = set()
+        done = False
+
+        async def attempt(uow: UnitOfWork) -> AnswerT:
+            nonlocal done
+            answer = await work(uow, changed)
+            done = True
+            return answer
+
+        tenant = current_principal().tenant
+        try:
+            answer = await self.tools.once(f"{CUSTOMERS}/{method}", request, attempt)
+        except BaseException:
+            self.told({(tenant, each) for each in changed}, in_doubt=True)
+            raise
+        if not done:
+            changed.add(answer.customer.customer_id)
+        self.told({(tenant, each) for each in changed})
+        return answer
 
     async def _create(
         self,
@@ -190,6 +213,7 @@ class CustomerActions:
         values: dict[str, str],
         identities: Sequence[Identity],
         who: Actor,
+        changed: set[str],
     ) -> Customer:
         on = self.tools.occasion(who)
         after, changes = domain.customers.changed_customer(
@@ -197,17 +221,10 @@ class CustomerActions:
         )
         if not changes:
             return before
+        changed.add(before.customer_id)
         await customers.save(uow.connection, before, after)
         await self.tools.outbox.add(uow, [events.customer_updated(on, after, changes)])
         return after
-
-    async def _tell(self, changed: Sequence[Customer]) -> None:
-        for customer in changed:
-            async with self.tools.db.read() as c:
-                users = await conversations.agents_of_customer(
-                    c, customer.tenant, customer.customer_id
-                )
-            self.audience.deliver(users, views.frames.customer_push(customer))
 
     def _values(self, customer: customer_pb2.Customer, fields: Sequence[str]) -> dict[str, str]:
         values = {name: str(getattr(customer, name)) for name in fields}

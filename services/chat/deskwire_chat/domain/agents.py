@@ -86,6 +86,17 @@ def check_is(agent: Agent, who: Actor) -> None:
         )
 
 
+def let_in_again(agent: Agent) -> tuple[Agent, dict[str, Change]]:
+    """Return an agent who was just enabled as AWAY, and the fields that changed; the version stays.
+
+    They may have been gone for long: they get work when they say that they are there.
+    """
+    if agent.status == Status.AWAY:
+        return agent, {}
+    change = Change(status_name(agent.status), status_name(Status.AWAY))
+    return replace(agent, status=Status.AWAY), {"status": change}
+
+
 def changed_agent(
     agent: Agent, *, status: Status, capacity: int, display_name: str
 ) -> tuple[Agent, dict[str, Change]]:

@@ -159,7 +159,12 @@ class Committer:
                     published = self._log.published(group.heads)
                     await self._ownership.fence(uow, began_with, group.heads, published)
                     await self._outbox.add(uow, await group.flush(uow))
-                    await uow.commit()
+                    try:
+                        await uow.commit()
+                    except BaseException:
+                        # It may be committed: then the next attempt finds nothing left to change, and nothing to tell.
+                        self._with.customers_changed(group.openings.changed, in_doubt=True)
+                        raise
         if group.heads:
             METRICS.commit_group_size.observe(len(group.stored))
             METRICS.commit_seconds.observe(self._clock.monotonic() - started)
@@ -195,8 +200,7 @@ class Committer:
         self._memory.sent(group.stored)
         for span in group.spans:
             span.end()
-        for customer, agents in group.openings.updated:
-            self._with.deliver(agents, views.frames.customer_push(customer))
+        self._with.customers_changed(group.openings.changed)
 
     def _finish(self, group: Group) -> None:
         """Report what was committed: to the senders who wait first, then to the log."""

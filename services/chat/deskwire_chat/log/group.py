@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
@@ -59,6 +59,16 @@ class Deliver(Protocol):
     ) -> None: ...
 
 
+CustomerKey = tuple[str, str]
+"""Tenant and customer_id."""
+
+
+class CustomersChanged(Protocol):
+    """Has customers sent to the agents and bots who talk to them (live.customer_feed)."""
+
+    def __call__(self, keys: Collection[CustomerKey], *, in_doubt: bool = False) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Collaborators:
     """What groups work with, and what they report to once they are committed.
@@ -70,6 +80,7 @@ class Collaborators:
     router: Router
     deliver: Deliver
     introduce: Callable[[Conversation], None]
+    customers_changed: CustomersChanged
     region: str = ""
 
 

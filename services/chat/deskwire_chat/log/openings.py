@@ -13,7 +13,7 @@ from deskwire_chat import domain, events
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.customers import Customer, Identity
 from deskwire_chat.events import Occasion
-from deskwire_chat.store import conversations, customers
+from deskwire_chat.store import customers
 from deskwire_common.db import UnitOfWork
 from deskwire_common.events import DomainEvent
 from deskwire_common.ids import Ids
@@ -24,7 +24,7 @@ _Key = tuple[str, Identity]
 class Openings:
     """The visitors' customers. Call `load` before `customer_of`, and `flush` before the commit.
 
-    `events` and `updated` are for the writer.
+    `events` and `changed` are for the writer.
     """
 
     def __init__(self, ids: Ids, now: int, *, region: str) -> None:
@@ -36,8 +36,8 @@ class Openings:
         self._customers: dict[str, Customer] = {}
         self._before: dict[str, Customer | None] = {}
         self.events: list[DomainEvent] = []
-        self.updated: list[tuple[Customer, list[tuple[str, int, str]]]] = []
-        """Customers who existed before, as they are now, and the users who get a push of them."""
+        self.changed: list[tuple[str, str]] = []
+        """The customers (tenant, customer_id) who existed before and were written with other values."""
 
     async def load(self, uow: UnitOfWork, openers: Iterable[Actor]) -> None:
         """Read and lock the known customers among visitors who may open a conversation."""
@@ -108,9 +108,5 @@ class Openings:
             await customers.add(uow.connection, made)
         for customer_id, before in self._before.items():
             if before is not None:
-                after = self._customers[customer_id]
-                await customers.save(uow.connection, before, after)
-                agents = await conversations.agents_of_customer(
-                    uow.connection, after.tenant, customer_id
-                )
-                self.updated.append((after, agents))
+                await customers.save(uow.connection, before, self._customers[customer_id])
+                self.changed.append((before.tenant, customer_id))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Row, Select, and_, false, func, insert, select, true, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deskwire_chat.domain.actors import ActorRole
+from deskwire_chat.domain.actors import ActorRole, UserKey
 from deskwire_chat.domain.conversations import Conversation, State
 from deskwire_chat.domain.work import WorkItem, waiting_conversation
 from deskwire_chat.store.tables import agents, conversations, messages
@@ -126,24 +126,25 @@ async def waiting(c: AsyncConnection, tenants: Sequence[str]) -> dict[str, tuple
     return {row[0]: (row[1], row[2]) for row in rows}
 
 
-async def agents_of_customer(
-    c: AsyncConnection, tenant: str, customer_id: str
-) -> list[tuple[str, int, str]]:
-    """Return the agents and bots (tenant, role, id) that have an open conversation of the customer."""
+async def agents_of_customers(
+    c: AsyncConnection, tenant: str, customer_ids: Collection[str]
+) -> dict[str, list[UserKey]]:
+    """Return the agents and bots that have an open conversation of some customers, by customer."""
     columns = conversations.c
     rows = await c.execute(
-        select(columns.agent_id, columns.agent_is_bot)
+        select(columns.customer_id, columns.agent_id, columns.agent_is_bot)
         .where(
             columns.tenant_id == tenant,
-            columns.customer_id == customer_id,
+            columns.customer_id.in_(customer_ids),
             columns.state == int(State.ACTIVE),
         )
         .distinct()
     )
-    return [
-        (tenant, int(ActorRole.BOT if row.agent_is_bot else ActorRole.AGENT), row.agent_id)
-        for row in rows
-    ]
+    found: dict[str, list[UserKey]] = {}
+    for row in rows:
+        role = ActorRole.BOT if row.agent_is_bot else ActorRole.AGENT
+        found.setdefault(row.customer_id, []).append((tenant, int(role), row.agent_id))
+    return found
 
 
 async def of_bots(

@@ -24,7 +24,7 @@ from deskwire_common.events import DomainEvent
 from deskwire_common.ids import RandomIds
 from deskwire_common.kafka import Producer, Reader, ensure_topics
 from deskwire_common.outbox import Faults, Outbox, OutboxRelay
-from deskwire_common.ownership import Owner, members_table, slots_table, wanted_owner
+from deskwire_common.ownership import Owner, members_table, slots_table, spread
 from deskwire_common.topics import Topic
 from support import eventually
 
@@ -234,7 +234,7 @@ async def test_of_two_relays_one_publishes_and_the_other_follows(
     box, other_db, other_box = outbox(), await Database.open(db.url), outbox()
     # Of two who live the first one should have it.
     names = {"left", "right"}
-    owner = str(wanted_owner(OutboxRelay.KIND, "all", names))
+    owner = spread(OutboxRelay.KIND, ["all"], names)["all"]
     try:
         async with relay(db, box, kafka, name=owner) as (first, running):
             await happen(db, box, topic, "a", 1)

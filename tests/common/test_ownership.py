@@ -23,8 +23,8 @@ from deskwire_common.ownership import (
     TermOver,
     fence,
     members_table,
+    share,
     slots_table,
-    wanted_owner,
 )
 from support import eventually
 from support.relay import Relay, relay
@@ -101,7 +101,7 @@ class Process:
 
     def has(self, names: list[str]) -> bool:
         """Whether it works on exactly what is its own when these live."""
-        wanted = {each for each in IDS if wanted_owner("source", each, names) == self.name}
+        wanted = share("source", IDS, names, self.name)
         assert set(self.working) == wanted, (self.name, set(self.working) ^ wanted)
         return True
 

@@ -24,7 +24,7 @@ from deskwire_common.db import Database
 from deskwire_common.ids import RandomIds
 from deskwire_common.migrations import migrate
 from deskwire_common.outbox import OutboxRelay
-from deskwire_common.ownership import member_name, wanted_owner
+from deskwire_common.ownership import member_name, spread
 from deskwire_common.rpc import make_channel
 from deskwire_events.store import METADATA
 from support import eventually
@@ -155,7 +155,7 @@ def ports_in_order() -> tuple[int, int]:
     """Two ports, the first of whose processes should relay while both live."""
     one, other = free_port(), free_port()
     names = {member_name(port): port for port in (one, other)}
-    owner = names[str(wanted_owner(OutboxRelay.KIND, "all", names))]
+    owner = names[spread(OutboxRelay.KIND, ["all"], names)["all"]]
     return (one, other) if owner == one else (other, one)
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from deskwire_common.db import Database
-from deskwire_common.ownership import wanted_owner
+from deskwire_common.ownership import spread
 
 
 async def shared(db: Database, metadata: sa.MetaData, kind: str, processes: int) -> set[str]:
-    """Return the slots of a kind; check that `processes` members live and that each slot is with its wanted owner.
-
-    One process may own all of them: the hashes of a few slots have that effect once in a while.
-    """
+    """Return the slots of a kind; check that `processes` members live and that each slot is with its wanted owner."""
     members, slots = metadata.tables["members"], metadata.tables["slots"]
     async with db.read() as connection:
         names = list(await connection.scalars(sa.select(members.c.name)))
         query = sa.select(slots.c.id, slots.c.owner).where(slots.c.kind == kind)
         owners = {row.id: row.owner for row in await connection.execute(query)}
     assert len(names) == processes
-    assert owners == {slot: wanted_owner(kind, slot, names) for slot in owners}
+    assert owners == spread(kind, owners, names)
     return set(owners)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -19,13 +19,14 @@ from deskwire.chat.v1 import agent_pb2, agent_service_pb2, agent_service_pb2_grp
 from deskwire_chat.domain.messages import Message
 from deskwire_chat.owners.ownership import KIND
 from deskwire_chat.store import partitions
+from deskwire_chat.store.partitions import PARTITION_IDS
 from deskwire_chat.views.content import text_content
 from deskwire_client import Client
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.db import Database
 from deskwire_common.lifecycle import Runtime, running
 from deskwire_common.migrations import migrate
-from deskwire_common.ownership import wanted_owner
+from deskwire_common.ownership import spread
 from deskwire_common.rpc import make_channel
 from support import eventually
 
@@ -153,9 +154,12 @@ async def desk(
         yield Desk(signer, chat, gateway_runtime, stack, f"t-{uuid.uuid4().hex[:12]}")
 
 
+_OF_TWO: Final = spread(KIND, PARTITION_IDS, ["chat-0", "chat-1"])
+
+
 def owner_of_two(number: int) -> str:
     """Return which of chat-0 and chat-1 owns a partition while both live."""
-    return str(wanted_owner(KIND, number, ["chat-0", "chat-1"]))
+    return _OF_TWO[number]
 
 
 @asynccontextmanager

@@ -305,9 +305,10 @@ async def _serve(
         forward=live.peers.unary,
         admit=log.admission.admit,
     )
-    ownership.bind(
+    ownership.take_share(
         Handover(log.writer, log.publisher, router, routing.reader, live.links, log.watchers)
     )
+    routing.owner.on_change(live.links.owners_changed)
     # From here on other processes send calls and conversations here.
     await routing.owner.start(settings.shard_name, settings.address(port))
     runtime.spawn("ownership", routing.owner.run)

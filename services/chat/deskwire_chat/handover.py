@@ -14,7 +14,7 @@ from deskwire_chat.streams.watch import Watchers
 
 
 class Handover:
-    """Notifies every part of chat that keeps something about a partition (ownership.Holder)."""
+    """Notifies every part of chat that keeps something about a partition (ownership.Duties)."""
 
     def __init__(
         self,
@@ -57,7 +57,3 @@ class Handover:
         published = self._publisher.published(numbers)
         for partition in leaving:
             partition.published = published.get(partition.id, partition.published)
-
-    def owners_changed(self) -> None:
-        """Tell the gateways."""
-        self._links.owners_changed()

@@ -17,10 +17,10 @@ import hashlib
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
-from deskwire_common.ownership.hashing import share, wanted_owner
+from deskwire_common.ownership.hashing import share, spread
 from deskwire_common.ownership.members import Member, members_table
 from deskwire_common.ownership.owner import LEASE_SECONDS, Owner
-from deskwire_common.ownership.shares import Duties, Share
+from deskwire_common.ownership.shares import Duties, Holdings
 from deskwire_common.ownership.slots import Slot, SlotRows, TermOver, fence, slots_table
 from deskwire_common.ownership.workers import Held, Work
 
@@ -31,9 +31,9 @@ __all__ = [
     "LEASE_SECONDS",
     "Duties",
     "Held",
+    "Holdings",
     "Member",
     "Owner",
-    "Share",
     "Slot",
     "SlotRows",
     "TermOver",
@@ -44,7 +44,7 @@ __all__ = [
     "members_table",
     "share",
     "slots_table",
-    "wanted_owner",
+    "spread",
 ]
 
 _MAX_NAME: Final = 128

@@ -22,7 +22,7 @@ from deskwire_common.db import metadata as new_metadata
 from deskwire_common.logging import get_logger
 from deskwire_common.ownership.lease import Lease
 from deskwire_common.ownership.members import Member, Members
-from deskwire_common.ownership.shares import Duties, IdsOf, Share
+from deskwire_common.ownership.shares import Duties, Holdings, IdsOf, Share
 from deskwire_common.ownership.slots import SlotT, slot_rows, slots_table
 from deskwire_common.ownership.workers import Work, Workers
 
@@ -62,7 +62,7 @@ class Owner:
         self._lease = Lease(db, self._members, clock, instance, lease_seconds)
         self._look_seconds = lease_seconds / 3 if alone else look_seconds
         self._alone = alone
-        self._shares: list[Share[Any]] = []
+        self._shares: dict[str, Share[Any]] = {}
         self._workers: list[Workers] = []
         self._listeners: list[Callable[[], None]] = []
         self._planned: list[str] = []
@@ -87,10 +87,26 @@ class Owner:
 
     # ---------------------------------------------------------------------------------------- slots
 
-    def add(self, share: Share[SlotT], duties: Duties[SlotT]) -> None:
-        """Own a share of one more kind of slots. Call this before `start`."""
-        share.bind(self, duties)
-        self._shares.append(share)
+    def add(
+        self,
+        holdings: Holdings[SlotT],
+        duties: Duties[SlotT],
+        ids: Collection[Any] | IdsOf,
+        *,
+        outlives_lease: bool = False,
+    ) -> None:
+        """Own a share of one more kind of slots, and do `duties` for it; see Share. Call this before `start`."""
+        share = Share(self, holdings, duties, ids, outlives_lease=outlives_lease)
+        self._shares[holdings.kind] = share
+
+    def adopt(
+        self,
+        kind: str,
+        found: Iterable[SlotT],
+        keep: Callable[[SlotT, SlotT], None] | None = None,
+    ) -> None:
+        """Drop the slots of a kind that another has claimed. Calls `keep` with (our slot, the row) for the others."""
+        self._shares[kind].adopt(found, keep)
 
     def employ(
         self,
@@ -109,7 +125,7 @@ class Owner:
         rows = slot_rows(self._slots, kind)
         workers = Workers(self, kind, rows, work, outlast=outlast, patience=patience)
         self._workers.append(workers)
-        self.add(Share(kind, rows, ids), workers)
+        self.add(Holdings(kind, rows), workers, ids)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call `callback` whenever the living members or the owners have changed. It must not block."""
@@ -148,7 +164,7 @@ class Owner:
                 # It ends with an exception, or not at all: after leaving it goes on until the process is stopped.
                 await self._crash
         finally:
-            self._drop(self._shares)
+            self._drop(self._shares.values())
             for workers in self._workers:
                 await workers.close()
 
@@ -157,13 +173,13 @@ class Owner:
         self._closing = True
         async with self._looking:
             try:
-                for share in reversed(self._shares):
-                    await share.give_up(set(share.owned))
+                for share in reversed(self._shares.values()):
+                    await share.give_up(set(share.holdings.owned))
                 await self._lease.end()
             except AWAY as error:
                 # The lease ends by itself.
                 get_logger().warning("slots_not_given_up", error=str(error))
-            self._drop(self._shares)
+            self._drop(self._shares.values())
         self.live.pop(self.name, None)
         self.changed()
 
@@ -198,7 +214,7 @@ class Owner:
 
     async def _keep_shares(self) -> None:
         while not self._closing:
-            missing = any(each.missing for each in self._shares)
+            missing = any(each.missing for each in self._shares.values())
             await loops.wait(self.wake, _WAITING_SECONDS if missing else self._look_seconds)
             self.wake.clear()
             try:
@@ -231,7 +247,7 @@ class Owner:
         # A new member is only announced at this look, and gets slots at the next one.
         names = [each for each in sorted(self.live) if first or each in self._planned]
         self._planned = sorted(self.live)
-        for share in self._shares:
+        for share in self._shares.values():
             await share.settle([] if self._superseded else names)
         long_ago = self._lease.now() - int(self._lease.seconds * _FORGET_LEASES * 1_000_000)
         dead = [each for each in everybody if each.lease_until < long_ago]
@@ -249,9 +265,9 @@ class Owner:
     async def _see_all(self) -> list[Member]:
         async with self.db.read() as c:
             everybody = await self._members.load(c)
-            found = [await share.load(c) for share in self._shares]
+            found = [await share.load(c) for share in self._shares.values()]
         live = self._living(everybody)
-        for number, (share, rows) in enumerate(zip(self._shares, found, strict=True)):
+        for number, (share, rows) in enumerate(zip(self._shares.values(), found, strict=True)):
             if await share.create(rows, live):
                 async with self.db.read() as c:
                     found[number] = await share.load(c)
@@ -274,7 +290,7 @@ class Owner:
             self._step_aside()
         else:
             self._superseded = False
-        for share, rows in zip(self._shares, found, strict=True):
+        for share, rows in zip(self._shares.values(), found, strict=True):
             share.see(rows)
         if self._picture() != before:
             self.changed()
@@ -282,7 +298,7 @@ class Owner:
     def _picture(self) -> tuple[dict[str, str], list[dict[Any, tuple[str, int]]]]:
         """Who lives and who owns what."""
         lives = {each.name: each.instance for each in self.live.values()}
-        return lives, [each.owners() for each in self._shares]
+        return lives, [each.holdings.owners() for each in self._shares.values()]
 
     async def may_claim(self, c: AsyncConnection) -> Callable[[str], bool] | None:
         """Return the test for owners whose slots may be claimed; None while this process isn't a living member."""
@@ -298,15 +314,15 @@ class Owner:
         if not self._superseded:
             get_logger().error("superseded", member=self.name)
         self._superseded = True
-        self._drop(self._shares)
+        self._drop(self._shares.values())
 
     def _lapse(self) -> None:
         """Others may already have this process's slots."""
-        self._drop([each for each in self._shares if not each.outlives_lease])
+        self._drop([each for each in self._shares.values() if not each.outlives_lease])
 
     def _drop(self, shares: Iterable[Share[Any]]) -> None:
         for share in shares:
-            share.drop(set(share.owned))
+            share.drop(set(share.holdings.owned))
 
     def changed(self) -> None:
         """Tell all listeners that the living members or the owners have changed."""

@@ -1,4 +1,7 @@
-"""One kind of slots, as one process sees it: those that it owns, those that it should own, and who has the others."""
+"""One kind of slots, as one process sees it: those that it owns, those that it should own, and who has the others.
+
+`Holdings` is what it knows, to be asked by whoever needs it; `Share` changes it.
+"""
 
 from __future__ import annotations
 
@@ -54,40 +57,18 @@ class Process(Protocol):
         ...
 
 
-class Share(Generic[SlotT]):
-    """The slots of one kind that this process owns, and who has the others."""
+class Holdings(Generic[SlotT]):
+    """What this process knows of one kind of slots."""
 
-    def __init__(
-        self,
-        kind: str,
-        rows: SlotRows[SlotT],
-        ids: Collection[Any] | IdsOf,
-        *,
-        outlives_lease: bool = False,
-    ) -> None:
-        """`ids`: the slots, or a function that reads them if they come and go.
-
-        `outlives_lease`: all work under a term is fenced writes, so it may go on when this process's lease has ended
-        and nobody has claimed the slot. Other work stops then.
-        """
+    def __init__(self, kind: str, rows: SlotRows[SlotT]) -> None:
         self.kind = kind
         self.rows = rows
         self.owned: dict[Any, SlotT] = {}
+        """The slots of this process in their present state."""
         self.leaving: set[Any] = set()
+        """Those of them that are about to be given up."""
         self.seen: dict[Any, SlotT] = {}
         """All slots as of the last look; this process's own in their present state."""
-        self.missing = False
-        """Whether another process still has a slot that should be this one's."""
-        self.outlives_lease = outlives_lease
-        self._process: Process
-        self._duties: Duties[SlotT]
-        self._ids: set[Any] | IdsOf = ids if callable(ids) else set(ids)
-        self._there = set() if callable(ids) else set(ids)
-
-    def bind(self, process: Process, duties: Duties[SlotT]) -> None:
-        """Set the process of this share, and what it does with its slots."""
-        self._process = process
-        self._duties = duties
 
     def term_of(self, slot: Any) -> int:
         """Return the term under which this process takes new work for a slot; 0: it takes none."""
@@ -98,9 +79,39 @@ class Share(Generic[SlotT]):
         """Return the owner and term of all slots."""
         return {each.id: (each.owner, each.term) for each in self.seen.values()}
 
+
+class Share(Generic[SlotT]):
+    """Keeps a process's share of one kind of slots."""
+
+    def __init__(
+        self,
+        process: Process,
+        holdings: Holdings[SlotT],
+        duties: Duties[SlotT],
+        ids: Collection[Any] | IdsOf,
+        *,
+        outlives_lease: bool = False,
+    ) -> None:
+        """`duties`: what the process does with its slots. `ids`: the slots, or a function that reads them.
+
+        `outlives_lease`: all work under a term is fenced writes, so it may go on when this process's lease has ended
+        and nobody has claimed the slot. Other work stops then.
+        """
+        self.holdings = holdings
+        self.missing = False
+        """Whether another process still has a slot that should be this one's."""
+        self.outlives_lease = outlives_lease
+        self._kind = holdings.kind
+        self._rows = holdings.rows
+        self._process = process
+        self._duties = duties
+        self._ids: set[Any] | IdsOf = ids if callable(ids) else set(ids)
+        self._there = set() if callable(ids) else set(ids)
+        self._spread: tuple[set[Any], Collection[str], set[Any]] = set(), (), set()
+
     async def load(self, c: AsyncConnection) -> list[SlotT]:
         """Return the slots in the table, and read which there should be."""
-        found = await self.rows.load(c)
+        found = await self._rows.load(c)
         if callable(self._ids):
             self._there = set(await self._ids(c))
         return found
@@ -119,9 +130,9 @@ class Share(Generic[SlotT]):
             return False
 
         async def work(uow: UnitOfWork) -> None:
-            await self.rows.add(uow, new)
+            await self._rows.add(uow, new)
             if old:
-                await self.rows.remove(uow, old)
+                await self._rows.remove(uow, old)
 
         await self._process.db.run(work)
         return True
@@ -129,7 +140,7 @@ class Share(Generic[SlotT]):
     def see(self, found: Sequence[SlotT]) -> None:
         """Take note of the slots in the table; those that another process has claimed are lost."""
         self.adopt(found)
-        self.seen = {each.id: each for each in found} | self.owned
+        self.holdings.seen = {each.id: each for each in found} | self.holdings.owned
 
     def adopt(
         self, found: Iterable[SlotT], keep: Callable[[SlotT, SlotT], None] | None = None
@@ -137,27 +148,35 @@ class Share(Generic[SlotT]):
         """Drop the slots that another has claimed. Calls `keep` with (our slot, the row) for those still owned."""
         by_id = {each.id: each for each in found}
         over: set[Any] = set()
-        for slot, mine in self.owned.items():
+        for slot, mine in self.holdings.owned.items():
             theirs = by_id.get(slot)
             if theirs is None or theirs.term != mine.term:
                 over.add(slot)
             elif keep is not None:
                 keep(mine, theirs)
         if over:
-            get_logger().error("slots_taken_away", kind=self.kind, slots=sorted(over))
+            get_logger().error("slots_taken_away", kind=self._kind, slots=sorted(over))
             self.drop(over)
             self._process.wake.set()
 
     async def settle(self, names: Collection[str]) -> None:
         """Give up slots beyond this process's share among `names`, and claim the missing ones."""
-        wanted = hashing.share(self.kind, self._there, names, self._process.name)
-        too_many = (set(self.owned) - wanted) | self.leaving
+        wanted = self._wanted(names)
+        too_many = (set(self.holdings.owned) - wanted) | self.holdings.leaving
         if too_many:
             await self.give_up(too_many)
-        claimed = await self._claim_all(wanted - set(self.owned))
+        claimed = await self._claim_all(wanted - set(self.holdings.owned))
         if claimed:
             self._take(claimed)
-        self.missing = bool(wanted - set(self.owned))
+        self.missing = bool(wanted - set(self.holdings.owned))
+
+    def _wanted(self, names: Collection[str]) -> set[Any]:
+        """Return the slots that this process should own. Spreading thousands takes a while: not at every look."""
+        there, living, wanted = self._spread
+        if there != self._there or living != names:
+            wanted = hashing.share(self._kind, self._there, names, self._process.name)
+            self._spread = set(self._there), names, wanted
+        return wanted
 
     async def _claim_all(self, wanted: Collection[Any]) -> list[SlotT]:
         if not wanted:
@@ -174,7 +193,7 @@ class Share(Generic[SlotT]):
             try:
                 claimed += await self._process.db.run(partial(self._claim, {slot}), attempts=1)
             except WriteConflict:
-                get_logger().warning("slot_held_by_transaction", kind=self.kind, slot=slot)
+                get_logger().warning("slot_held_by_transaction", kind=self._kind, slot=slot)
         return claimed
 
     async def _claim(self, wanted: Collection[Any], uow: UnitOfWork) -> list[SlotT]:
@@ -182,32 +201,32 @@ class Share(Generic[SlotT]):
         if is_free is None:
             return []
         taken: dict[Any, int] = {}
-        for slot in await self.rows.load(uow.connection):
+        for slot in await self._rows.load(uow.connection):
             if (
                 slot.id in wanted
                 and is_free(slot.owner)
-                and await self.rows.claim(uow.connection, slot, owner=self._process.name)
+                and await self._rows.claim(uow.connection, slot, owner=self._process.name)
             ):
                 taken[slot.id] = slot.term + 1
         # Read the rows again: until the claim the last owner could write their other columns.
-        found = await self.rows.load(uow.connection) if taken else []
+        found = await self._rows.load(uow.connection) if taken else []
         return [each for each in found if taken.get(each.id) == each.term]
 
     def _take(self, claimed: Sequence[SlotT]) -> None:
-        self.owned |= {each.id: each for each in claimed}
-        self.seen |= {each.id: each for each in claimed}
-        get_logger().info("slots_taken", kind=self.kind, slots=[each.id for each in claimed])
+        self.holdings.owned |= {each.id: each for each in claimed}
+        self.holdings.seen |= {each.id: each for each in claimed}
+        get_logger().info("slots_taken", kind=self._kind, slots=[each.id for each in claimed])
         self._duties.gained(claimed)
         self._process.changed()
 
     async def give_up(self, slots: Collection[Any]) -> None:
         """Give slots up in good order: finish the work that was begun, and take no new work meanwhile."""
-        self.leaving |= set(slots)
-        await self._duties.finish([self.owned[each] for each in sorted(slots)])
+        self.holdings.leaving |= set(slots)
+        await self._duties.finish([self.holdings.owned[each] for each in sorted(slots)])
         given: set[Any] = set()
         try:
             for slot in sorted(slots):
-                mine = self.owned.get(slot)
+                mine = self.holdings.owned.get(slot)
                 if mine is None:
                     continue  # lost meanwhile
                 await self._process.db.run(partial(self._release, mine))
@@ -216,16 +235,18 @@ class Share(Generic[SlotT]):
             self.drop(given)
 
     async def _release(self, slot: SlotT, uow: UnitOfWork) -> bool:
-        return await self.rows.release(uow.connection, slot)
+        return await self._rows.release(uow.connection, slot)
 
     def drop(self, slots: Iterable[Any]) -> None:
         """Own these slots no more."""
-        gone = [self.owned.pop(each) for each in sorted(slots) if each in self.owned]
+        gone = [
+            self.holdings.owned.pop(each) for each in sorted(slots) if each in self.holdings.owned
+        ]
         if not gone:
             return
         for slot in gone:
-            self.seen.pop(slot.id, None)
-            self.leaving.discard(slot.id)
-        get_logger().info("slots_left", kind=self.kind, slots=[each.id for each in gone])
+            self.holdings.seen.pop(slot.id, None)
+            self.holdings.leaving.discard(slot.id)
+        get_logger().info("slots_left", kind=self._kind, slots=[each.id for each in gone])
         self._duties.lost(gone)
         self._process.changed()

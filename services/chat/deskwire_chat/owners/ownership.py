@@ -8,7 +8,7 @@ statement (the fence), so a process that was taken for dead can't write any more
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,17 +17,9 @@ from deskwire_chat.store.partitions import PARTITION_IDS, Partition, Steps
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import Unavailable
 from deskwire_common.metrics import METRICS
-from deskwire_common.ownership import Duties, Member, Owner, Share
+from deskwire_common.ownership import Duties, Holdings, Member, Owner
 
 KIND: Final = "partition"
-
-
-class Holder(Duties[Partition], Protocol):
-    """Does a process's work on its partitions (handover.Handover)."""
-
-    def owners_changed(self) -> None:
-        """React to a change of owners, here or elsewhere."""
-        ...
 
 
 class HeadsWrong(Unavailable):
@@ -50,17 +42,14 @@ class Ownership:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        # All work under a term is fenced, so it goes on while the database is away.
-        self._share: Share[Partition] = Share(
-            KIND, partitions.ROWS, PARTITION_IDS, outlives_lease=True
-        )
+        self._holdings = Holdings(KIND, partitions.ROWS)
         self._stale = False
 
-    def bind(self, holder: Holder) -> None:
-        """Set who does the work on the partitions."""
-        self._owner.add(self._share, holder)
+    def take_share(self, duties: Duties[Partition]) -> None:
+        """Have the owner take this process's share of the partitions when it starts; `duties` is called then."""
+        # All work under a term is fenced, so it goes on while the database is away.
+        self._owner.add(self._holdings, duties, PARTITION_IDS, outlives_lease=True)
         self._owner.on_change(lambda: METRICS.partitions_owned.set(len(self.partitions)))
-        self._owner.on_change(holder.owners_changed)
 
     # ------------------------------------------------------------------------------------ questions
 
@@ -72,15 +61,15 @@ class Ownership:
     @property
     def partitions(self) -> dict[int, Partition]:
         """The partitions of this process."""
-        return self._share.owned
+        return self._holdings.owned
 
     def term_of(self, number: int) -> int:
         """Return the term under which this process takes a partition's commands; 0: it takes none."""
-        return self._share.term_of(number)
+        return self._holdings.term_of(number)
 
     def owner_of(self, number: int) -> Member | None:
         """Return the living process that owns a partition, as far as this one knows."""
-        row = self._share.seen.get(number)
+        row = self._holdings.seen.get(number)
         return self._owner.live.get(row.owner) if row is not None else None
 
     def others_live(self) -> bool:
@@ -91,7 +80,7 @@ class Ownership:
         """Return all living processes with their partitions and terms."""
         live = self._owner.live
         found: dict[str, list[tuple[int, int]]] = {name: [] for name in sorted(live)}
-        for number, (owner, term) in sorted(self._share.owners().items()):
+        for number, (owner, term) in sorted(self._holdings.owners().items()):
             if owner in found:
                 found[owner].append((number, term))
         return [(live[name], theirs) for name, theirs in found.items()]
@@ -129,7 +118,7 @@ class Ownership:
             raise HeadsWrong
 
     async def _read_heads(self, connection: AsyncConnection) -> None:
-        self._share.adopt(await partitions.ROWS.load(connection), _take_head)
+        self._owner.adopt(KIND, await partitions.ROWS.load(connection), _take_head)
 
 
 def _take_head(ours: Partition, row: Partition) -> None:

@@ -20,7 +20,8 @@ from support.servers import DatabaseServer
 from support.topic import read_rows
 
 TABLE = """CREATE TABLE customers (
-    id INT PRIMARY KEY, name VARCHAR(100) NOT NULL, phone VARCHAR(32) NOT NULL, version INT NOT NULL DEFAULT 1)"""
+    id INT PRIMARY KEY, name VARCHAR(100) NOT NULL, phone VARCHAR(32) NOT NULL, version INT NOT NULL DEFAULT 1,
+    points BIGINT UNSIGNED NOT NULL DEFAULT 18446744073709551615, ratio DOUBLE NOT NULL DEFAULT 7)"""
 
 
 def source(url: str, source_id: str) -> source_pb2.Source:
@@ -48,7 +49,9 @@ async def test_rows_reach_kafka_and_the_desk(launch: Launch, mariadb: DatabaseSe
         return asyncio.to_thread(mariadb.execute, statement, database)
 
     await write(TABLE)
-    await write("INSERT INTO customers VALUES (1, 'Ada', '+442071838750', 1)")
+    await write(
+        "INSERT INTO customers (id, name, phone, version) VALUES (1, 'Ada', '+442071838750', 1)"
+    )
     signer = TokenSigner(KeySet.load(launch.plan.home.keys_file))
     token = signer.mint(tenant="t", role=Role.OPERATOR, subject="test")
     name = f"s{uuid.uuid4().hex[:8]}"
@@ -81,7 +84,8 @@ async def test_rows_reach_kafka_and_the_desk(launch: Launch, mariadb: DatabaseSe
         await eventually(lambda: is_mobile(1, "+442071838750"), timeout=30)
         for number in range(2, 12):
             await write(
-                f"INSERT INTO customers VALUES ({number}, 'C{number}', '+4420718387{number:02d}', 1)"
+                "INSERT INTO customers (id, name, phone, version) "
+                f"VALUES ({number}, 'C{number}', '+4420718387{number:02d}', 1)"
             )
         await write("UPDATE customers SET phone = '+442071838799', version = 2 WHERE id = 1")
         await kill(launch, "cdc")
@@ -106,4 +110,8 @@ async def test_rows_reach_kafka_and_the_desk(launch: Launch, mariadb: DatabaseSe
     # 1: read, phone, name, phone. The others: insert, name; and the last one its end.
     assert [len(by_key[number]) for number in sorted(by_key)] == [4, *[2] * 9, 3]
     assert by_key[1][-1]["data"]["after"]["note"] == "new"
+    # From the snapshot and from the log, with all digits, and without a point that no column has.
+    for each in (by_key[1][0], by_key[1][-1], by_key[2][0]):
+        row = each["data"]["after"]
+        assert repr((row["points"], row["ratio"])) == "(18446744073709551615, 7)"
     assert "after" not in by_key[11][-1]["data"]

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from google.protobuf.struct_pb2 import Struct
 
 from deskwire.common.v1.actor_pb2 import Actor
 from deskwire_common import db as dbs
@@ -21,6 +20,7 @@ from deskwire_common.clock import SystemClock, to_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import InvalidArgument, Unavailable
 from deskwire_common.events import DomainEvent
+from deskwire_common.exact import json_object
 from deskwire_common.ids import RandomIds
 from deskwire_common.kafka import Producer, Reader, ensure_topics
 from deskwire_common.outbox import Faults, Outbox, OutboxRelay
@@ -64,10 +64,8 @@ def outbox() -> Outbox:
 
 
 def event(topic: Topic, subject: str, sequence: int, text: str = "") -> DomainEvent:
-    data = Struct()
-    data["text"] = text
     return events.new_event(
-        data,
+        json_object({"text": text}),
         subject=subject,
         sequence=sequence,
         ids=RandomIds(),

@@ -1,4 +1,7 @@
-"""The examples in the topic files are the golden forms: each decodes, and encodes to itself."""
+"""The examples in the topic files are the golden forms: each decodes, and encodes to itself, as text.
+
+Compared as values, 7 and 7.0 would be equal, which they aren't for readers in other languages.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,10 @@ DOCUMENTS: list[dict[str, Any]] = [
 EXAMPLES = [(document, example) for document in DOCUMENTS for example in document["examples"]]
 
 
+def text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def names(value: Any) -> str | None:
     return value.get("event_type")
 
@@ -28,7 +35,7 @@ def names(value: Any) -> str | None:
 def test_example_is_the_golden_form(document: dict[str, Any], example: dict[str, Any]) -> None:
     event = events.from_json(json.dumps(example).encode())
     assert isinstance(event, Event)
-    assert events.to_json(event) == example
+    assert text(events.to_json(event)) == text(example)
 
 
 @pytest.mark.parametrize(("document", "example"), EXAMPLES, ids=names)
@@ -37,7 +44,10 @@ def test_value_on_the_topic_decodes_to_the_example(
 ) -> None:
     topic = TOPICS[document["topic"]]
     event = events.from_json(json.dumps(example).encode())
-    assert events.to_json(events.decode(topic, events.encode_event(event, topic), [])) == example
+    value = events.encode_event(event, topic)
+    if topic.value == "json":
+        assert value.decode() == text(example)
+    assert text(events.to_json(events.decode(topic, value, []))) == text(example)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document["topic"])

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.struct_pb2 import Struct
 
 from deskwire.chat.v1.conversation_pb2 import Content, Message
+from deskwire.common.v1.json_value_pb2 import JsonObject
 from deskwire.events.v1 import adapter_pb2
 from deskwire.events.v1.chat_events_pb2 import MessageSent
 from deskwire.events.v1.hub_events_pb2 import RowChanged
@@ -281,7 +281,7 @@ async def test_the_trace_goes_on_at_the_adapter(
     client: Any, crm: Any, tenant: str, produce: Any
 ) -> None:
     await client(tenant).register("crm-main", crm.target, event_types=PAID)
-    event = await produce(topics.EXTERNAL, "invoice_paid", Struct(), tenant)
+    event = await produce(topics.EXTERNAL, "invoice_paid", JsonObject(), tenant)
     await all_of(crm, [event.event_id])
     trace, parent = event.traceparent.split("-")[1:3]
     version, got, span, flags = crm.got[0].traceparent.split("-")

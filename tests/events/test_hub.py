@@ -11,6 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from deskwire.common.v1.json_value_pb2 import JsonObject
 from deskwire.events.v1 import event_hub_service_pb2
 from deskwire_common import topics
 from deskwire_common.auth import Role
@@ -38,9 +39,9 @@ async def test_what_is_published_is_subscribed(client: Any, tenant: str) -> None
     assert {event.origin for event in paid} == {"erp:main"}
     assert {event.tenant_id for event in paid} == {tenant}
     assert {each.topic for each in delivered} == {topics.EXTERNAL.name}
-    data = Struct()
+    data = JsonObject()
     assert paid[2].data.Unpack(data)
-    assert data["number"] == 2
+    assert data.fields["number"].int_value == 2
 
 
 async def test_a_stream_ends_with_its_token(client: Any, tenant: str) -> None:

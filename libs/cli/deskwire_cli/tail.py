@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -20,8 +19,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from deskwire.events.v1 import event_hub_service_pb2 as hub_pb2
 from deskwire.events.v1 import event_hub_service_pb2_grpc
 from deskwire_cli.machine.problem import Problem
-from deskwire_cli.plain import plain, plain_json
+from deskwire_cli.plain import plain
 from deskwire_cli.suite import TENANT, Suite, load_suite, open_channel
+from deskwire_common import exact
 from deskwire_common.auth import Role
 from deskwire_common.errors import InvalidArgument, from_rpc_error
 
@@ -139,7 +139,7 @@ async def check(call: Any) -> None:
 
 def as_json(delivered: hub_pb2.DeliveredEvent) -> dict[str, Any]:
     """The event's JSON form, and beside it where it was read."""
-    event: dict[str, Any] = json.loads(delivered.json)
+    event: dict[str, Any] = exact.loads(delivered.json)
     event["kafka"] = {
         "topic": delivered.topic,
         "partition": delivered.partition,
@@ -150,7 +150,7 @@ def as_json(delivered: hub_pb2.DeliveredEvent) -> dict[str, Any]:
 
 def one_line(event: dict[str, Any]) -> str:
     """Print an event for people: time, type, subject, and as much of the data as fits."""
-    data = json.dumps(event.get("data"), ensure_ascii=False, separators=(",", ":"))
+    data = exact.dumps(event.get("data"))
     data = data if len(data) <= 160 else data[:159] + "…"
     moment = str(event.get("occurred_at", ""))[11:23].rstrip("Z").ljust(12)
     head = f"{moment} {event['event_type']:<22} {event['subject']} #{event['sequence']}"
@@ -176,7 +176,7 @@ async def follow(
                     channel, token, start, event_types=types, subject=subject, until_idle=until_idle
                 ):
                     for event in delivery.events:
-                        print(plain_json(event) if as_json else one_line(event), flush=True)
+                        print(plain(exact.dumps(event)) if as_json else one_line(event), flush=True)
                     start = hub_pb2.SubscribeStart(cursor=delivery.cursor)
                 return
             except grpc.aio.AioRpcError as raised:

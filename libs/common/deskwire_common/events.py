@@ -1,19 +1,18 @@
 """Events: from a domain change to the envelope, its bytes and its headers, and back.
 
 The JSON form (docs/contract.md): the keys of the envelope in snake_case, always all of them, and `data` as
-the protobuf JSON of the typed message (snake_case, fields at their default left out, no "@type"). The type of
-`data` follows from the event type: `customer_updated` is `deskwire.events.v1.CustomerUpdated`; on the topic of
-external events it is a `google.protobuf.Struct`.
+the protobuf JSON of the typed message (snake_case, fields at their default left out, no "@type", numbers as `exact`
+has them). The type of `data` follows from the event type: `customer_updated` is
+`deskwire.events.v1.CustomerUpdated`; on the topic of external events it is a `deskwire.common.v1.JsonObject`.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import json
 import pkgutil
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,12 +20,12 @@ from google.protobuf import json_format
 from google.protobuf.descriptor_pool import Default as DefaultPool
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
-from google.protobuf.struct_pb2 import Struct
 
 from deskwire.common.v1.actor_pb2 import Actor
 from deskwire.common.v1.actor_pb2 import Role as ProtoRole
+from deskwire.common.v1.json_value_pb2 import JsonObject
 from deskwire.events.v1.event_pb2 import Event
-from deskwire_common import auth, telemetry, topics
+from deskwire_common import auth, exact, telemetry, topics
 from deskwire_common.clock import Clock, to_micros, to_timestamp
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.ids import Ids
@@ -219,7 +218,7 @@ def encode(event: DomainEvent, topic: Topic | str | None = None) -> bytes:
     target = event.target if topic is None else _topic(topic)
     if target.value == "protobuf":
         return envelope(event).SerializeToString()
-    return _dump(
+    return _dumped(
         _json_form(
             event.event_type,
             event.data,
@@ -238,11 +237,13 @@ def encode(event: DomainEvent, topic: Topic | str | None = None) -> bytes:
 
 def encode_event(event: Event, topic: Topic | str) -> bytes:
     """The value on Kafka of a ready envelope."""
-    return event.SerializeToString() if _topic(topic).value == "protobuf" else _dump(to_json(event))
+    return (
+        event.SerializeToString() if _topic(topic).value == "protobuf" else _dumped(to_json(event))
+    )
 
 
-def _dump(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+def _dumped(form: dict[str, Any]) -> bytes:
+    return exact.dumps(form).encode()
 
 
 def _json_form(
@@ -260,16 +261,14 @@ def _json_form(
 ) -> dict[str, Any]:
     return {
         "event_type": event_type,
-        "data": {}
-        if data is None
-        else json_format.MessageToDict(data, preserving_proto_field_name=True),
+        "data": {} if data is None else exact.to_plain(data),
         "trace_id": trace_id,
         "event_id": event_id,
         "tenant_id": tenant_id,
         "subject": subject,
         "sequence": sequence,
         "occurred_at": occurred_at,
-        "actor": json_format.MessageToDict(actor, preserving_proto_field_name=True),
+        "actor": exact.to_plain(actor),
         "origin": origin,
         "correlation_id": correlation_id,
     }
@@ -292,7 +291,7 @@ def unpack(event: Event) -> Message | None:
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """The JSON form of an envelope, as a dict."""
+    """The JSON form of an envelope, as a dict for `exact.dumps`."""
     return _json_form(
         event.event_type,
         unpack(event),
@@ -311,12 +310,12 @@ def to_json(event: Event) -> dict[str, Any]:
 def from_json(value: bytes | str, *, external: bool | None = None) -> Event:
     """The envelope of a JSON form. Raises InvalidArgument for anything else.
 
-    `external`: `data` is a free Struct; by default this holds for event types that the contract lacks.
+    `external`: `data` is a free JsonObject; by default this holds for event types that the contract lacks.
     Unknown keys of the envelope and unknown fields of `data` are ignored: a newer writer may have more of them.
     """
     try:
-        document = json.loads(value)
-    except ValueError as error:
+        document = exact.loads(value)
+    except InvalidArgument as error:
         raise InvalidArgument("the event is not JSON") from error
     if not isinstance(document, dict):
         raise InvalidArgument("the event is not a JSON object")
@@ -326,13 +325,20 @@ def from_json(value: bytes | str, *, external: bool | None = None) -> Event:
     known = None if external else _class_of(f"{PACKAGE}.{_camel(event_type)}")
     if known is None and external is False:
         raise InvalidArgument(f"unknown event type {event_type!r}", field="event_type")
-    data = Struct() if known is None else known()
+    data = JsonObject() if known is None else known()
     rest = {key: item for key, item in document.items() if key in _KEYS and key != "data"}
     event = Event()
     try:
-        json_format.ParseDict(document.get("data") or {}, data, ignore_unknown_fields=True)
-        json_format.ParseDict(rest, event, ignore_unknown_fields=True)
-    except (json_format.ParseError, ValueError, TypeError, AttributeError) as error:
+        found = document.get("data")
+        exact.fill(data, {} if found is None else found)
+        exact.fill(event, rest)
+    except (
+        InvalidArgument,
+        json_format.ParseError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise InvalidArgument(
             f"the event {event_type!r} doesn't have the form of the contract"
         ) from error

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deskwire.cdc.v1 import source_pb2
 from deskwire.common.v1 import actor_pb2
 from deskwire.events.v1 import hub_events_pb2
-from deskwire_cdc.domain.changes import NumberedChange, Row
+from deskwire_cdc.domain.changes import NumberedChange
 from deskwire_cdc.domain.sources import SUBJECT, CustomerRule, Source, State
 from deskwire_common import topics
 from deskwire_common.clock import Clock
 from deskwire_common.events import DomainEvent, new_event
+from deskwire_common.exact import json_object
 from deskwire_common.ids import Ids
 
 _KIND: Final = "SOURCE_KIND_"
@@ -78,9 +78,9 @@ def row_changed(source: Source, numbered: NumberedChange, *, ids: Ids, clock: Cl
         source_id=source.source_id,
         table=change.table,
         operation=change.operation.value,
-        key=_struct(change.key),
-        before=None if change.before is None else _struct(change.before),
-        after=None if change.after is None else _struct(change.after),
+        key=json_object(change.key),
+        before=None if change.before is None else json_object(change.before),
+        after=None if change.after is None else json_object(change.after),
         position=change.position,
     )
     return new_event(
@@ -108,12 +108,6 @@ def _rule_message(rule: CustomerRule | None) -> source_pb2.CustomerRule | None:
         columns=rule.columns,
         version_column=rule.version_column,
     )
-
-
-def _struct(row: Row) -> Struct:
-    struct = Struct()
-    struct.update(dict(row))
-    return struct
 
 
 def _timestamp(micros: int) -> Timestamp:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from google.protobuf import json_format, struct_pb2
 from google.protobuf.message import Message
 
 from deskwire.events.v1 import access_events_pb2, chat_events_pb2, event_pb2
@@ -18,6 +16,7 @@ from deskwire_chat.domain.changes import Change
 from deskwire_chat.domain.conversations import Conversation
 from deskwire_chat.domain.customers import Customer
 from deskwire_common.events import DomainEvent, event_type_of
+from deskwire_common.exact import json_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +37,12 @@ def trace_id_of(traceparent: str, fallback: str) -> str:
     return traceparent[3:35] if traceparent else fallback.replace("-", "")
 
 
-def _value(thing: Any) -> struct_pb2.Value:
-    return json_format.ParseDict(thing, struct_pb2.Value())
-
-
 def changed(changes: Mapping[str, Change]) -> dict[str, event_pb2.FieldChange]:
     """Return changes in the form of the contract."""
     result = {}
     for name, change in changes.items():
-        field = event_pb2.FieldChange(to=_value(change.after))
-        getattr(field, "from").CopyFrom(_value(change.before))  # `from` is a keyword
+        field = event_pb2.FieldChange(to=json_value(change.after))
+        getattr(field, "from").CopyFrom(json_value(change.before))  # `from` is a keyword
         result[name] = field
     return result
 

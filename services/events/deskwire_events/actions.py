@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deskwire.common.v1 import error_reason_pb2
+from deskwire.common.v1.json_value_pb2 import JsonObject
 from deskwire.events.v1 import adapter_registry_service_pb2 as registry_pb
 from deskwire.events.v1 import event_hub_service_pb2 as hub_pb
 from deskwire_common import events as codec
-from deskwire_common import topics
+from deskwire_common import exact, topics
 from deskwire_common.auth import Principal
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
@@ -68,15 +68,16 @@ class EventActions:
         _check_text("request_id", request.request_id)
         for index, event in enumerate(request.events):
             _check_event(f"events[{index}]", event)
+        data = [_data_of(f"events[{index}]", event) for index, event in enumerate(request.events)]
 
         async def work(uow: UnitOfWork) -> hub_pb.PublishResponse:
             counts = Counter(event.subject for event in request.events)
             # Locks the subjects before their events get their places in the outbox.
             last = await store.subjects.draw_sequences(uow, principal.tenant, counts)
             made: list[DomainEvent] = []
-            for event in request.events:
+            for event, each in zip(request.events, data, strict=True):
                 last[event.subject] += 1
-                made.append(self._event(principal, event, last[event.subject]))
+                made.append(self._event(principal, event, each, last[event.subject]))
             await self.outbox.add(uow, made)
             return hub_pb.PublishResponse(event_ids=[event.event_id for event in made])
 
@@ -101,11 +102,11 @@ class EventActions:
         )
 
     def _event(
-        self, principal: Principal, event: hub_pb.ExternalEvent, sequence: int
+        self, principal: Principal, event: hub_pb.ExternalEvent, data: JsonObject, sequence: int
     ) -> DomainEvent:
         occurred_at = event.occurred_at.ToMicroseconds() if event.HasField("occurred_at") else None
         return codec.new_event(
-            event.data,
+            data,
             event_type=event.event_type,
             subject=event.subject,
             sequence=sequence,
@@ -318,10 +319,22 @@ def _check_event(path: str, event: hub_pb.ExternalEvent) -> None:
         )
     if event.HasField("occurred_at") and not _is_time(event.occurred_at):
         raise InvalidArgument("not a time", field=f"{path}.occurred_at")
+
+
+def _data_of(path: str, event: hub_pb.ExternalEvent) -> JsonObject:
+    """What happened, whichever way it was said."""
+    body = event.WhichOneof("body") or "data"
     try:
-        json_format.MessageToDict(event.data)
-    except (json_format.SerializeToJsonError, ValueError) as error:
-        raise InvalidArgument("the data has no JSON form", field=f"{path}.data") from error
+        if body == "data":
+            return exact.json_object(event.data)
+        plain = exact.loads(event.data_json)
+        if not isinstance(plain, dict):
+            raise InvalidArgument("not a JSON object")
+        return exact.json_object(plain)
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            f"the data has no JSON form: {error.message}", field=f"{path}.{body}"
+        ) from error
 
 
 def _is_time(time: Timestamp) -> bool:

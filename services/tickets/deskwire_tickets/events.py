@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf import struct_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deskwire.common.v1 import actor_pb2
+from deskwire.common.v1.json_value_pb2 import JsonValue
 from deskwire.events.v1 import event_pb2, ticket_events_pb2
 from deskwire.tickets.v1 import ticket_pb2
 from deskwire_common.clock import Clock, to_timestamp
 from deskwire_common.events import DomainEvent, new_event
+from deskwire_common.exact import json_value
 from deskwire_common.ids import Ids
 from deskwire_tickets.domain import Action, Actor, AuditEntry, Change, Ticket
 
@@ -106,15 +107,13 @@ _DATA: Mapping[Action, Any] = {
 }
 
 
-def _value(message: ticket_pb2.Ticket, name: str) -> struct_pb2.Value:
+def _value(message: ticket_pb2.Ticket, name: str) -> JsonValue:
     field = message.DESCRIPTOR.fields_by_name[name]
     if field.has_presence and not message.HasField(name):  # type: ignore[arg-type]
-        return struct_pb2.Value(null_value=struct_pb2.NULL_VALUE)
+        return json_value(None)
     value = getattr(message, name)
     if isinstance(value, Timestamp):
-        return struct_pb2.Value(string_value=value.ToJsonString())
+        return json_value(value.ToJsonString())
     if field.enum_type is not None:
-        return struct_pb2.Value(string_value=field.enum_type.values_by_number[value].name)
-    if isinstance(value, str):
-        return struct_pb2.Value(string_value=value)
-    return struct_pb2.Value(number_value=value)
+        return json_value(field.enum_type.values_by_number[value].name)
+    return json_value(value)

@@ -3,7 +3,7 @@
 | SQL | JSON |
 |---|---|
 | NULL | null |
-| integers, YEAR | a number; outside ±(2^53 − 1), where a double would round, a string |
+| integers, YEAR | a number of up to 64 bits, unsigned too, with all its digits |
 | FLOAT, DOUBLE, REAL | a number, FLOAT by its shortest form; infinities as "Infinity", "-Infinity" |
 | DECIMAL | a string with all its digits: "-12.500" |
 | CHAR, VARCHAR, TEXT, ENUM, JSON | a string |
@@ -30,16 +30,12 @@ import struct
 
 from deskwire_cdc.domain.changes import Json
 
-MAX_EXACT = 2**53 - 1
-
 
 def render(value: object) -> Json:  # noqa: PLR0911 - one line per type of the table
     """A driver's value as JSON. Raises TypeError for a type that isn't in the table above."""
     match value:
-        case None | bool() | str():
+        case None | bool() | int() | str():
             return value
-        case int():
-            return value if -MAX_EXACT <= value <= MAX_EXACT else str(value)
         case float():
             return render_float(value)
         case decimal.Decimal():

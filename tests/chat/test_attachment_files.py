@@ -18,9 +18,9 @@ import pytest
 
 from deskwire_chat import domain
 from deskwire_chat.attachments.base import Signed
-from deskwire_chat.attachments.directory import DirectoryStore
+from deskwire_chat.attachments.directory import DirectoryStore, Folder
 from deskwire_chat.attachments.http import FilesSide
-from deskwire_chat.attachments.signing import UrlSigner
+from deskwire_chat.attachments.signing import Signatures, UrlSigner
 from deskwire_chat.domain.attachments import Attachment, AttachmentState
 from deskwire_common.auth import KeySet
 from deskwire_common.clock import ManualClock
@@ -36,6 +36,7 @@ class Place:
 
     folder: Path
     clock: ManualClock
+    disk: Folder
     store: DirectoryStore
     side: FilesSide
     port: int = 0
@@ -86,18 +87,18 @@ class Place:
 @asynccontextmanager
 async def place(folder: Path, keys_file: Path, **more: Any) -> AsyncIterator[Place]:
     clock = ManualClock(datetime.now(UTC))
-    signer = UrlSigner("", KeySet.load(keys_file), clock)
-    store = DirectoryStore(folder, signer)
-    await store.open()
+    signatures = Signatures(KeySet.load(keys_file), clock)
+    files = Folder(folder)
+    await files.open()
     options = {"max_transfers": 2, "transfer_seconds": 30.0, **more}
-    side = FilesSide(store, signer, **options)
+    side = FilesSide(files, signatures, **options)
     port = await side.listen("127.0.0.1", 0)
-    signer.base = f"http://127.0.0.1:{port}"
+    store = DirectoryStore(files, UrlSigner(f"http://127.0.0.1:{port}", signatures))
     try:
-        yield Place(folder, clock, store, side, port)
+        yield Place(folder, clock, files, store, side, port)
     finally:
         await side.close()
-        store.close()
+        files.close()
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ async def test_there_and_back(p: Place) -> None:
     await p.store.promote(item)
     await p.store.promote(item)
     assert p.files() == [item.attachment_id]
-    assert oct(p.store.object_path(item.attachment_id).stat().st_mode)[-3:] == "600"
+    assert oct(p.disk.object_path(item.attachment_id).stat().st_mode)[-3:] == "600"
     back = await p.store.download(item, seconds=60)
     got = await http("GET", back.url)
     assert (got.status, got.body) == (200, PICTURE)
@@ -177,17 +178,18 @@ async def test_keys_rotate(p: Place, tmp_path: Path) -> None:
     file = tmp_path / "rotating.json"
     keys = KeySet.generate()
     keys.save(file)
-    signer = UrlSigner("http://x", KeySet.load(file), p.clock)
+    signatures = Signatures(KeySet.load(file), p.clock)
+    signer = UrlSigner("http://x", signatures)
     url = signer.sign("GET", "a", {"name": "n"}, seconds=60)
     query = dict(each.split("=") for each in urlsplit(url).query.split("&"))
-    assert signer.refusal("GET", "a", query) == ""
+    assert signatures.refusal("GET", "a", query) == ""
     fresh = keys.rotated()
     fresh.save(file)
-    assert signer.refusal("GET", "a", query) == ""
+    assert signatures.refusal("GET", "a", query) == ""
     newer = signer.sign("GET", "a", {"name": "n"}, seconds=60)
     assert newer != url
     KeySet.generate().save(file)
-    assert "signed here" in signer.refusal("GET", "a", query)
+    assert "signed here" in signatures.refusal("GET", "a", query)
 
 
 async def test_only_what_was_declared_comes_in(p: Place) -> None:
@@ -227,13 +229,13 @@ async def test_paths_lead_nowhere(p: Place) -> None:
             assert answer.status in {403, 404, 405}, name
             assert b"secret" not in answer.body
     # Even with a good signature only ids are served.
-    signer = p.side._signer
+    signer = p.store._signer
     for name in ("..%2F..%2Fsecret", "%2e%2e%2Fsecret"):
         url = signer.sign("GET", "../../secret", {"name": "a", "type": "b"}, seconds=60)
         assert (await http("GET", url.replace("../../secret", name))).status in {403, 404}
     # A link in the place of a part file isn't followed.
     to = await p.upload(b"abc")
-    upload = p.store.receive(p.made[-1], size=3, sha256="")
+    upload = p.disk.receive(p.made[-1], size=3, sha256="")
     upload._part.symlink_to(secret)
     with pytest.raises(FileExistsError):
         await upload.write(b"abc")

@@ -19,9 +19,9 @@ from deskwire.chat.v1 import (
 from deskwire.chat.v1 import attachment_service_pb2 as pb
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat import domain
-from deskwire_chat.attachments.directory import DirectoryStore
+from deskwire_chat.attachments.directory import DirectoryStore, Folder
 from deskwire_chat.attachments.remover import Remover
-from deskwire_chat.attachments.signing import UrlSigner
+from deskwire_chat.attachments.signing import Signatures, UrlSigner
 from deskwire_chat.domain.attachments import Attachment, AttachmentState
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.store import attachments
@@ -465,8 +465,9 @@ async def test_what_is_never_sent_is_removed(
 ) -> None:
     await migrate(database_url, "deskwire_chat")
     clock = ManualClock(datetime.now(UTC))
-    store = DirectoryStore(folder, UrlSigner("http://x", KeySet.load(keys_file), clock))
-    await store.open()
+    files = Folder(folder)
+    await files.open()
+    store = DirectoryStore(files, UrlSigner("http://x", Signatures(KeySet.load(keys_file), clock)))
     db = await Database.open(database_url)
     remover = Remover(db, store, clock)
 
@@ -489,7 +490,7 @@ async def test_what_is_never_sent_is_removed(
             remove_at=now + domain.attachments.UNSENT_SECONDS * 1_000_000,
         )
         await db.run(lambda uow: attachments.add(uow.connection, item))
-        upload = store.receive(item.attachment_id, size=3, sha256="")
+        upload = files.receive(item.attachment_id, size=3, sha256="")
         await upload.write(b"abc")
         await upload.commit()
         if state == AttachmentState.READY:
@@ -524,7 +525,7 @@ async def test_what_is_never_sent_is_removed(
         await db.run(
             lambda uow: attachments.discard(uow, [(kept.conversation_id, 7)], now=kept.created_at)
         )
-        holder = store.object_path(kept.attachment_id).parent
+        holder = files.object_path(kept.attachment_id).parent
         moved = holder.rename(holder.with_name("away"))
         holder.write_text("in the way")
         with pytest.raises(Unavailable):
@@ -536,7 +537,7 @@ async def test_what_is_never_sent_is_removed(
         assert not await remover.round()
     finally:
         await db.close()
-        store.close()
+        files.close()
 
 
 async def test_without_a_store_nothing_is_taken(

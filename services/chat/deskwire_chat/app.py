@@ -17,10 +17,10 @@ from deskwire_chat.actions.tools import Tools
 from deskwire_chat.api import TABLE
 from deskwire_chat.attachments.base import AttachmentStore
 from deskwire_chat.attachments.bucket import BucketStore
-from deskwire_chat.attachments.directory import DirectoryStore
+from deskwire_chat.attachments.directory import DirectoryStore, Folder
 from deskwire_chat.attachments.http import FilesSide
 from deskwire_chat.attachments.remover import Remover
-from deskwire_chat.attachments.signing import UrlSigner
+from deskwire_chat.attachments.signing import Signatures, UrlSigner
 from deskwire_chat.config import Settings
 from deskwire_chat.domain.conversations import Conversation, partition_of
 from deskwire_chat.handover import Handover
@@ -341,13 +341,13 @@ async def _open_files(settings: Settings, runtime: Runtime[Settings]) -> Attachm
         return bucket
     if (folder := settings.attachments_folder) is None:
         return None
-    signer = UrlSigner(settings.attachments_public_url, runtime.keys, runtime.clock)
-    store = DirectoryStore(folder, signer)
-    runtime.stack.callback(store.close)
-    await store.open()
+    files = Folder(folder)
+    runtime.stack.callback(files.close)
+    await files.open()
+    signatures = Signatures(runtime.keys, runtime.clock)
     side = FilesSide(
-        store,
-        signer,
+        files,
+        signatures,
         max_transfers=settings.attachments_max_transfers,
         transfer_seconds=settings.attachments_transfer_seconds,
         cors_origins=settings.attachments_cors_origins.split(","),
@@ -357,5 +357,5 @@ async def _open_files(settings: Settings, runtime: Runtime[Settings]) -> Attachm
     runtime.stack.push_async_callback(side.close)
     runtime.extra_ports["attachments"] = port
     # Without a public URL, clients reach the files where they are served.
-    signer.base = signer.base or settings.attachments_base(port)
-    return store
+    base = settings.attachments_public_url or settings.attachments_base(port)
+    return DirectoryStore(files, UrlSigner(base, signatures))

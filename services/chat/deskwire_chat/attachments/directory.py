@@ -35,8 +35,8 @@ class NotAsDeclared(ValueError):
 class Upload:
     """One file that is being uploaded; nothing of it is visible before `commit`."""
 
-    def __init__(self, store: DirectoryStore, target: Path, size: int, sha256: str) -> None:
-        self._store = store
+    def __init__(self, folder: Folder, target: Path, size: int, sha256: str) -> None:
+        self._folder = folder
         self._target = target
         self._part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
         self._size = size
@@ -50,15 +50,15 @@ class Upload:
 
     async def write(self, data: bytes) -> None:
         """Add bytes. Raises NotAsDeclared when there are too many, OSError."""
-        await self._store.on_thread(self._write, data)
+        await self._folder.on_thread(self._write, data)
 
     async def commit(self) -> None:
         """Sync the file to disk, and give it its name. Raises NotAsDeclared, OSError."""
-        await self._store.on_thread(self._commit)
+        await self._folder.on_thread(self._commit)
 
     def abort(self) -> None:
         """Remove the file; returns at once."""
-        self._store.later(self._abort)
+        self._folder.later(self._abort)
 
     def _write(self, data: bytes) -> None:
         with self._lock:
@@ -99,13 +99,12 @@ class Upload:
                 self._part.unlink(missing_ok=True)
 
 
-class DirectoryStore:
-    """The AttachmentStore of a directory; see the module."""
+class Folder:
+    """The files of attachments; see the module."""
 
-    def __init__(self, root: Path, signer: UrlSigner) -> None:
+    def __init__(self, root: Path) -> None:
         self._incoming = root / "incoming"
         self._objects = root / "objects"
-        self._signer = signer
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="attachments")
 
     async def open(self) -> None:
@@ -124,20 +123,6 @@ class DirectoryStore:
         """Run a call that blocks on a thread, without waiting for it."""
         with contextlib.suppress(RuntimeError):  # this process stops: `sweep` finds what is left
             self._pool.submit(work)
-
-    async def upload(
-        self, attachment_id: str, *, content_type: str, size: int, sha256: str, seconds: int
-    ) -> Signed:
-        """See AttachmentStore."""
-        declared = {"size": str(size), "type": content_type, "sha256": sha256}
-        url = self._signer.sign("PUT", attachment_id, declared, seconds=seconds)
-        headers = {"Content-Type": content_type, "Content-Length": str(size)}
-        return Signed("PUT", url, headers)
-
-    async def download(self, item: Attachment, *, seconds: int) -> Signed:
-        """See AttachmentStore."""
-        shown = {"name": item.file_name, "type": item.content_type}
-        return Signed("GET", self._signer.sign("GET", item.attachment_id, shown, seconds=seconds))
 
     async def promote(self, item: Attachment) -> None:
         """See AttachmentStore. Files in `incoming` were checked when they were uploaded."""
@@ -211,6 +196,40 @@ class DirectoryStore:
                         Path(entry.path).unlink()
                         removed += 1
         return removed
+
+
+class DirectoryStore:
+    """The AttachmentStore of a folder, which an HTTP side serves at the signer's URLs."""
+
+    def __init__(self, folder: Folder, signer: UrlSigner) -> None:
+        self._folder = folder
+        self._signer = signer
+
+    async def upload(
+        self, attachment_id: str, *, content_type: str, size: int, sha256: str, seconds: int
+    ) -> Signed:
+        """See AttachmentStore."""
+        declared = {"size": str(size), "type": content_type, "sha256": sha256}
+        url = self._signer.sign("PUT", attachment_id, declared, seconds=seconds)
+        headers = {"Content-Type": content_type, "Content-Length": str(size)}
+        return Signed("PUT", url, headers)
+
+    async def download(self, item: Attachment, *, seconds: int) -> Signed:
+        """See AttachmentStore."""
+        shown = {"name": item.file_name, "type": item.content_type}
+        return Signed("GET", self._signer.sign("GET", item.attachment_id, shown, seconds=seconds))
+
+    async def promote(self, item: Attachment) -> None:
+        """See AttachmentStore."""
+        await self._folder.promote(item)
+
+    async def remove(self, item: Attachment) -> None:
+        """See AttachmentStore."""
+        await self._folder.remove(item)
+
+    async def sweep(self, *, before: float) -> int:
+        """See AttachmentStore."""
+        return await self._folder.sweep(before=before)
 
 
 def _size(path: Path) -> int:

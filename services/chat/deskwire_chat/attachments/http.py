@@ -12,8 +12,8 @@ from typing import Final
 
 from aiohttp import ClientError, web
 
-from deskwire_chat.attachments.directory import DirectoryStore, NotAsDeclared, Upload
-from deskwire_chat.attachments.signing import PATH, UrlSigner
+from deskwire_chat.attachments.directory import Folder, NotAsDeclared, Upload
+from deskwire_chat.attachments.signing import PATH, Signatures
 from deskwire_chat.domain.attachments import disposition
 from deskwire_common.ids import is_uuid
 from deskwire_common.logging import get_logger
@@ -32,8 +32,8 @@ class FilesSide:
 
     def __init__(
         self,
-        store: DirectoryStore,
-        signer: UrlSigner,
+        folder: Folder,
+        signatures: Signatures,
         *,
         max_transfers: int,
         transfer_seconds: float,
@@ -41,8 +41,8 @@ class FilesSide:
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         """`max_transfers` bounds uploads, and downloads, at once; `cors_origins`: whose pages may use it, `*` all."""
-        self._store = store
-        self._signer = signer
+        self._folder = folder
+        self._signatures = signatures
         self._max_transfers = max_transfers
         self._transfer_seconds = transfer_seconds
         self._idle_seconds = idle_seconds
@@ -80,10 +80,10 @@ class FilesSide:
             raise web.HTTPBadRequest(text=f"{size} bytes were declared, {given} are coming\n")
         if request.headers.get("Content-Type", "") != request.query["type"]:
             raise web.HTTPBadRequest(text=f"send Content-Type: {request.query['type']}\n")
-        if await self._store.on_thread(self._store.object_path(attachment_id).exists):
+        if await self._folder.on_thread(self._folder.object_path(attachment_id).exists):
             raise web.HTTPConflict(text="the attachment is complete: its bytes stay as they are\n")
         with self._slot("PUT"):
-            upload = self._store.receive(attachment_id, size=size, sha256=sha256)
+            upload = self._folder.receive(attachment_id, size=size, sha256=sha256)
             try:
                 async with asyncio.timeout(self._transfer_seconds):
                     await self._receive(request, upload)
@@ -116,8 +116,8 @@ class FilesSide:
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         attachment_id = self._checked("GET", request)
-        path = self._store.object_path(attachment_id)
-        if not await self._store.on_thread(path.is_file):
+        path = self._folder.object_path(attachment_id)
+        if not await self._folder.on_thread(path.is_file):
             raise web.HTTPNotFound(text="the attachment is gone\n")
         headers = {
             "Content-Type": request.query["type"],
@@ -156,7 +156,7 @@ class FilesSide:
         """Return the attachment of a URL that is valid for the method."""
         attachment_id = request.match_info["id"]
         query = dict(request.query)
-        refusal = self._signer.refusal(method, attachment_id, query)
+        refusal = self._signatures.refusal(method, attachment_id, query)
         if refusal or len(query) != len(request.query) or not is_uuid(attachment_id):
             raise web.HTTPForbidden(text=f"{refusal or 'no such URL is signed here'}\n")
         return attachment_id

@@ -16,25 +16,23 @@ _SIGNATURE: Final = "signature"
 _EXPIRES: Final = "expires"
 
 
-class UrlSigner:
-    """Makes and checks signed URLs. All processes with the same keys file accept each other's URLs."""
+class Signatures:
+    """Makes and checks the queries of signed URLs. All processes with the same keys file accept each other's."""
 
-    def __init__(self, base: str, keys: KeySet, clock: Clock) -> None:
-        """`base` is the beginning of URLs as clients reach them: `https://files.example.com`."""
-        self.base = base.rstrip("/")
+    def __init__(self, keys: KeySet, clock: Clock) -> None:
         self._keys = keys
         self._clock = clock
 
-    def sign(
+    def query(
         self, method: str, attachment_id: str, parameters: Mapping[str, str], *, seconds: int
     ) -> str:
-        """Return a URL that is valid for `seconds`. Raises KeysError without a private key."""
+        """Return a query that is valid for `seconds`. Raises KeysError without a private key."""
         expires = int(self._clock.now().timestamp()) + seconds
         query = {**parameters, _EXPIRES: str(expires)}
         query[_SIGNATURE] = _signature(
             self._keys.secrets(_PURPOSE)[0], method, attachment_id, query
         )
-        return f"{self.base}{PATH}{attachment_id}?{urlencode(query)}"
+        return urlencode(query)
 
     def refusal(self, method: str, attachment_id: str, query: Mapping[str, str]) -> str:
         """Return "" for a URL that is validly signed and hasn't expired, else what the caller should do."""
@@ -51,6 +49,22 @@ class UrlSigner:
         if self._clock.now().timestamp() >= int(signed[_EXPIRES]):
             return "the URL has expired: ask for another one"
         return ""
+
+
+class UrlSigner:
+    """Makes signed URLs."""
+
+    def __init__(self, base: str, signatures: Signatures) -> None:
+        """`base` is the beginning of URLs as clients reach them: `https://files.example.com`."""
+        self._base = base.rstrip("/")
+        self._signatures = signatures
+
+    def sign(
+        self, method: str, attachment_id: str, parameters: Mapping[str, str], *, seconds: int
+    ) -> str:
+        """Return a URL that is valid for `seconds`. Raises KeysError without a private key."""
+        query = self._signatures.query(method, attachment_id, parameters, seconds=seconds)
+        return f"{self._base}{PATH}{attachment_id}?{query}"
 
 
 def _signature(key: bytes, method: str, attachment_id: str, query: Mapping[str, str]) -> str:

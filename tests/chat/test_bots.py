@@ -223,6 +223,7 @@ async def handed_off_and_back(d: Desk, talk: str, kafka: str) -> None:
     assert handed_off["changed"]["human_wanted"] == {"from": False, "to": True}
     assert handed_off["changed"]["agent_role"] == {"from": "ROLE_BOT", "to": None}
     assert handed_off["conversation"]["human_wanted"]
+    assert handed_off["cause"] == "TRANSFER_CAUSE_ASKED"
     assert steps[3][1]["conversation"]["agent_role"] == "ROLE_AGENT"
     await bot.die()
 

@@ -229,3 +229,22 @@ def test_the_router_keeps_its_promises_whatever_happens(
             desk.close(how)
         else:
             desk.turn(how)
+
+
+def test_absence_counts_from_the_last_connection() -> None:
+    now = 100
+    router = Router(_NoOffers(), now=lambda: now)
+    ann = Agent("t", "ann", "", Status.AVAILABLE, 5, 1, 0, 1)
+    router.start([ann], lambda _item, _agent: None)
+    # Nobody has come yet: from when this process knows them.
+    assert router.agents.absent() == {("t", "ann"): 100}
+    router.agent_connected("t", "ann", False)
+    router.agent_connected("t", "ann", False)
+    now = 200
+    router.agent_disconnected("t", "ann", False)
+    assert router.agents.absent() == {}
+    now = 300
+    router.agent_disconnected("t", "ann", False)
+    assert router.agents.absent() == {("t", "ann"): 300}
+    router.work_ended("t", "c", "ann")
+    assert router.agents.absent() == {}

@@ -28,7 +28,9 @@ from deskwire_common.db import Database
 from deskwire_common.rpc import stream_metadata
 from support import eventually
 from support.ports import free_port
+from support.servers import DatabaseServer
 from support.suite import Desk, desk, new_id, owner_of_two
+from support.talks import is_with, opened
 from support.topic import read_rows
 
 LEASE = 1.0
@@ -132,7 +134,9 @@ class Agent:
 class Cluster:
     """A desk on chat-0, and chat-1 that comes and goes as a process of its own."""
 
-    def __init__(self, d: Desk, db: Database, url: str, kafka: str, keys_file: Path) -> None:
+    def __init__(
+        self, d: Desk, db: Database, url: str, kafka: str, keys_file: Path, **more: str
+    ) -> None:
         self.desk = d
         self._db = db
         self.port = free_port()
@@ -144,6 +148,7 @@ class Cluster:
             "DESKWIRE_DATABASE_URL": url,
             "DESKWIRE_KAFKA": kafka,
             "DESKWIRE_KEYS_FILE": str(keys_file),
+            **more,
         }
         self._other: Process | None = None
 
@@ -191,11 +196,14 @@ async def fresh_url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def cluster(
-    url: str, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner
+    url: str, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner, **chat: float
 ) -> AsyncIterator[Cluster]:
-    async with desk(url, kafka, valkey, keys_file, signer, chat={"lease_seconds": LEASE}) as d:
+    """`chat` has settings of both processes."""
+    options = {"lease_seconds": LEASE, **chat}
+    async with desk(url, kafka, valkey, keys_file, signer, chat=options) as d:
         db = await Database.open(url, pool_size=1)
-        found = Cluster(d, db, url, kafka, keys_file)
+        settings = {f"DESKWIRE_{name.upper()}": str(value) for name, value in chat.items()}
+        found = Cluster(d, db, url, kafka, keys_file, **settings)
         try:
             yield found
         finally:
@@ -325,3 +333,26 @@ async def check_kafka(bootstrap: str, stored: dict[str, list[Any]]) -> None:
         return True
 
     await eventually(is_there, timeout=30, interval=0.5)
+
+
+async def test_a_kill_leaves_nobody_with_an_agent_who_is_gone(
+    postgres: DatabaseServer, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner
+) -> None:
+    """The process that has the conversation dies together with the agent's machine."""
+    url = postgres.fresh()
+    async with cluster(url, kafka, valkey, keys_file, signer, agent_away_seconds=1.5) as c:
+        await c.two()
+        d = c.desk
+        ann = await d.client(Role.AGENT, "ann")
+        await d.available("ann")
+        talks = [*ids_of(0, 1), *ids_of(1, 1)]
+        for talk in talks:
+            await opened(d, "v-1", talk)
+            await eventually(lambda talk=talk: is_with(d, talk, "ann"))
+        await d.client(Role.AGENT, "bob")
+        await d.available("bob")
+        await ann.close()
+        await c.one(signal.SIGKILL)
+        for talk in talks:
+            await eventually(lambda talk=talk: is_with(d, talk, "bob"), timeout=30)
+    postgres.drop(url)

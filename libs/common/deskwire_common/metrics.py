@@ -140,6 +140,16 @@ class Metrics:
         self.conversations_assigned = _counter(
             "conversations_assigned_total", "Conversations given to an agent."
         )
+        self.conversations_of_absent = _gauge(
+            "conversations_of_absent",
+            "Conversations whose agent or bot has no open connection: customers who wait for them.",
+            "kind",
+        )
+        self.conversations_put_back = _counter(
+            "conversations_put_back_total",
+            "Conversations that went back to the queue since their agent or bot was gone or disabled.",
+            "cause",
+        )
         self.offers = _counter(
             "offers_total", "Offers to agents: how many were made, and how they ended.", "outcome"
         )

@@ -24,7 +24,7 @@ from deskwire_chat.attachments.signing import Signatures, UrlSigner
 from deskwire_chat.config import Settings
 from deskwire_chat.domain.conversations import Conversation, partition_of
 from deskwire_chat.handover import Handover
-from deskwire_chat.keepers import AdmissionKeeper, BotKeeper
+from deskwire_chat.keepers import AbsenceKeeper, AdmissionKeeper
 from deskwire_chat.live.admission import Admission
 from deskwire_chat.live.audience import Audience
 from deskwire_chat.live.connections import Connections
@@ -276,7 +276,14 @@ async def _serve(
         ownership,
     )
     await keeper.load()
-    bots = BotKeeper(db, router, conversations, ownership, away_seconds=settings.bot_away_seconds)
+    absence = AbsenceKeeper(
+        db,
+        router,
+        conversations,
+        ownership,
+        bot_seconds=settings.bot_away_seconds,
+        agent_seconds=settings.agent_away_seconds,
+    )
     files = await _open_files(settings, runtime)
     if files is not None:
         remover = Remover(db, files, runtime.clock)
@@ -287,7 +294,7 @@ async def _serve(
     runtime.spawn("agents", routing.reader.run_agents)
     runtime.spawn("queue", routing.reader.run_partitions)
     runtime.spawn("admission-keeper", keeper.run)
-    runtime.spawn("bot-keeper", bots.run)
+    runtime.spawn("absence-keeper", absence.run)
     await routing.reader.load(log.writer.propose)
     _drain_in_order(runtime, routing, log, live)
     port = await runtime.serve(

@@ -46,6 +46,9 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     """With TLS: the name in the certificates of other chat processes; empty: the host of their address."""
     bot_away_seconds: float = Field(default=10.0, gt=0, le=3_600)
     """Seconds that a bot may be without an open connection before its conversations go to the queue for people."""
+    agent_away_seconds: float = Field(default=120.0, ge=0, le=86_400)
+    """Seconds that a person at the desk may be without an open connection before their conversations go to the queue;
+    0: they keep them. It must be the same for all processes."""
     offer_seconds: float = Field(default=0.0, ge=0, le=600)
     """Seconds that an offer to an agent stands before the next agent gets one; 0: agents get conversations without
     offers. It must be the same for all processes."""

@@ -13,7 +13,7 @@ from deskwire_chat.domain.access import IntegrationKey, Tenant
 from deskwire_chat.domain.actors import HOME_ORIGIN, Actor
 from deskwire_chat.domain.agents import Agent
 from deskwire_chat.domain.changes import Change
-from deskwire_chat.domain.conversations import Conversation
+from deskwire_chat.domain.conversations import Conversation, TransferCause
 from deskwire_chat.domain.customers import Customer
 from deskwire_common.events import DomainEvent, event_type_of
 from deskwire_common.exact import json_value
@@ -102,11 +102,13 @@ def conversation_assigned(
 
 
 def conversation_transferred(
-    on: Occasion, item: Conversation, changes: Mapping[str, Change]
+    on: Occasion, item: Conversation, changes: Mapping[str, Change], *, cause: TransferCause
 ) -> DomainEvent:
     """A conversation went to another agent, or back to the queue."""
     data = chat_events_pb2.ConversationTransferred(
-        conversation=views.messages.conversation(item), changed=changed(changes)
+        conversation=views.messages.conversation(item),
+        changed=changed(changes),
+        cause=chat_events_pb2.TransferCause.ValueType(int(cause)),
     )
     return _of_conversation(on, item, data)
 

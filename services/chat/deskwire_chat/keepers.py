@@ -1,24 +1,27 @@
-"""Work beside the calls: disabled users are shut out, and conversations of theirs or of lost bots are put back."""
+"""Work beside the calls: disabled users are shut out, and what they or absent agents have goes back to the queue."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from deskwire_chat.actions.conversations import ConversationActions
-from deskwire_chat.domain.conversations import partition_of
+from deskwire_chat.domain.conversations import TransferCause, partition_of
 from deskwire_chat.live.admission import Admission
 from deskwire_chat.owners.ownership import Ownership
-from deskwire_chat.routing.offers import AgentKey
 from deskwire_chat.routing.router import Router
 from deskwire_chat.store import agents, conversations, tenants
+from deskwire_chat.store.conversations import HeldConversation
 from deskwire_common.db import AWAY, Database
 from deskwire_common.loops import every
+from deskwire_common.metrics import METRICS
 
-_BOTS_SECONDS: Final = 1.0
-_BOTS_CHUNK: Final = 500
+_ABSENT_SECONDS: Final = 1.0
+_ABSENT_CHUNK: Final = 100
+_KINDS: Final = {True: "bot", False: "agent"}
 _LOOK_SECONDS: Final = 3.0
 """How long this process may take to notice what another process disabled; the contract allows 5 s."""
 
@@ -76,11 +79,17 @@ class AdmissionKeeper:
         for conversation_id, agent_id in found:
             # The owners of the others put those back.
             if self._ownership.term_of(partition_of(conversation_id)):
-                await self._conversations.put_back(conversation_id, agent_id)
+                await self._conversations.put_back(
+                    conversation_id, agent_id, TransferCause.AGENT_DISABLED
+                )
 
 
-class BotKeeper:
-    """Puts conversations of bots that are gone back into the queue, for people, so that none is left alone."""
+class AbsenceKeeper:
+    """Puts conversations of agents and bots that are gone back into the queue, for people, so that none is left alone.
+
+    Each process does this for the conversations that it owns, by the connections that it sees: agents and bots are
+    attached to every process, so the next owner knows since when they are gone.
+    """
 
     def __init__(
         self,
@@ -89,30 +98,48 @@ class BotKeeper:
         conversation_actions: ConversationActions,
         ownership: Ownership,
         *,
-        away_seconds: float,
+        bot_seconds: float,
+        agent_seconds: float,
     ) -> None:
-        """`away_seconds`: how long a bot may be without a connection that is open, not just parked."""
+        """How long bots, and people, may be without a connection that is open, not just parked; 0: for ever."""
         self._db = db
         self._router = router
         self._conversations = conversation_actions
         self._ownership = ownership
-        self._seconds = away_seconds
+        self._seconds = {True: bot_seconds, False: agent_seconds}
 
     async def run(self) -> None:
-        """Look for lost bots every second until cancelled; outlasts a database that is away."""
-        seconds = min(_BOTS_SECONDS, self._seconds / 2)
-        await every(seconds, self._round, failed="bots_not_kept", outlast=AWAY, at_once=False)
+        """Look for lost agents and bots every second until cancelled; outlasts a database that is away."""
+        shortest = min((each for each in self._seconds.values() if each), default=_ABSENT_SECONDS)
+        seconds = min(_ABSENT_SECONDS, shortest / 2)
+        await every(seconds, self._round, failed="absent_not_kept", outlast=AWAY, at_once=False)
 
     async def _round(self) -> None:
-        gone = self._router.agents.bots_gone(self._seconds)
-        for start in range(0, len(gone), _BOTS_CHUNK):
-            await self._put_back(gone[start : start + _BOTS_CHUNK])
+        absent = self._router.agents.absent()
+        keys = list(absent)
+        waiting = {True: 0, False: 0}
+        for start in range(0, len(keys), _ABSENT_CHUNK):
+            async with self._db.read() as c:
+                found = await conversations.of_agents(c, keys[start : start + _ABSENT_CHUNK])
+            for each in found:
+                # The owners of the others count and put back those.
+                if self._ownership.term_of(partition_of(each.conversation_id)) and not (
+                    await self._put_back(each, absent[each.tenant, each.agent_id])
+                ):
+                    waiting[each.bot] += 1
+        for bot, count in waiting.items():
+            METRICS.conversations_of_absent.labels(_KINDS[bot]).set(count)
 
-    async def _put_back(self, gone: Sequence[AgentKey]) -> None:
-        async with self._db.read() as c:
-            found = await conversations.of_bots(c, gone)
-        for conversation_id, tenant, bot in found:
-            # The owners of the others put those back, and a bot may have connected meanwhile.
-            is_ours = self._ownership.term_of(partition_of(conversation_id)) > 0
-            if is_ours and not self._router.agents.is_connected(tenant, bot):
-                await self._conversations.put_back(conversation_id, bot)
+    async def _put_back(self, held: HeldConversation, gone_since: int) -> bool:
+        """Put a conversation back if its agent has been gone, with it, for too long."""
+        seconds = self._seconds[held.bot]
+        # Whoever is given one while they are gone has as long to come for it.
+        since = max(gone_since, held.assigned_at)
+        if not seconds or self._router.agents.now() - since < seconds * 1_000_000:
+            return False
+        return await self._conversations.put_back(
+            held.conversation_id,
+            held.agent_id,
+            TransferCause.AGENT_ABSENT,
+            unless=partial(self._router.agents.is_connected, held.tenant, held.agent_id),
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from deskwire.chat.v1 import conversation_service_pb2 as conversations_pb
@@ -13,7 +14,7 @@ from deskwire_chat.actions.tools import ResponseT, Tools
 from deskwire_chat.domain import words
 from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.changes import Change
-from deskwire_chat.domain.conversations import Conversation, State
+from deskwire_chat.domain.conversations import Conversation, State, TransferCause
 from deskwire_chat.domain.messages import Message, check_client_msg_id
 from deskwire_chat.events import Occasion
 from deskwire_chat.log.commands import Put, Stored, reply_to
@@ -25,6 +26,7 @@ from deskwire_common import telemetry
 from deskwire_common.auth import Role, acting_as, current_principal
 from deskwire_common.db import UnitOfWork
 from deskwire_common.events import DomainEvent
+from deskwire_common.metrics import METRICS
 from deskwire_common.pagination import ANSWER_BYTES, PageKey, fit, page
 
 CONVERSATIONS: Final = "deskwire.chat.v1.ConversationService"
@@ -255,27 +257,38 @@ class ConversationActions:
             "TransferConversation",
             conversations_pb.TransferConversationResponse,
             hand_over,
-            events.conversation_transferred,
+            partial(events.conversation_transferred, cause=TransferCause.ASKED),
         )
 
-    async def put_back(self, conversation_id: str, agent_id: str) -> None:
-        """Put a conversation of a disabled agent, or of a bot that is gone, back into the queue.
+    async def put_back(
+        self,
+        conversation_id: str,
+        agent_id: str,
+        cause: TransferCause,
+        *,
+        unless: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Put a conversation of a disabled agent, or of one that is gone, back into the queue; return whether it was.
 
-        It stays where it is if it has left them meanwhile.
+        It stays where it is if it has left them meanwhile, or `unless` something is so when its turn has come.
         """
 
-        async def work(uow: UnitOfWork, item: Conversation | None) -> None:
-            if item is None or item.state != State.ACTIVE or item.agent_id != agent_id:
-                return
+        async def work(uow: UnitOfWork, item: Conversation | None) -> bool:
+            if item is None or item.state != State.ACTIVE or item.agent_id != agent_id or unless():
+                return False
             on = self.tools.occasion(Actor.system(item.tenant), traceparent=item.traceparent)
             changes = domain.conversations.transfer(
                 item, agent_id="", expected_version=0, now=on.now
             )
             await agents.free(uow.connection, item.tenant, agent_id)
-            event = events.conversation_transferred(on, item, changes)
+            event = events.conversation_transferred(on, item, changes, cause=cause)
             await self.tools.outbox.add(uow, [event])
+            return True
 
-        await self.writer.alter(conversation_id, work)
+        was: bool = await self.writer.alter(conversation_id, work)
+        if was:
+            METRICS.conversations_put_back.labels(cause.name.lower()).inc()
+        return was
 
     async def _alter(
         self,

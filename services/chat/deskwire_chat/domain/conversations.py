@@ -29,6 +29,14 @@ class State(IntEnum):
     CLOSED = 3
 
 
+class TransferCause(IntEnum):
+    """Why a conversation was given on; the numbers are those of the contract."""
+
+    ASKED = 1
+    AGENT_ABSENT = 2
+    AGENT_DISABLED = 3
+
+
 @dataclass(slots=True)
 class Conversation:
     """One thread between a customer and the desk."""

@@ -51,11 +51,14 @@ class AgentIndex:
         """Return `changes_of` of all agents without pending proposals."""
         return {key: found.changes for key, found in self._known.items() if not found.pending}
 
-    def bots_gone(self, seconds: float) -> list[AgentKey]:
-        """Return the bots that have had no connection for `seconds`."""
-        since = self._now() - int(seconds * 1_000_000)
-        return [
-            key
+    def now(self) -> int:
+        """Return the time in microseconds by which `absent` counts."""
+        return self._now()
+
+    def absent(self) -> dict[AgentKey, int]:
+        """Return the agents and bots who have work items and no connection here, and since when (microseconds)."""
+        return {
+            key: found.gone_since
             for key, found in self._known.items()
-            if found.is_bot and not found.bots and found.gone_since <= since
-        ]
+            if found.agent is not None and found.agent.active and found.connections <= 0
+        }

@@ -61,6 +61,8 @@ class AgentReader:
             self._wake.clear()
             numbers, self._gained = self._gained, set()
             try:
+                # The last owner may have made agents known whom this process has never read.
+                await self._read_all()
                 async with self._db.read() as c:
                     waiting = await conversations.queued(c)
             except (DeskwireError, SQLAlchemyError) as error:
@@ -74,12 +76,18 @@ class AgentReader:
     async def run_agents(self) -> None:
         """Read all agents again and again until cancelled, while other processes live, which give agents work too."""
         await every(
-            _AGENTS_SECONDS, self._read_all, failed="agents_not_read", outlast=AWAY, at_once=False
+            _AGENTS_SECONDS,
+            self._read_shared,
+            failed="agents_not_read",
+            outlast=AWAY,
+            at_once=False,
         )
 
+    async def _read_shared(self) -> None:
+        if self._owned.others_live():
+            await self._read_all()
+
     async def _read_all(self) -> None:
-        if not self._owned.others_live():
-            return
         known = self._router.agents
         before = known.quiet()
         async with self._db.read() as c:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, Select, and_, false, func, insert, select, true, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -147,21 +147,34 @@ async def agents_of_customers(
     return found
 
 
-async def of_bots(
-    c: AsyncConnection, bots: Sequence[tuple[str, str]]
-) -> list[tuple[str, str, str]]:
-    """Return (conversation, tenant, agent_id) of all conversations that some bots (tenant, agent_id) have."""
+class HeldConversation(NamedTuple):
+    """A conversation that an agent or a bot has, since `assigned_at` (microseconds)."""
+
+    conversation_id: str
+    tenant: str
+    agent_id: str
+    bot: bool
+    assigned_at: int
+
+
+async def of_agents(c: AsyncConnection, keys: Sequence[tuple[str, str]]) -> list[HeldConversation]:
+    """Return all conversations that some agents and bots (tenant, agent_id) have, oldest first."""
     columns = conversations.c
     rows = await c.execute(
-        select(columns.conversation_id, columns.tenant_id, columns.agent_id)
+        select(
+            columns.conversation_id,
+            columns.tenant_id,
+            columns.agent_id,
+            columns.agent_is_bot,
+            columns.assigned_at,
+        )
         .where(
-            tuple_(columns.tenant_id, columns.agent_id).in_(bots),
+            tuple_(columns.tenant_id, columns.agent_id).in_(keys),
             columns.state == int(State.ACTIVE),
-            columns.agent_is_bot == true(),
         )
         .order_by(columns.created_at, columns.conversation_id)
     )
-    return [(row[0], row[1], row[2]) for row in rows]
+    return [HeldConversation(*row) for row in rows]
 
 
 async def of_disabled_agents(c: AsyncConnection) -> list[tuple[str, str]]:

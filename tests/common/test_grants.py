@@ -177,6 +177,29 @@ def test_service_tokens_keep_the_limit_of_their_key() -> None:
     assert signer.service_token() != first
 
 
+def test_a_reused_token_is_one_of_its_holder_and_not_of_keys_that_are_gone(tmp_path: Path) -> None:
+    file, clock = tmp_path / "keys.json", ManualClock(datetime.fromtimestamp(NOW, UTC))
+    KeySet.generate().save(file)
+    keys = KeySet.load(file)
+    signer, verifier = TokenSigner(keys, clock), TokenVerifier(keys, clock)
+
+    def token(tenant: str, system: str) -> str:
+        return signer.reused_token(
+            tenant=tenant, role=Role.INTEGRATION, subject="cdc", system=system
+        )
+
+    first = token("a", "crm:main")
+    assert token("a", "crm:main") == first
+    for tenant, system in (("b", "crm:main"), ("a", "crm:other")):
+        principal = verifier.verify(token(tenant, system))
+        assert (principal.tenant, principal.system) == (tenant, system)
+    KeySet.generate().save(file)
+    clock.advance(31)
+    renewed = token("a", "crm:main")
+    assert renewed != first
+    assert verifier.verify(renewed).system == "crm:main"
+
+
 @pytest.mark.parametrize(
     "members",
     [

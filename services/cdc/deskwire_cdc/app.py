@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from deskwire_cdc import worker
+from deskwire_cdc import supervisor
 from deskwire_cdc.actions import SourceActions
 from deskwire_cdc.api import TABLE
 from deskwire_cdc.clients import CustomerClient
 from deskwire_cdc.config import Settings
+from deskwire_cdc.follower import Parts
 from deskwire_cdc.sources import ReaderOptions
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, topics
@@ -48,10 +49,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         max_tables=settings.max_tables,
         under_way=Quota(settings.max_registrations),
     )
-    customers = CustomerClient(
-        runtime.channel(settings.chat_target), runtime.keys, runtime.signer, runtime.clock
-    )
-    parts = worker.Parts(
+    customers = CustomerClient(runtime.channel(settings.chat_target), runtime.signer)
+    parts = Parts(
         db=db,
         kafka=settings.kafka,
         customers=customers,
@@ -59,8 +58,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         ids=runtime.ids,
         options=options,
     )
-    sources = worker.Sources(parts)
-    owner.employ(worker.KIND, sources.work, ids=sources.ids, patience=0.0)
+    sources = supervisor.Supervisor(parts)
+    owner.employ(supervisor.KIND, sources.work, ids=sources.ids, patience=0.0)
     relay = OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds)
     owner.employ(relay.KIND, relay.work)
     measure = partial(housekeeping.measure_outbox, db, outbox, runtime.clock)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from deskwire.cdc.v1 import source_pb2
 from deskwire.common.v1 import actor_pb2
 from deskwire.events.v1 import hub_events_pb2
 from deskwire_cdc.domain.changes import NumberedChange
 from deskwire_cdc.domain.sources import SUBJECT, CustomerRule, Source, State
 from deskwire_common import topics
-from deskwire_common.clock import Clock
+from deskwire_common.clock import Clock, to_timestamp
 from deskwire_common.events import DomainEvent, new_event
 from deskwire_common.exact import json_object
 from deskwire_common.ids import Ids
@@ -47,11 +45,11 @@ def source_message(source: Source) -> source_pb2.Source:
         position=shown.position,
         last_error=shown.last_error,
         change_count=shown.change_count,
-        create_time=_timestamp(shown.created_at),
+        create_time=to_timestamp(shown.created_at),
         version=shown.version,
     )
     if shown.last_change_at:
-        message.last_change_time.CopyFrom(_timestamp(shown.last_change_at))
+        message.last_change_time.CopyFrom(to_timestamp(shown.last_change_at))
     return message
 
 
@@ -108,7 +106,3 @@ def _rule_message(rule: CustomerRule | None) -> source_pb2.CustomerRule | None:
         columns=rule.columns,
         version_column=rule.version_column,
     )
-
-
-def _timestamp(micros: int) -> Timestamp:
-    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1_000)

@@ -17,8 +17,8 @@ from deskwire_common.auth.principals import (
 from deskwire_common.auth.verifier import AUDIENCE, ISSUER, RELOAD_SECONDS
 from deskwire_common.clock import Clock, SystemClock
 
-_SERVICE_SECONDS = 3600.0
-_CACHED_TENANTS = 20_000
+_REUSED_SECONDS = 3600.0
+_REUSED_TOKENS = 20_000
 
 
 class TokenSigner:
@@ -30,7 +30,7 @@ class TokenSigner:
         self._keys = keys
         self._clock = clock or SystemClock()
         self._subject = subject
-        self._service: dict[str, tuple[str, float, int]] = {}
+        self._reused: dict[tuple[str, Role, str, str], tuple[str, float, int]] = {}
         self._looked = self._clock.monotonic()
 
     def mint(
@@ -58,16 +58,21 @@ class TokenSigner:
         return jwt.encode(claims, private, algorithm=ALGORITHM, headers={"kid": kid})
 
     def service_token(self, tenant: str = ANY_TENANT) -> str:
-        """Return a token of role service, reused until half of its life is over or the keys changed."""
+        """Return a token of role service; see `reused_token`."""
+        return self.reused_token(tenant=tenant, role=Role.SERVICE, subject=self._subject)
+
+    def reused_token(self, *, tenant: str, role: Role, subject: str, system: str = "") -> str:
+        """Return a token that is reused until half of its life is over or the keys changed. Raises like `mint`."""
         self._follow_keys()
         monotonic = self._clock.monotonic()
-        token, until, generation = self._service.get(tenant, ("", 0.0, 0))
+        key = tenant, role, subject, system
+        token, until, generation = self._reused.get(key, ("", 0.0, 0))
         if monotonic >= until or generation != self._keys.generation:
-            ttl = min(_SERVICE_SECONDS, self._keys.signing_key().grant.max_lifetime)
-            token = self.mint(tenant=tenant, role=Role.SERVICE, subject=self._subject, ttl=ttl)
-            if len(self._service) >= _CACHED_TENANTS:
-                self._service.clear()
-            self._service[tenant] = (token, monotonic + ttl / 2, self._keys.generation)
+            ttl = min(_REUSED_SECONDS, self._keys.signing_key().grant.max_lifetime)
+            token = self.mint(tenant=tenant, role=role, subject=subject, system=system, ttl=ttl)
+            if len(self._reused) >= _REUSED_TOKENS:
+                self._reused.clear()
+            self._reused[key] = (token, monotonic + ttl / 2, self._keys.generation)
         return token
 
     def _follow_keys(self) -> None:

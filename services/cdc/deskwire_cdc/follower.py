@@ -1,4 +1,4 @@
-"""Carries row changes over: one worker per source, in the process that owns its slot.
+"""Follows one source, in the process that owns its slot: its row changes go to the sinks.
 
 A batch goes to Kafka and, as far as the customer rule says, to chat; when both have acknowledged all of it, the
 position is saved, in one transaction with the sequences that were given out. Nothing is skipped: whatever fails is
@@ -11,15 +11,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from deskwire_cdc import events, store
-from deskwire_cdc.clients import CustomerClient, CustomerRefused
+from deskwire_cdc import store
+from deskwire_cdc.clients import CustomerClient
 from deskwire_cdc.domain.changes import Batch, NumberedChange, number, subject_of
-from deskwire_cdc.domain.customers import CustomerCall, customer_call, missing_fields
 from deskwire_cdc.domain.sources import (
     Source,
     SourceUnreachable,
@@ -27,31 +24,27 @@ from deskwire_cdc.domain.sources import (
     State,
     without_secret,
 )
+from deskwire_cdc.sinks.customers import CustomerSink, TracedCall, traced_call
+from deskwire_cdc.sinks.kafka import KafkaSink
+from deskwire_cdc.sinks.retry import pauses
 from deskwire_cdc.sources import Reader, ReaderOptions, open_reader
-from deskwire_common import events as codec
 from deskwire_common import telemetry, topics
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import Aborted, DeskwireError
 from deskwire_common.ids import Ids
-from deskwire_common.kafka import MAX_RECORD_BYTES, Outgoing, Producer, ensure_topics
+from deskwire_common.kafka import Outgoing, Producer, ensure_topics
 from deskwire_common.logging import get_logger
-from deskwire_common.loops import Backoff
 from deskwire_common.metrics import METRICS
 from deskwire_common.ownership import Held
 
-#: Pauses between tries, in seconds: doubled up to the longest; a refused source waits for a person.
-FIRST_PAUSE: Final = 0.2
-LONGEST_PAUSE: Final = 15.0
+#: Seconds between two looks at a source that waits for a person.
 REFUSED_PAUSE: Final = 60.0
-#: Customers that are written at the same time, per source; those of one row are in order.
-CONCURRENT_CALLS: Final = 16
-KIND: Final = "source"
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What workers are made of."""
+    """What followers are made of."""
 
     db: Database
     kafka: str
@@ -61,24 +54,7 @@ class Parts:
     options: ReaderOptions
 
 
-@dataclass(slots=True)
-class _Call:
-    """A customer call in the trace of its change."""
-
-    call: CustomerCall
-    traceparent: str
-
-
-@dataclass(slots=True)
-class _Deliveries:
-    """What a batch becomes."""
-
-    records: list[Outgoing] = field(default_factory=list)
-    calls: dict[str, list[_Call]] = field(default_factory=lambda: defaultdict(list))
-    """By subject."""
-
-
-class Worker:
+class Follower:
     """Follows one source until it is cancelled, or somebody else's."""
 
     def __init__(self, source: Source, parts: Parts, held: Held) -> None:
@@ -86,8 +62,9 @@ class Worker:
         self._parts = parts
         self._held = held
         self._producer = Producer(parts.kafka, f"cdc-{source.source_id}")
-        self._slots = asyncio.Semaphore(CONCURRENT_CALLS)
-        self._pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        self._kafka = KafkaSink(self._producer, self._retrying, clock=parts.clock, ids=parts.ids)
+        self._customers = CustomerSink(parts.customers, self._retrying, self._refused)
+        self._pauses = pauses()
         self._error = ""
         """What failed last and can't be mended by trying again: shown until the next of its kind."""
 
@@ -108,8 +85,10 @@ class Worker:
                 except (DeskwireError, OSError) as error:
                     await self._wait(State.RETRYING, str(error))
                 except Exception as error:  # noqa: BLE001 - see below; it is logged and shown
-                    # One source's unreadable row must not end the others' workers.
-                    get_logger().exception("source_worker_failed", source=self._source.aggregate_id)
+                    # One source's unreadable row must not end the others' followers.
+                    get_logger().exception(
+                        "source_follower_failed", source=self._source.aggregate_id
+                    )
                     await self._wait(State.RETRYING, f"{type(error).__name__}: {error}")
         finally:
             await self._producer.close()
@@ -170,11 +149,11 @@ class Worker:
         async with self._parts.db.read() as connection:
             before = await store.progress.last_sequences(connection, subjects) if subjects else {}
         numbered, after = number(source, batch.changes, before, source.read_count)
-        deliveries = self._deliveries(numbered)
+        records, calls = self._prepared(numbered)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._publish(deliveries.records))
-            for calls in deliveries.calls.values():
-                group.create_task(self._sync(calls))
+            group.create_task(self._kafka.publish(records))
+            for theirs in calls.values():
+                group.create_task(self._customers.write(source, theirs))
         now = to_micros(self._parts.clock.now())
         if batch.notice:
             self._error = batch.notice
@@ -193,8 +172,13 @@ class Worker:
         self._pauses.reset()
         self._measure(batch, now)
 
-    def _deliveries(self, numbered: Sequence[NumberedChange]) -> _Deliveries:
-        source, result = self._source, _Deliveries()
+    def _prepared(
+        self, numbered: Sequence[NumberedChange]
+    ) -> tuple[list[Outgoing], dict[str, list[TracedCall]]]:
+        """Return the records of a batch, and its customer calls by subject; each change begins a trace."""
+        source = self._source
+        records: list[Outgoing] = []
+        calls: dict[str, list[TracedCall]] = defaultdict(list)
         for each in numbered:
             change = each.change
             attributes = {
@@ -205,65 +189,17 @@ class Worker:
                 "db.operation.name": change.operation.value,
             }
             with telemetry.span("cdc.change", attributes=attributes):
-                event = events.row_changed(
-                    source, each, ids=self._parts.ids, clock=self._parts.clock
-                )
-                value = codec.encode(event)
-                if len(value) > MAX_RECORD_BYTES:
-                    raise SourceUnusable(
-                        "tables",
-                        f"Row {each.subject} makes an event of {len(value)} bytes, more than "
-                        f"{MAX_RECORD_BYTES}: take {change.table} out of the source.",
-                    )
-                headers = codec.headers(event)
-                result.records.append((event.target.name, each.subject.encode(), value, headers))
-                call = customer_call(source, each)
+                records.append(self._kafka.record(source, each))
+                call = traced_call(source, each)
                 if call is not None:
-                    result.calls[each.subject].append(_Call(call, event.traceparent))
-        return result
+                    calls[each.subject].append(call)
+        return records, calls
 
-    async def _publish(self, records: Sequence[Outgoing]) -> None:
-        pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
-        while True:
-            try:
-                return await self._producer.send_batch(records)
-            except DeskwireError as error:
-                # Some of them may be there; no later change of a row may overtake one that isn't.
-                await self._producer.purge_and_rebuild()
-                await self._note(State.RETRYING, error.message)
-            await pauses.pause()
+    async def _retrying(self, message: str) -> None:
+        await self._note(State.RETRYING, message)
 
-    async def _sync(self, calls: Sequence[_Call]) -> None:
-        async with self._slots:
-            for each in calls:
-                with telemetry.span("cdc.upsert_customer", traceparent=each.traceparent):
-                    known = await self._upsert(each.call)
-                    rest = None if known is None else missing_fields(each.call, known)
-                    if rest is not None:
-                        await self._upsert(rest)
-
-    async def _upsert(self, call: CustomerCall) -> dict[str, str] | None:
-        """The customer's fields; None when chat will never take this."""
-        calls = METRICS.cdc_sync_calls
-        pauses = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
-        while True:
-            try:
-                fields = await self._parts.customers.upsert(self._source, call)
-            except CustomerRefused as error:
-                calls.labels(self._source.source_id, "refused").inc()
-                if str(error):
-                    self._error = f"a customer was refused, request {call.request_id}: {error}"
-                    get_logger().warning(
-                        "customer_refused", source=self._source.aggregate_id, reason=str(error)
-                    )
-                return None
-            except DeskwireError as error:
-                calls.labels(self._source.source_id, "retried").inc()
-                await self._note(State.RETRYING, error.message)
-                await pauses.pause(at_least=error.retry_after or 0.0)
-            else:
-                calls.labels(self._source.source_id, "done").inc()
-                return dict(fields)
+    def _refused(self, message: str) -> None:
+        self._error = message
 
     async def _wait(self, state: State, message: str, detail: str = "") -> None:
         get_logger().warning(
@@ -297,60 +233,3 @@ class Worker:
         last = batch.changes[-1]
         METRICS.cdc_read_lag_seconds.labels(source).set((last.read_at - last.committed_at) / 1e6)
         METRICS.cdc_sink_lag_seconds.labels(source).set((now - last.read_at) / 1e6)
-
-
-class Sources:
-    """The work on sources: each is a slot, of whichever process owns it."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._deleted: dict[str, asyncio.Event] = {}
-        """By incarnation: set when a source is deleted that this process works on."""
-
-    async def ids(self, connection: AsyncConnection) -> list[str]:
-        """The slots of all sources: the deleted ones are still to be cleared away."""
-        live, deleted = await store.sources.every(connection)
-        for source in deleted:
-            if source.incarnation in self._deleted:
-                self._deleted[source.incarnation].set()
-        return [source.incarnation for source in (*live, *deleted)]
-
-    async def work(self, held: Held) -> None:
-        """Follow a source until it is deleted, and then clear away what was installed in it."""
-        async with self._parts.db.read() as connection:
-            live, deleted = await store.sources.every(connection)
-        for source in live:
-            if source.incarnation == held.id:
-                await self._follow(source, held)
-        for source in deleted:
-            if source.incarnation == held.id:
-                await self._clear_away(source)
-
-    async def _follow(self, source: Source, held: Held) -> None:
-        deleted = self._deleted[held.id] = asyncio.Event()
-        tasks = {
-            asyncio.create_task(
-                Worker(source, self._parts, held).run(), name=f"source-{source.aggregate_id}"
-            ),
-            asyncio.create_task(deleted.wait()),
-        }
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            del self._deleted[held.id]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for task in done:
-            task.result()
-
-    async def _clear_away(self, source: Source) -> None:
-        reader = open_reader(source, self._parts.options)
-        try:
-            await reader.remove()
-            await self._parts.db.run(lambda uow: store.sources.forget(uow, source))
-        except (OSError, DeskwireError) as error:
-            # It is tried again.
-            get_logger().warning("source_not_cleared", source=source.aggregate_id, error=str(error))
-        finally:
-            await reader.close()

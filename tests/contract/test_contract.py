@@ -51,7 +51,8 @@ def test_every_mutating_rpc_is_idempotent_and_publishes(method: MethodDescriptor
         # Each of what a request brings is idempotent by itself.
         for field in method.input_type.fields:
             names.update(field.message_type.fields_by_name if field.message_type else ())
-    assert names & {"request_id", "client_msg_id"}, "a mutating request needs a request_id"
+    own_ids = {"request_id", "client_msg_id", "external_id"}
+    assert names & own_ids, "a mutating request needs a request_id, or an id of the caller's own"
 
 
 def test_events_and_topics_agree() -> None:

@@ -127,6 +127,22 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
             crm,
             {"customer": row, "update_mask": "displayName"},
         ),
+        "chat.v1.HistoryService/ImportConversation": (
+            operator,
+            {
+                "source": "old",
+                "external_id": "1",
+                "customer": row,
+                "messages": [
+                    {
+                        "external_id": "1",
+                        "sender_role": "ROLE_VISITOR",
+                        "content": {"text": "hello"},
+                        "sent_time": "2019-05-04T08:15:00Z",
+                    }
+                ],
+            },
+        ),
         "tickets.v1.TicketService/CreateTicket": (operator, {**conversation, "subject": "Late"}),
         "tickets.v1.TicketService/GetTicket": (operator, ticket),
         "tickets.v1.TicketService/ListTickets": (operator, {}),

@@ -20,6 +20,7 @@ SERVED_BY = {
     "deskwire.chat.v1.AttachmentService": "deskwire_chat.api",
     "deskwire.chat.v1.CustomerService": "deskwire_chat.api",
     "deskwire.chat.v1.AgentService": "deskwire_chat.api",
+    "deskwire.chat.v1.HistoryService": "deskwire_chat.api",
     "deskwire.chat.v1.TenantService": "deskwire_chat.api",
     "deskwire.chat.v1.IntegrationKeyService": "deskwire_chat.api",
     "deskwire.shard.v1.ShardService": "deskwire_chat.api",
@@ -56,6 +57,11 @@ PUBLISHES = {
     "AttachmentService.CompleteAttachment": set(),
     "CustomerService.UpdateCustomer": {"customer_updated"},
     "CustomerService.UpsertCustomer": {"customer_created", "customer_updated"},
+    "HistoryService.ImportConversation": {
+        "conversation_imported",
+        "customer_created",
+        "customer_updated",
+    },
     "AgentService.SetAgentStatus": {"agent_status_changed"},
     "AgentService.AcceptOffer": {"conversation_assigned"},
     "AgentService.DeclineOffer": set(),  # no event: the next agent gets an offer

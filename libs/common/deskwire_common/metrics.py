@@ -102,6 +102,9 @@ class Metrics:
         )
         # chat
         self.messages_stored = Tallies("messages_stored_total", "Messages committed.", "origin")
+        self.messages_imported = _counter(
+            "messages_imported_total", "Messages of other systems that were stored."
+        )
         self.messages_duplicate = _counter(
             "messages_duplicate_total", "Sends that were answered from the first one."
         )

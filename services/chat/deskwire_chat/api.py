@@ -12,6 +12,7 @@ from deskwire.chat.v1.conversation_service_pb2_grpc import (
     ConversationServiceServicer as Conversations,
 )
 from deskwire.chat.v1.customer_service_pb2_grpc import CustomerServiceServicer as Customers
+from deskwire.chat.v1.history_service_pb2_grpc import HistoryServiceServicer as History
 from deskwire.chat.v1.integration_key_service_pb2_grpc import IntegrationKeyServiceServicer as Keys
 from deskwire.chat.v1.tenant_service_pb2_grpc import TenantServiceServicer as Tenants
 from deskwire.shard.v1.shard_service_pb2_grpc import ShardServiceServicer as Shard
@@ -19,6 +20,8 @@ from deskwire_chat.actions.agents import AGENTS, AgentActions
 from deskwire_chat.actions.attachments import ATTACHMENTS, AttachmentActions
 from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
 from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
+from deskwire_chat.actions.history import HISTORY, HistoryActions
+from deskwire_chat.actions.history import conversation_of as imported_conversation
 from deskwire_chat.actions.keys import KEYS, IntegrationKeyActions
 from deskwire_chat.actions.offers import OfferActions
 from deskwire_chat.actions.tenants import TENANTS, TenantActions
@@ -80,6 +83,14 @@ TABLE: Final = Table(
         unary(Customers.UpdateCustomer).by(CustomerActions.update, _CHANGERS),
         unary(Customers.UpsertCustomer).by(
             CustomerActions.upsert, {Role.INTEGRATION, Role.OPERATOR}
+        ),
+    ),
+    Service(
+        HISTORY,
+        unary(History.ImportConversation).by(
+            HistoryActions.import_conversation,
+            {Role.INTEGRATION, Role.OPERATOR},
+            at=imported_conversation,
         ),
     ),
     Service(

@@ -10,6 +10,7 @@ from deskwire_chat.actions.agents import AgentActions
 from deskwire_chat.actions.attachments import AttachmentActions, Limits
 from deskwire_chat.actions.conversations import ConversationActions
 from deskwire_chat.actions.customers import CustomerActions
+from deskwire_chat.actions.history import HistoryActions
 from deskwire_chat.actions.keys import IntegrationKeyActions
 from deskwire_chat.actions.offers import OfferActions
 from deskwire_chat.actions.tenants import TenantActions
@@ -267,6 +268,7 @@ async def _serve(
 ) -> None:
     """Make the use cases and serve them; then take partitions, and start routing."""
     db, tools, router, ownership = storage.db, storage.tools, routing.router, routing.ownership
+    customers = CustomerActions(tools, log.customer_feed.changed, settings.default_region)
     conversations = ConversationActions(tools, log.writer, router)
     keeper = AdmissionKeeper(
         db,
@@ -303,7 +305,8 @@ async def _serve(
         live.streams,
         WatchForwarder(log.watchers, live.peers),
         AttachmentActions(tools, files, limits),
-        CustomerActions(tools, log.customer_feed.changed, settings.default_region),
+        customers,
+        HistoryActions(tools, log.writer, customers),
         AgentActions(tools, router, keeper.look),
         OfferActions(tools, router, log.writer),
         TenantActions(tools, keeper.look),

@@ -15,6 +15,7 @@ from deskwire_chat.domain.agents import Agent
 from deskwire_chat.domain.changes import Change
 from deskwire_chat.domain.conversations import Conversation, TransferCause
 from deskwire_chat.domain.customers import Customer
+from deskwire_chat.domain.history import Provenance
 from deskwire_common.events import DomainEvent, event_type_of
 from deskwire_common.exact import json_value
 
@@ -119,6 +120,20 @@ def conversation_closed(
     """A conversation ended."""
     data = chat_events_pb2.ConversationClosed(
         conversation=views.messages.conversation(item), changed=changed(changes)
+    )
+    return _of_conversation(on, item, data)
+
+
+def conversation_imported(
+    on: Occasion, item: Conversation, customer: Customer, came_from: Provenance, first_seq: int
+) -> DomainEvent:
+    """A conversation of another system was stored, or more of it."""
+    data = chat_events_pb2.ConversationImported(
+        conversation=views.messages.conversation(item),
+        customer=views.messages.customer(customer),
+        source=came_from.source,
+        external_id=came_from.external_id,
+        first_seq=first_seq,
     )
     return _of_conversation(on, item, data)
 

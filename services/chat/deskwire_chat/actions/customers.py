@@ -86,7 +86,7 @@ class CustomerActions:
         Raises NotFound, VersionMismatch, InvalidArgument (INVALID_UPDATE_MASK), RequestIdReused.
         """
         who = Actor.of(current_principal())
-        values = self._values(
+        values = self.values_of(
             request.customer, domain.customers.check_mask(request.update_mask.paths)
         )
 
@@ -108,7 +108,7 @@ class CustomerActions:
         Raises FailedPrecondition (IDENTITY_CONFLICT), InvalidArgument (INVALID_UPDATE_MASK), RequestIdReused.
         """
         who = Actor.of(current_principal())
-        values = self._values(
+        values = self.values_of(
             request.customer, domain.customers.check_mask(request.update_mask.paths)
         )
         identities = tuple(
@@ -226,7 +226,8 @@ class CustomerActions:
         await self.tools.outbox.add(uow, [events.customer_updated(on, after, changes)])
         return after
 
-    def _values(self, customer: customer_pb2.Customer, fields: Sequence[str]) -> dict[str, str]:
+    def values_of(self, customer: customer_pb2.Customer, fields: Sequence[str]) -> dict[str, str]:
+        """Return the values of some fields, as they are stored. Raises InvalidArgument."""
         values = {name: str(getattr(customer, name)) for name in fields}
         for name, value in values.items():
             if not value.isprintable():

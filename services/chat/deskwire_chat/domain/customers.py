@@ -150,6 +150,11 @@ def filled(customer: Customer, visitor: Actor, *, default_region: str) -> dict[s
         "email": profile.email.strip(),
         "mobile": normalise_mobile(profile.mobile, default_region=default_region),
     }
+    return missing(customer, offered)
+
+
+def missing(customer: Customer, offered: Mapping[str, str]) -> dict[str, str]:
+    """Return what is offered for fields that are empty."""
     return {name: value for name, value in offered.items() if value and not getattr(customer, name)}
 
 

@@ -48,6 +48,8 @@ class Message:
     """The message that an edit or a redaction changes; 0 for other kinds."""
     changed_at: int = 0
     """When it was last edited or redacted; 0: never."""
+    imported: bool = False
+    """Whether it was written in another system: then `created_at` is of there, and it has no event of its own."""
 
 
 @dataclass(frozen=True, slots=True)

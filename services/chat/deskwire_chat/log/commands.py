@@ -20,6 +20,7 @@ from deskwire_chat.routing.router import Router
 from deskwire_chat.store.messages import SentKey
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import DeskwireError, Internal, Unavailable
+from deskwire_common.events import DomainEvent
 from deskwire_common.lines import HeldLines
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
@@ -66,6 +67,8 @@ def reply_to(future: asyncio.Future[Stored]) -> Reply:
 
 class Committing(Protocol):
     """Writes the commands that are alone in their transaction (commit.Committer)."""
+
+    async def bring_in(self, command: Import) -> None: ...
 
     async def alter(self, command: Alter) -> None: ...
 
@@ -277,6 +280,47 @@ class Alter(_Command):
 
 
 @dataclass(slots=True)
+class Imported:
+    """What an import comes to: its result, its conversation, the messages that are new, and what writes it all.
+
+    `flush` writes everything but the heads, and returns the events; None: there is nothing to write.
+    """
+
+    result: Any
+    conversation: Conversation
+    messages: list[Message]
+    flush: Callable[[UnitOfWork], Awaitable[list[DomainEvent]]] | None
+
+
+@dataclass(slots=True)
+class Import(_Command):
+    """A part of another system's conversation, in a transaction of its own.
+
+    `work` gets the transaction and the partition's head, and decides without writing. The result goes to `future` after
+    the commit.
+    """
+
+    is_alone = True
+
+    conversation_id: str
+    work: Callable[[UnitOfWork, int], Awaitable[Imported]]
+    future: asyncio.Future[Any]
+    term: int = 0
+
+    async def commit(self, committing: Committing) -> None:
+        """Write it, and answer."""
+        await committing.bring_in(self)
+
+    def refuse(self, error: Exception) -> None:
+        """Answer with the error: nothing was stored."""
+        _fail(self.future, error)
+
+    def answer(self, result: Any) -> None:
+        """Answer with the result."""
+        _succeed(self.future, result)
+
+
+@dataclass(slots=True)
 class Mark(_Command):
     """Signals, when its turn in a lane comes, that everything before it is done."""
 
@@ -289,7 +333,7 @@ class Mark(_Command):
         _succeed(self.future, None)
 
 
-Command = Put | Propose | Accept | Alter
+Command = Put | Propose | Accept | Alter | Import
 Grouped = Put | Propose
 """The commands that are written in groups."""
 

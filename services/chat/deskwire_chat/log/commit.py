@@ -18,7 +18,16 @@ from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.conversations import Conversation, State, participants, partition_of
 from deskwire_chat.domain.messages import Kind
 from deskwire_chat.domain.work import work_item_of
-from deskwire_chat.log.commands import Accept, Alter, Command, Grouped, Held, Put, Stored
+from deskwire_chat.log.commands import (
+    Accept,
+    Alter,
+    Command,
+    Grouped,
+    Held,
+    Import,
+    Put,
+    Stored,
+)
 from deskwire_chat.log.group import Collaborators, Group
 from deskwire_chat.log.memory import Known, Memory
 from deskwire_chat.owners.errors import NotOwner
@@ -26,7 +35,7 @@ from deskwire_chat.owners.ownership import HeadsWrong, Ownership, steps
 from deskwire_chat.store import conversations
 from deskwire_chat.store.partitions import Partition
 from deskwire_common.clock import Clock, to_micros
-from deskwire_common.db import Database, Statements
+from deskwire_common.db import Database, Statements, WriteConflict, is_unique_violation
 from deskwire_common.errors import DeskwireError, Internal, Unavailable
 from deskwire_common.lines import line_held
 from deskwire_common.logging import get_logger
@@ -40,6 +49,8 @@ class Log(Protocol):
     """Takes committed messages, on their way to Kafka (publisher.Publisher)."""
 
     def committed(self, stored: Sequence[Stored]) -> None: ...
+
+    def imported(self, partition: int, head: int) -> None: ...
 
     def published(self, numbers: Iterable[int]) -> dict[int, int]: ...
 
@@ -249,7 +260,35 @@ class Committer:
             self._altered(before, copy)
         command.answer(result)
 
-    def _owned(self, command: Accept | Alter) -> dict[int, Partition]:
+    async def bring_in(self, command: Import) -> None:
+        """Write a part of another system's conversation, and answer; nobody is pushed anything."""
+        try:
+            await self._ownership.settle()
+            began_with = self._owned(command)
+            ((number, mine),) = began_with.items()
+            async with self._db.transaction() as uow:
+                found = await command.work(uow, mine.head)
+                self._check_held(began_with)
+                head = mine.head + len(found.messages)
+                if found.flush is not None:
+                    await self._ownership.fence(uow, began_with, {number: head})
+                    await self._outbox.add(uow, await found.flush(uow))
+                    await uow.commit()
+        except Exception as error:  # noqa: BLE001 - the caller gets it
+            conflict = is_unique_violation(error)
+            self._failed(command, WriteConflict("another import was faster") if conflict else error)
+            return
+        if found.messages:
+            mine.head = head
+            METRICS.partition_head.labels(str(number)).set(head)
+            METRICS.messages_imported.inc(len(found.messages))
+            # Memory has no keys of these messages: it reads the conversation again when that is used.
+            self._memory.forget([command.conversation_id])
+            self._memory.update(found.conversation)
+            self._log.imported(number, head)
+        command.answer(found.result)
+
+    def _owned(self, command: Accept | Alter | Import) -> dict[int, Partition]:
         """Return the partition of a command. Raises NotOwner when this process doesn't own it any more."""
         number = partition_of(command.conversation_id)
         mine = self._ownership.partitions.get(number)
@@ -257,7 +296,7 @@ class Committer:
             raise NotOwner
         return {number: mine}
 
-    def _failed(self, command: Accept | Alter, error: Exception) -> None:
+    def _failed(self, command: Accept | Alter | Import, error: Exception) -> None:
         if not isinstance(error, DeskwireError) or error.temporary:
             self._forget([command])
         command.refuse(error)

@@ -55,7 +55,8 @@ class _Feed:
         self.head = partition.head
         self.published = partition.published
         self.saved = partition.published
-        self.tail: deque[tuple[int, Outgoing]] = deque()
+        # None stands for an imported message, which isn't published.
+        self.tail: deque[tuple[int, Outgoing | None]] = deque()
 
 
 class Publisher:
@@ -94,6 +95,17 @@ class Publisher:
             feed.head = position
             if len(feed.tail) < _TAIL:
                 feed.tail.append((position, _outgoing(each)))
+        self._wake.set()
+
+    def imported(self, partition: int, head: int) -> None:
+        """Take imported messages that were just committed, up to `head`: they have places in the log, and no events."""
+        feed = self._feeds.get(partition)
+        if feed is None:
+            return
+        for position in range(feed.head + 1, head + 1):
+            if len(feed.tail) < _TAIL:
+                feed.tail.append((position, None))
+        feed.head = max(feed.head, head)
         self._wake.set()
 
     def published(self, numbers: Iterable[int]) -> dict[int, int]:
@@ -153,6 +165,7 @@ class Publisher:
         now = asyncio.get_running_loop().time
         await asyncio.sleep(self._pace.pause(now()))
         batch: list[Outgoing] = []
+        passed = 0
         reached: list[tuple[_Feed, int]] = []
         share = max(1, _ROUND // max(1, len(self._feeds)))
         for feed in list(self._feeds.values()):
@@ -161,22 +174,24 @@ class Publisher:
             found = await self._next(feed, share)
             if found:
                 reached.append((feed, found[-1][0]))
-                batch += [record for _, record in found]
-        if not batch:
+                passed += len(found)
+                batch += [record for _, record in found if record is not None]
+        if not passed:
             return 0
         self._pace.began(now(), len(batch))
-        await self._producer.send_batch(batch)
+        if batch:
+            await self._producer.send_batch(batch)
         for feed, position in reached:
             feed.published = position
             METRICS.partition_published.labels(str(feed.number)).set(position)
-        return len(batch)
+        return passed
 
-    async def _next(self, feed: _Feed, limit: int) -> list[tuple[int, Outgoing]]:
+    async def _next(self, feed: _Feed, limit: int) -> list[tuple[int, Outgoing | None]]:
         after, tail = feed.published, feed.tail
         while tail and tail[0][0] <= after:
             tail.popleft()
         if tail and tail[0][0] == after + 1:
-            found: list[tuple[int, Outgoing]] = []
+            found: list[tuple[int, Outgoing | None]] = []
             for position, record in tail:
                 # There is a hole, as the tail was full for a while.
                 if position != after + 1 + len(found) or len(found) == limit:
@@ -187,7 +202,7 @@ class Publisher:
             rows = await messages.log(
                 c, feed.number, after=after, up_to=feed.head, limit=min(limit, _LOG_CHUNK)
             )
-        return [(each.position, _outgoing_of(each)) for each in rows]
+        return [(each.position, None if each.imported else _outgoing_of(each)) for each in rows]
 
     async def _save(self) -> None:
         for feed in list(self._feeds.values()):

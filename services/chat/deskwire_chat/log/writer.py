@@ -13,7 +13,16 @@ from typing import Any, Final
 from deskwire_chat.domain.agents import Agent
 from deskwire_chat.domain.conversations import Conversation, partition_of
 from deskwire_chat.domain.work import WorkItem
-from deskwire_chat.log.commands import Accept, Alter, Command, Give, Held, Propose
+from deskwire_chat.log.commands import (
+    Accept,
+    Alter,
+    Command,
+    Give,
+    Held,
+    Import,
+    Imported,
+    Propose,
+)
 from deskwire_chat.log.commit import Committer, Log
 from deskwire_chat.log.group import Collaborators
 from deskwire_chat.log.lanes import Lanes
@@ -93,6 +102,14 @@ class LogWriter:
         """Run `work` on a conversation in a transaction of its own, in order with its other commands; see Alter."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.submit(Alter(conversation_id, work, future))
+        return await future
+
+    async def bring_in(
+        self, conversation_id: str, work: Callable[[UnitOfWork, int], Awaitable[Imported]]
+    ) -> Any:
+        """Store a part of another system's conversation, in order with its partition's other commands; see Import."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.submit(Import(conversation_id, work, future))
         return await future
 
     async def accept(

@@ -31,6 +31,9 @@ _ARRAYS: Final = (
     "%s::bigint[]"
 )
 _INSERT: Final = f"INSERT INTO messages ({_COLUMNS}) SELECT * FROM unnest({_ARRAYS}) AS m"  # noqa: S608
+_INSERT_IMPORTED: Final = (
+    f"INSERT INTO messages ({_COLUMNS}, imported) SELECT m.*, true FROM unnest({_ARRAYS}) AS m"  # noqa: S608
+)
 # Unless all heads were moved, a division by zero ends the statement and so rolls it back.
 _APPEND_TO_LOG: Final = (
     f"WITH moved AS ({partitions.MOVE} RETURNING 1) {_INSERT} "  # noqa: S608
@@ -38,7 +41,8 @@ _APPEND_TO_LOG: Final = (
 )
 
 
-def _message(row: Any) -> Message:
+def as_message(row: Any) -> Message:
+    """Return the message of a row of the table."""
     return Message(
         message_id=row.message_id,
         conversation_id=row.conversation_id,
@@ -56,6 +60,7 @@ def _message(row: Any) -> Message:
         kind=row.kind,
         target_seq=row.target_seq,
         changed_at=row.changed_at,
+        imported=bool(row.imported),
     )
 
 
@@ -64,31 +69,37 @@ async def append(uow: UnitOfWork, items: Sequence[Message]) -> None:
     if uow.dialect == "postgresql":
         await uow.connection.exec_driver_sql(_INSERT, tuple(_arrays(items)))
         return
-    await uow.execute(
-        insert(messages),
-        [
-            {
-                "conversation_id": item.conversation_id,
-                "seq": item.seq,
-                "message_id": item.message_id,
-                "tenant_id": item.tenant,
-                "sender_role": item.role,
-                "sender_id": item.subject,
-                "sender_name": item.name,
-                "origin": item.origin,
-                "client_msg_id": item.client_msg_id,
-                "body": item.body,
-                "created_at": item.created_at,
-                "traceparent": item.traceparent,
-                "partition_id": partition_of(item.conversation_id),
-                "position": item.position,
-                "kind": int(item.kind),
-                "target_seq": item.target_seq,
-                "changed_at": item.changed_at,
-            }
-            for item in items
-        ],
-    )
+    await uow.execute(insert(messages), [_row(item) for item in items])
+
+
+async def append_imported(uow: UnitOfWork, items: Sequence[Message]) -> None:
+    """Insert messages of another system, as `append` does. Their mark keeps them from Kafka."""
+    if uow.dialect == "postgresql":
+        await uow.connection.exec_driver_sql(_INSERT_IMPORTED, tuple(_arrays(items)))
+        return
+    await uow.execute(insert(messages), [{**_row(item), "imported": True} for item in items])
+
+
+def _row(item: Message) -> dict[str, Any]:
+    return {
+        "conversation_id": item.conversation_id,
+        "seq": item.seq,
+        "message_id": item.message_id,
+        "tenant_id": item.tenant,
+        "sender_role": item.role,
+        "sender_id": item.subject,
+        "sender_name": item.name,
+        "origin": item.origin,
+        "client_msg_id": item.client_msg_id,
+        "body": item.body,
+        "created_at": item.created_at,
+        "traceparent": item.traceparent,
+        "partition_id": partition_of(item.conversation_id),
+        "position": item.position,
+        "kind": int(item.kind),
+        "target_seq": item.target_seq,
+        "changed_at": item.changed_at,
+    }
 
 
 async def append_to_log(
@@ -148,7 +159,7 @@ async def find_sent(c: AsyncConnection, keys: Sequence[SentKey]) -> dict[SentKey
             )
         )
         for row in rows:
-            item = _message(row)
+            item = as_message(row)
             found[item.conversation_id, item.role, item.subject, item.client_msg_id] = item
     return found
 
@@ -189,7 +200,7 @@ async def after_seq(
         .where(messages.c.conversation_id == conversation_id, run.c.before < max_bytes)
         .order_by(messages.c.seq)
     )
-    return [_message(row) for row in rows]
+    return [as_message(row) for row in rows]
 
 
 async def at(
@@ -203,7 +214,7 @@ async def at(
         rows = await c.execute(
             select(messages).where(tuple_(columns.conversation_id, columns.seq).in_(chunk))
         )
-        found.update({(row.conversation_id, row.seq): _message(row) for row in rows})
+        found.update({(row.conversation_id, row.seq): as_message(row) for row in rows})
     return found
 
 
@@ -222,7 +233,7 @@ async def log(
         .order_by(columns.position)
         .limit(limit)
     )
-    return [_message(row) for row in rows]
+    return [as_message(row) for row in rows]
 
 
 async def change(uow: UnitOfWork, items: Sequence[Message]) -> None:

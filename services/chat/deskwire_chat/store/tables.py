@@ -82,10 +82,21 @@ messages = Table(
     Column("kind", SmallInteger, nullable=False, server_default=text("1")),
     Column("target_seq", db.UInt32, nullable=False, server_default=text("0")),
     Column("changed_at", db.Micros, nullable=False, server_default=text("0")),
+    Column("imported", Boolean, nullable=False, server_default=false()),
     UniqueConstraint(
         "conversation_id", "sender_role", "sender_id", "client_msg_id", name="messages_sent_once"
     ),
     UniqueConstraint("partition_id", "position", name="messages_log"),
+)
+
+imported_conversations = Table(
+    "imported_conversations",
+    metadata,
+    Column("conversation_id", db.Id, primary_key=True),
+    Column("tenant_id", db.Name, nullable=False),
+    Column("source", db.Name, nullable=False),
+    Column("external_id", db.binary_text(128), nullable=False),
+    Column("imported_at", db.Micros, nullable=False),
 )
 
 receipts = Table(

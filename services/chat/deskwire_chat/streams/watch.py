@@ -250,6 +250,10 @@ class TappedLog:
         self._log.committed(stored)
         self._watchers.committed(stored)
 
+    def imported(self, partition: int, head: int) -> None:
+        """Tell the log: the watchers of an imported conversation hear that it changed, and read it."""
+        self._log.imported(partition, head)
+
     def published(self, numbers: Iterable[int]) -> dict[int, int]:
         """Ask the log."""
         return self._log.published(numbers)

@@ -150,6 +150,7 @@ def _conversations() -> None:
         sa.Column("kind", sa.SmallInteger(), nullable=False, server_default=sa.text("1")),
         sa.Column("target_seq", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
         sa.Column("changed_at", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
+        sa.Column("imported", sa.Boolean(), nullable=False, server_default=sa.false()),
         sa.PrimaryKeyConstraint("conversation_id", "seq", name="pk_messages"),
         sa.UniqueConstraint("partition_id", "position", name="messages_log"),
         sa.UniqueConstraint(
@@ -159,6 +160,15 @@ def _conversations() -> None:
             "client_msg_id",
             name="messages_sent_once",
         ),
+    )
+    op.create_table(
+        "imported_conversations",
+        sa.Column("conversation_id", _ID, nullable=False),
+        sa.Column("tenant_id", _NAME, nullable=False),
+        sa.Column("source", _NAME, nullable=False),
+        sa.Column("external_id", _text(128), nullable=False),
+        sa.Column("imported_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("conversation_id", name="pk_imported_conversations"),
     )
     op.create_table(
         "receipts",

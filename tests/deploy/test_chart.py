@@ -45,6 +45,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "gateway": {"replicas": 12},
             "chat": {"replicas": 4},
             "tickets": {"replicas": 3},
+            "events": {"replicas": 4},
+            "cdc": {"replicas": 1},
         },
         "kafka": {"bootstrap": "kafka-0:9092,kafka-1:9092"},
         "telemetry": {"otlpEndpoint": "collector:4317", "traceSampleRatio": 0.001},
@@ -247,6 +249,20 @@ def test_pods_have_time_to_drain():
         assert workload["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 135
 
 
+def test_no_upgrade_leaves_a_service_without_a_pod():
+    manifests = render(VARIANTS["large"])
+    found = workloads(manifests)
+    assert {name: found[name]["spec"]["replicas"] for name in ("events", "cdc")} == {
+        "events": 4,
+        "cdc": 1,
+    }
+    for name in set(found) - {"chat"}:
+        assert found[name]["spec"]["strategy"] == {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+        }
+
+
 def test_probes_ask_for_health(manifests):
     encrypted = "DESKWIRE_TLS_CERT" in of_kind(manifests, "ConfigMap")[0]["data"]
     for workload in workloads(manifests).values():
@@ -337,7 +353,8 @@ def test_notes_tell_where_to_connect():
     "values",
     [
         {"services": {"chat": {"replicas": 17}}},
-        {"services": {"events": {"replicas": 2}}},
+        {"services": {"events": {"replicas": 0}}},
+        {"services": {"cdc": {"replicas": 101}}},
         {"services": {"gateway": {"replicas": 0}}},
         {"services": {"billing": {"replicas": 1}}},
         {"kafka": {"bootstrap": "kafka"}},

@@ -24,8 +24,8 @@ from deskwire.chat.v1 import (
 from deskwire_common import rpc
 from deskwire_common.auth import (
     ANY_TENANT,
+    Admission,
     KeySet,
-    Principal,
     Role,
     TokenSigner,
     TokenVerifier,
@@ -35,7 +35,6 @@ from deskwire_common.errors import (
     DeskwireError,
     InvalidArgument,
     NotFound,
-    PermissionDenied,
     from_rpc_error,
     to_status,
 )
@@ -268,14 +267,15 @@ async def test_the_suites_operators_and_a_tenants_are_two() -> None:
 
 
 async def test_who_is_not_admitted_is_refused_before_validation() -> None:
-    def admit(principal: Principal) -> None:
-        if principal.tenant == "closed":
-            raise PermissionDenied("the tenant is closed")
-
-    async with serving(access=Access(admit=admit)) as served:
+    admission = Admission()
+    admission.update(["closed"], [("acme", "bob")])
+    async with serving(access=Access(admission=admission)) as served:
         for agent_id in ("", "a"):
             refused = await served.refused(agent_id, tenant="closed")
-            assert refused.message == "the tenant is closed"
+            assert (refused.code.name, refused.reason_name) == (
+                "PERMISSION_DENIED",
+                "TENANT_DISABLED",
+            )
         assert (await served.stub().GetAgent(get())).agent.agent_id == "a"
 
 

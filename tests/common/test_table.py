@@ -114,10 +114,10 @@ async def test_streams_of_bytes_stay_bytes() -> None:
     table = Table(
         Service(
             GATEWAY,
-            stream(Gateway.Connect).by_bytes(Bytes.connect, READERS),
+            stream(Gateway.Connect).by_bytes(Bytes.connect, READERS, request_bytes=1024),
             unary(Gateway.ListSessions).by(Bytes.sessions, READERS),
         ),
-        Service(SHARDS, stream(Shards.Link).by_encoded(Bytes.link, READERS)),
+        Service(SHARDS, stream(Shards.Link).by_encoded(Bytes.link, READERS, request_bytes=1024)),
     )
     assert table.inline == {f"/{GATEWAY}/Connect", f"/{SHARDS}/Link"}
     async with served(table, Bytes()) as channel:

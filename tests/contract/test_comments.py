@@ -10,6 +10,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from deskwire.common.v1 import error_reason_pb2
 from deskwire_common.auth import Role
+from deskwire_common.rpc import REQUEST_BYTES
 from support.contract import (
     IMPLEMENTED_OUTSIDE,
     METHODS,
@@ -17,10 +18,12 @@ from support.contract import (
     ROOT,
     SERVED_BY,
     mutates,
+    request_bytes_of,
+    served,
     short,
 )
 
-LABELS = ("Callers", "Idempotency", "Publishes", "Order", "Fails with")
+LABELS = ("Callers", "Idempotency", "Publishes", "Order", "Limits", "Fails with")
 REASONS = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118
 ANYONE = {"anyone", "any role"}
 
@@ -74,6 +77,18 @@ def test_the_comment_says_who_calls_and_how_it_fails(method: MethodDescriptor) -
     )
     named = set(re.findall(r"\b[A-Z]{2,}(?:_[A-Z]+)+\b|\bOVERLOADED\b", said["Fails with"]))
     assert named <= REASONS
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if served(m)], ids=short)
+def test_the_comment_says_how_large_a_request_may_be(method: MethodDescriptor) -> None:
+    limit = request_bytes_of(method)
+    said = fixed_lines(comment_of(method)).get("Limits")
+    if limit == REQUEST_BYTES:
+        assert said is None, "docs/contract.md says it for all methods"
+        return
+    units = {f"{limit >> 10} KiB"} | ({f"{limit >> 20} MiB"} if limit % (1 << 20) == 0 else set())
+    assert said is not None
+    assert units & set(re.findall(r"up to (\d+ [KM]iB)", said))
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if mutates(m)], ids=short)

@@ -113,3 +113,16 @@ def short(method: MethodDescriptor) -> str:
 
 def mutates(method: MethodDescriptor) -> bool:
     return not method.name.startswith(READS)
+
+
+def served(method: MethodDescriptor) -> bool:
+    """Whether the suite serves it."""
+    return method.containing_service.full_name in SERVED_BY
+
+
+def request_bytes_of(method: MethodDescriptor) -> int:
+    """The largest request that its server takes."""
+    service = method.containing_service.full_name
+    table = importlib.import_module(SERVED_BY[service]).TABLE
+    limit: int = table.request_bytes[f"/{service}/{method.name}"]
+    return limit

@@ -110,6 +110,15 @@ class ServiceSettings(_Part):
     """Share of traces that make spans; every event has a trace_id anyway."""
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR; the log is JSON lines on stderr."""
+    grpc_max_connections: int = Field(default=10_000, ge=1)
+    """gRPC connections at a time; more are refused."""
+    grpc_max_streams: int = Field(default=1_000, ge=1)
+    """Calls and streams at a time on one gRPC connection; a client waits with more."""
+    grpc_idle_seconds: float = Field(default=120.0, ge=1)
+    """Seconds after which a gRPC connection without a call is closed, also before its first; clients reconnect by
+    themselves."""
+    grpc_compression: bool = False
+    """Whether gRPC requests may be compressed (gzip, deflate): a few KB may unpack to the largest request."""
     drain_seconds: float = Field(default=15.0, gt=0, le=600)
     """Seconds that work in progress may take after SIGTERM."""
     tls_cert: Path | None = None

@@ -18,7 +18,7 @@ import uvloop
 from pydantic import ValidationError
 
 from deskwire_common import collector, config, rpc
-from deskwire_common.auth import ANY_TENANT, KeySet, Principal, TokenSigner, TokenVerifier
+from deskwire_common.auth import ANY_TENANT, Admission, KeySet, TokenSigner, TokenVerifier
 from deskwire_common.clock import Clock, SystemClock
 from deskwire_common.config import ServiceSettings
 from deskwire_common.errors import DeskwireError
@@ -164,13 +164,13 @@ class Runtime(Generic[SettingsT]):
         table: Table,
         *owners: object,
         forward: Forward | None = None,
-        admit: Callable[[Principal], None] = lambda _principal: None,
+        admission: Admission | None = None,
         reuse_port: bool = False,
     ) -> int:
         """Start the gRPC server with the rows of a table; returns its port. Its health is SERVING after `build`.
 
-        `owners` have the use cases, `forward` serves the rows whose key has an owner (see Table.register). `admit`
-        looks at each verified caller and raises for one that isn't let in. `reuse_port`: other processes of the same
+        `owners` have the use cases, `forward` serves the rows whose key has an owner (see Table.register). `admission`
+        tells which verified callers aren't let in. `reuse_port`: other processes of the same
         service listen on the port too.
         """
         self._server = await rpc.start_server(
@@ -182,7 +182,18 @@ class Runtime(Generic[SettingsT]):
             validator=self.validator,
             tls=self.tls,
             inline_auth=table.inline,
-            access=rpc.Access(public=table.public, suite=table.suite, admit=admit),
+            access=rpc.Access(
+                public=table.public,
+                suite=table.suite,
+                request_bytes=table.request_bytes,
+                admission=admission or Admission(),
+            ),
+            limits=rpc.ServerLimits(
+                connections=self.settings.grpc_max_connections,
+                streams=self.settings.grpc_max_streams,
+                idle_seconds=self.settings.grpc_idle_seconds,
+                compression=self.settings.grpc_compression,
+            ),
             reuse_port=reuse_port,
         )
         self.stack.push_async_callback(self._server.stop)

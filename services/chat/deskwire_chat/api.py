@@ -30,6 +30,7 @@ from deskwire_chat.live.link import Links
 from deskwire_chat.streams.forward import WatchForwarder
 from deskwire_chat.streams.send import MessageStreams
 from deskwire_common.auth import Role
+from deskwire_common.rpc import MAX_MESSAGE_BYTES
 from deskwire_common.rpc.table import Service, Table, stream, unary
 
 _EVERYBODY: Final = frozenset(Role)
@@ -59,7 +60,9 @@ TABLE: Final = Table(
         unary(Conversations.ListConversations).by(ConversationActions.list, _EVERYBODY),
         unary(Conversations.ListMessages).by(ConversationActions.list_messages, _EVERYBODY),
         unary(Conversations.SendMessage).by(ConversationActions.send, _WRITERS, at=_conversation),
-        stream(Conversations.StreamMessages).by(MessageStreams.serve, _WRITERS),
+        stream(Conversations.StreamMessages).by(
+            MessageStreams.serve, _WRITERS, request_bytes=MAX_MESSAGE_BYTES
+        ),
         stream(Conversations.WatchConversation).by(WatchForwarder.serve, _EVERYBODY),
         unary(Conversations.SearchMessages).by(ConversationActions.search, _EVERYBODY),
         unary(Conversations.CloseConversation).by(
@@ -125,7 +128,10 @@ TABLE: Final = Table(
             IntegrationKeyActions.exchange, _EVERYBODY, public=True
         ),
     ),
-    Service(link.SERVICE, stream(Shard.Link).by_encoded(Links.link, link.ROLES)),
+    Service(
+        link.SERVICE,
+        stream(Shard.Link).by_encoded(Links.link, link.ROLES, request_bytes=MAX_MESSAGE_BYTES),
+    ),
 )
 
 AUTHORIZATION: Final = TABLE.authorization

@@ -313,7 +313,7 @@ async def _serve(
         IntegrationKeyActions(tools, runtime.signer),
         live.links,
         forward=live.peers.unary,
-        admit=log.admission.admit,
+        admission=log.admission,
     )
     ownership.take_share(
         Handover(log.writer, log.publisher, router, routing.reader, live.links, log.watchers)

@@ -23,7 +23,6 @@ from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import (
     FailedPrecondition,
     InvalidArgument,
-    ResourceExhausted,
 )
 from deskwire_common.events import DomainEvent
 from deskwire_common.idempotency import IdempotencyStore
@@ -60,11 +59,6 @@ class EventActions:
     async def publish(self, request: hub_pb.PublishRequest) -> hub_pb.PublishResponse:
         """Store events; the relay brings them to Kafka. Raises InvalidArgument, RequestIdReused."""
         principal = tenant_caller()
-        if request.ByteSize() > MAX_PUBLISH:
-            raise ResourceExhausted(
-                f"the events have {request.ByteSize()} bytes together, more than {MAX_PUBLISH}",
-                reason=error_reason_pb2.ERROR_REASON_TOO_LARGE,
-            )
         _check_text("request_id", request.request_id)
         for index, event in enumerate(request.events):
             _check_event(f"events[{index}]", event)

@@ -10,23 +10,28 @@ from deskwire.events.v1.adapter_registry_service_pb2_grpc import (
 from deskwire.events.v1.event_hub_service_pb2_grpc import EventHubServiceServicer as Hub
 from deskwire_common.auth import Role
 from deskwire_common.rpc.table import Service, Table, stream, unary
-from deskwire_events.actions import HUB, REGISTRY, AdapterActions, EventActions
+from deskwire_events.actions import HUB, MAX_PUBLISH, REGISTRY, AdapterActions, EventActions
 from deskwire_events.subscribe import Subscriptions
 
 _OWNERS: Final = frozenset({Role.INTEGRATION, Role.OPERATOR})
 _READERS: Final = _OWNERS | {Role.SERVICE}
 _SUBSCRIBERS: Final = _READERS | {Role.AGENT, Role.BOT}
 
+_LONG: Final = 512 * 1024
+
 TABLE: Final = Table(
     Service(
         HUB,
-        unary(Hub.Publish).by(EventActions.publish, _OWNERS | {Role.BOT}),
-        stream(Hub.Subscribe).by(Subscriptions.serve, _SUBSCRIBERS),
+        unary(Hub.Publish).by(
+            EventActions.publish, _OWNERS | {Role.BOT}, request_bytes=MAX_PUBLISH
+        ),
+        # Its cursor may be long: it has a place for each captured table.
+        stream(Hub.Subscribe).by(Subscriptions.serve, _SUBSCRIBERS, request_bytes=_LONG),
         unary(Hub.ListEventTypes).by(EventActions.list_event_types, frozenset(Role)),
     ),
     Service(
         REGISTRY,
-        unary(Registry.RegisterAdapter).by(AdapterActions.register, _OWNERS),
+        unary(Registry.RegisterAdapter).by(AdapterActions.register, _OWNERS, request_bytes=_LONG),
         unary(Registry.GetAdapter).by(AdapterActions.get, _READERS),
         unary(Registry.ListAdapters).by(AdapterActions.list, _READERS),
         unary(Registry.RemoveAdapter).by(AdapterActions.remove, _OWNERS),

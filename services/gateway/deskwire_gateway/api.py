@@ -108,7 +108,12 @@ TABLE: Final = Table(
     Service(
         SERVICE,
         # The token is in the Hello, and the handshake checks it.
-        stream(Gateway.Connect).by_bytes(Connections.connect, {Role.VISITOR, Role.AGENT, Role.BOT}),
+        stream(Gateway.Connect).by_bytes(
+            Connections.connect,
+            {Role.VISITOR, Role.AGENT, Role.BOT},
+            # How long a batch may be is a setting (max_message_bytes), up to this.
+            request_bytes=1024 * 1024,
+        ),
         unary(Gateway.ListSessions).by(GatewayActions.list_sessions, {Role.OPERATOR, Role.SERVICE}),
     )
 )

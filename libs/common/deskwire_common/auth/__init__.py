@@ -4,6 +4,12 @@ The tenant always comes from the token. The algorithm comes from the key, never 
 only what its grant allows: which roles, for which tenants, for how long.
 """
 
+from deskwire_common.auth.admission import (
+    Admission,
+    AgentKey,
+    agent_disabled,
+    tenant_disabled,
+)
 from deskwire_common.auth.grants import (
     LIFETIME_MEMBER,
     MAX_LIFETIME,
@@ -20,7 +26,9 @@ from deskwire_common.auth.principals import (
     Role,
     acting_as,
     checked_principal,
+    current_peer,
     current_principal,
+    set_current_peer,
     set_current_principal,
 )
 from deskwire_common.auth.signer import TokenSigner
@@ -36,6 +44,8 @@ __all__ = [
     "PUBLIC_KEY_LIFETIME",
     "ROLES_MEMBER",
     "TENANTS_MEMBER",
+    "Admission",
+    "AgentKey",
     "Grant",
     "KeySet",
     "KeysError",
@@ -46,8 +56,12 @@ __all__ = [
     "TokenVerifier",
     "VerifyingKey",
     "acting_as",
+    "agent_disabled",
     "checked_principal",
+    "current_peer",
     "current_principal",
+    "set_current_peer",
     "set_current_principal",
+    "tenant_disabled",
     "token_expired",
 ]

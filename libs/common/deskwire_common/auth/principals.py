@@ -120,6 +120,19 @@ def current_principal() -> Principal:
     return principal
 
 
+_PEER: ContextVar[str] = ContextVar("deskwire_peer", default="")
+
+
+def current_peer() -> str:
+    """Return from where a call without a token comes: an address, or a network of them; "" outside of one."""
+    return _PEER.get()
+
+
+def set_current_peer(peer: str) -> None:
+    """Make `peer` the origin of the call for the rest of this task. For the server."""
+    _PEER.set(peer)
+
+
 def set_current_principal(principal: Principal) -> None:
     """Make `principal` the caller for the rest of this task. For the server; others use `acting_as`."""
     _PRINCIPAL.set(principal)

@@ -99,6 +99,11 @@ class TokenVerifier:
         """Return for how many seconds a token that expires at that time (seconds since 1970) is still accepted."""
         return max(0.0, expires + EXPIRY_GRACE - self._clock.now().timestamp())
 
+    def generation(self) -> int:
+        """Return a number that is another one when the keys are: what a token was good for may be over."""
+        self._follow_keys()
+        return self._generation
+
     def _follow_keys(self) -> None:
         now = self._clock.monotonic()
         if now - self._looked >= RELOAD_SECONDS:

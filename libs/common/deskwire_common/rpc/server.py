@@ -12,21 +12,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from deskwire_common.auth import TokenVerifier
+from deskwire_common.loops import every
 from deskwire_common.rpc.access import Access, Authorization
-from deskwire_common.rpc.stages import Stages, Streams
-from deskwire_common.rpc.transport import KEEPALIVE, SIZES, Tls
+from deskwire_common.rpc.stages import Stages
+from deskwire_common.rpc.transport import ServerLimits, Tls, server_options
 from deskwire_common.validation import Validator
 
-_MAX_STREAMS: Final = 10_000
 _BEGIN_SECONDS: Final = 0.02
-_SERVER_OPTIONS: Final = (
-    *KEEPALIVE,
-    *SIZES,
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 5),
-    ("grpc.max_concurrent_streams", _MAX_STREAMS),
-)
+_RECHECK_SECONDS: Final = 1.0
+"""How long a stream may go on whose caller was shut out, or whose key was taken away."""
 
 
 class RunningServer:
@@ -38,13 +32,14 @@ class RunningServer:
         port: int,
         servicer: Any,
         services: Sequence[str],
-        streams: Streams,
+        stages: Stages,
     ) -> None:
         self._server = server
         self._health = servicer
         self._services = services
-        self._streams = streams
+        self._stages = stages
         self.port = port
+        self._rechecking = asyncio.create_task(self._recheck(), name="recheck-streams")
 
     async def set_serving(self, serving: bool) -> None:
         """Report SERVING to load balancers and probes."""
@@ -56,9 +51,16 @@ class RunningServer:
         for name in ("", *self._services):
             await self._health.set(name, status)
 
+    async def _recheck(self) -> None:
+        async def recheck() -> None:
+            self._stages.recheck()
+
+        await every(_RECHECK_SECONDS, recheck, failed="streams_not_rechecked")
+
     async def stop(self, grace: float = 5.0) -> None:
         """End all streams with SHUTTING_DOWN, accept no more calls, and give those in flight `grace` seconds."""
-        self._streams.end()
+        self._rechecking.cancel()
+        self._stages.streams.stop()
         # gRPC drops calls that it has received and not begun, which their callers see as CANCELLED without details.
         # At 1,000 new calls a second and after 10 ms of other work: 52 of 1,351, and with this pause 5 of 1,095.
         await asyncio.sleep(_BEGIN_SECONDS)
@@ -85,6 +87,7 @@ async def start_server(
     tls: Tls | None = None,
     inline_auth: Collection[str] = frozenset(),
     access: Access | None = None,
+    limits: ServerLimits | None = None,
     reuse_port: bool = False,
 ) -> RunningServer:
     """Serve on `listen` (host:port; port 0 takes a free one), with `reuse_port` beside others.
@@ -94,12 +97,15 @@ async def start_server(
     missing = sorted(set(methods_of(services)).difference(authorization))
     if missing:
         raise ValueError(f"no authorisation rule for {', '.join(missing)}")
-    streams = Streams()
-    stages = Stages(authorization, verifier, validator, inline_auth, access or Access(), streams)
+    access = access or Access()
+    stages = Stages(authorization, verifier, validator, inline_auth, access)
     server = grpc.aio.server(
         interceptors=[stages],
-        # By default a second server on a taken port starts without an error.
-        options=[*_SERVER_OPTIONS, ("grpc.so_reuseport", int(reuse_port))],
+        options=[
+            *server_options(limits or ServerLimits(), map(access.limit_of, authorization)),
+            # By default a second server on a taken port starts without an error.
+            ("grpc.so_reuseport", int(reuse_port)),
+        ],
     )
     servicer: Any = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -118,7 +124,7 @@ async def start_server(
         raise OSError(
             f"can't listen on {listen}: the port is taken, or the address isn't ours"
         ) from error
-    running = RunningServer(server, port, servicer, services, streams)
+    running = RunningServer(server, port, servicer, services, stages)
     await running.set_serving(False)
     await server.start()
     return running

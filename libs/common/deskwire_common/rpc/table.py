@@ -35,6 +35,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from deskwire_common.auth import Role
+from deskwire_common.rpc.access import REQUEST_BYTES
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 OwnerT = TypeVar("OwnerT")
@@ -55,7 +56,8 @@ class Rpc:
 
     `at`: from a request, the key whose owner must answer; None: any process may. `suite`: for operators of all tenants,
     who may call nothing else. `public`: without a token. `inline`: it checks its caller itself, and no stage is around
-    it. `reads_bytes`, `writes_bytes`: its messages stay as they are on the wire.
+    it. `reads_bytes`, `writes_bytes`: its messages stay as they are on the wire. `request_bytes`: the largest request,
+    or message of a stream of them; the contract's comment says it where it isn't the usual one.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Rpc:
     inline: bool = False
     reads_bytes: bool = False
     writes_bytes: bool = False
+    request_bytes: int = REQUEST_BYTES
 
 
 class Unary(Generic[RequestT, ResponseT]):
@@ -84,9 +87,18 @@ class Unary(Generic[RequestT, ResponseT]):
         at: Callable[[RequestT], str] | None = None,
         suite: bool = False,
         public: bool = False,
+        request_bytes: int = REQUEST_BYTES,
     ) -> Rpc:
-        """Return the row. `use_case` is awaited with the request; for `at`, `suite` and `public` see Rpc."""
-        return Rpc(self._name, use_case, frozenset(roles), at=at, suite=suite, public=public)
+        """Return the row. `use_case` is awaited with the request; for the rest see Rpc."""
+        return Rpc(
+            self._name,
+            use_case,
+            frozenset(roles),
+            at=at,
+            suite=suite,
+            public=public,
+            request_bytes=request_bytes,
+        )
 
 
 class Stream(Generic[RequestT, ResponseT]):
@@ -99,27 +111,41 @@ class Stream(Generic[RequestT, ResponseT]):
         self,
         use_case: Callable[[OwnerT, RequestT, Context], AsyncGenerator[ResponseT]],
         roles: Collection[Role],
+        *,
+        request_bytes: int = REQUEST_BYTES,
     ) -> Rpc:
         """Return the row. `use_case` is an async generator, closed when the call ends."""
-        return Rpc(self._name, use_case, frozenset(roles), streams=True)
+        return Rpc(
+            self._name, use_case, frozenset(roles), streams=True, request_bytes=request_bytes
+        )
 
     def by_encoded(
         self,
         use_case: Callable[[OwnerT, RequestT, Context], AsyncIterator[bytes]],
         roles: Collection[Role],
+        *,
+        request_bytes: int,
     ) -> Rpc:
-        """Return the row of a batched stream: responses are bytes, no stage is around it, it checks its caller."""
-        return Rpc(
-            self._name, use_case, frozenset(roles), streams=True, inline=True, writes_bytes=True
+        """Return the row of a batched stream: responses are bytes, no stage is around it, it checks its caller.
+
+        Nothing checks the requests' size but gRPC, by the largest `request_bytes` of the process.
+        """
+        return replace(
+            self.by(use_case, roles, request_bytes=request_bytes),  # type: ignore[arg-type]
+            inline=True,
+            writes_bytes=True,
         )
 
     def by_bytes(
         self,
         use_case: Callable[[OwnerT, AsyncIterator[bytes], Context], AsyncIterator[bytes]],
         roles: Collection[Role],
+        *,
+        request_bytes: int,
     ) -> Rpc:
         """Return the row of a batched stream whose requests stay bytes, too."""
-        return replace(self.by_encoded(use_case, roles), reads_bytes=True)  # type: ignore[arg-type]
+        row = self.by_encoded(use_case, roles, request_bytes=request_bytes)  # type: ignore[arg-type]
+        return replace(row, reads_bytes=True)
 
 
 def unary(
@@ -209,6 +235,9 @@ class Table:
         self.suite = frozenset(path for path, rpc in rows.items() if rpc.suite)
         self.public = frozenset(path for path, rpc in rows.items() if rpc.public)
         self.inline = frozenset(path for path, rpc in rows.items() if rpc.inline)
+        self.request_bytes: Mapping[str, int] = {
+            path: rpc.request_bytes for path, rpc in rows.items()
+        }
 
     def register(
         self, server: grpc.aio.Server, owners: Sequence[object], forward: Forward | None = None

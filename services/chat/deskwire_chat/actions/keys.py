@@ -12,7 +12,7 @@ from deskwire_chat.actions.tools import Tools, check_printable
 from deskwire_chat.domain.access import IntegrationKey
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.store import keys, tenants
-from deskwire_common.auth import Role, TokenSigner, current_principal
+from deskwire_common.auth import Role, TokenSigner, current_principal, tenant_disabled
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import Unauthenticated
 from deskwire_common.logging import get_logger
@@ -119,7 +119,7 @@ class IntegrationKeyActions:
             get_logger().warning("integration_key_refused", key_id=key_id)
             raise
         if tenant is not None and tenant.disabled:
-            raise domain.access.tenant_disabled(key.tenant)
+            raise tenant_disabled(key.tenant)
         response = keys_pb.ExchangeIntegrationKeyResponse(
             tenant_id=key.tenant, system_id=key.system_id
         )

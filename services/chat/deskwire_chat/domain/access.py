@@ -16,7 +16,6 @@ from deskwire_chat.domain.changes import Change, check_version
 from deskwire_common.errors import (
     FailedPrecondition,
     NotFound,
-    PermissionDenied,
     Unauthenticated,
 )
 
@@ -79,20 +78,6 @@ def tenant_not_found(tenant_id: str) -> NotFound:
     """Return the error for a tenant that was never created."""
     return NotFound(
         f"no tenant {tenant_id} was created", reason=reasons.ERROR_REASON_TENANT_NOT_FOUND
-    )
-
-
-def tenant_disabled(tenant_id: str) -> PermissionDenied:
-    """Return the error for every caller of a disabled tenant."""
-    return PermissionDenied(
-        f"tenant {tenant_id} is disabled", reason=reasons.ERROR_REASON_TENANT_DISABLED
-    )
-
-
-def agent_disabled(agent_id: str) -> PermissionDenied:
-    """Return the error for a disabled agent."""
-    return PermissionDenied(
-        f"agent {agent_id} is disabled", reason=reasons.ERROR_REASON_AGENT_DISABLED
     )
 
 

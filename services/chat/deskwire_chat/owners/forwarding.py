@@ -41,14 +41,14 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 def is_forwarded(context: Any) -> bool:
     """Whether another chat process forwarded this call."""
-    return bool(rpc.metadata_value(context, FORWARDED))
+    return bool(rpc.metadata_value(context.invocation_metadata(), FORWARDED))
 
 
 def forwarding(context: Any) -> grpc.aio.Metadata:
     """Return the metadata with which a caller's call is forwarded."""
     metadata = grpc.aio.Metadata((FORWARDED, "1"))
     for name in _KEPT:
-        value = rpc.metadata_value(context, name)
+        value = rpc.metadata_value(context.invocation_metadata(), name)
         if value:
             metadata.add(name, value)
     traceparent = telemetry.current_traceparent()

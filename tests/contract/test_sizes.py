@@ -32,7 +32,7 @@ UNBOUNDED = {
     "Struct.fields",
 }
 #: Bounded by bytes and not by what each item may have; their comments say so.
-BY_BYTES = {"StreamMessages", "Publish", "Connect", "Link"}
+BY_BYTES = {"StreamMessages", "Publish", "ImportConversation", "Connect", "Link"}
 
 
 def rules_of(field: FieldDescriptor) -> Any:

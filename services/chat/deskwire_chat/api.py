@@ -20,7 +20,7 @@ from deskwire_chat.actions.agents import AGENTS, AgentActions
 from deskwire_chat.actions.attachments import ATTACHMENTS, AttachmentActions
 from deskwire_chat.actions.conversations import CONVERSATIONS, ConversationActions
 from deskwire_chat.actions.customers import CUSTOMERS, CustomerActions
-from deskwire_chat.actions.history import HISTORY, HistoryActions
+from deskwire_chat.actions.history import HISTORY, MAX_BYTES, HistoryActions
 from deskwire_chat.actions.history import conversation_of as imported_conversation
 from deskwire_chat.actions.keys import KEYS, IntegrationKeyActions
 from deskwire_chat.actions.offers import OfferActions
@@ -94,6 +94,7 @@ TABLE: Final = Table(
             HistoryActions.import_conversation,
             {Role.INTEGRATION, Role.OPERATOR},
             at=imported_conversation,
+            request_bytes=MAX_BYTES,
         ),
     ),
     Service(

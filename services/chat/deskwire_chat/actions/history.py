@@ -25,7 +25,7 @@ from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.store import conversations, customers, history, messages
 from deskwire_common.auth import current_principal
 from deskwire_common.db import UnitOfWork, WriteConflict
-from deskwire_common.errors import InvalidArgument, ResourceExhausted
+from deskwire_common.errors import InvalidArgument
 from deskwire_common.events import DomainEvent
 from deskwire_common.quota import Quota
 
@@ -85,7 +85,7 @@ class _Import:
     def __init__(
         self, actions: HistoryActions, request: history_pb.ImportConversationRequest, who: Actor
     ) -> None:
-        """Raise InvalidArgument, ResourceExhausted (TOO_LARGE) for a request that can never be stored."""
+        """Raise InvalidArgument for a request that can never be stored."""
         self.changed: set[CustomerKey] = set()
         """The customers who were there before and were changed, as (tenant, customer_id)."""
         self._tools = actions.tools
@@ -93,12 +93,6 @@ class _Import:
         self._who = who
         self._from = provenance_of(request)
         self._id = domain.history.conversation_id_of(who.tenant, self._from)
-        if request.ByteSize() > MAX_BYTES:
-            raise ResourceExhausted(
-                f"a request may have {MAX_BYTES:,} bytes, and this has {request.ByteSize():,}: send the messages in "
-                "several, one after another",
-                reason=reasons.ERROR_REASON_TOO_LARGE,
-            )
         self._identities = tuple(
             sorted({Identity(each.namespace, each.value) for each in request.customer.identities})
         )

@@ -9,7 +9,6 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from deskwire.chat.v1 import history_service_pb2 as history_pb
-from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat import domain, events, views
 from deskwire_chat.actions.customers import CustomerActions
 from deskwire_chat.actions.tools import Tools, check_printable

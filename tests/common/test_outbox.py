@@ -247,6 +247,7 @@ async def test_of_two_relays_one_publishes_and_the_other_follows(
                 await eventually(lambda: first.published == 21)
                 assert second.published == 0
                 running.cancel()
+                await asyncio.wait([running])
                 await happen(db, box, topic, "a", 1)
                 await eventually(lambda: second.published == 1, timeout=30)
     finally:

@@ -81,6 +81,8 @@ class Hubs:
                 "DESKWIRE_GRPC_LISTEN": address, "DESKWIRE_DATABASE_URL": url,
             },
             stdout=DEVNULL, stderr=DEVNULL,
+            # In the test's own process group the kernel would wake a stopped process when that group is orphaned.
+            start_new_session=True,
         )  # fmt: skip
         hub = Hub(port, process, self._token)
         self._stack.push_async_callback(hub.close)

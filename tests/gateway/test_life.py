@@ -48,9 +48,10 @@ async def test_who_says_nothing_is_sent_away_and_may_come_back(start: Start) -> 
 async def test_a_connection_ends_with_its_token(start: Start) -> None:
     async with (
         start(ping_interval=1.0) as d,
-        wire(d, d.token(Role.VISITOR, "1", ttl=2)) as brief,
+        wire(d, d.token(Role.VISITOR, "1", ttl=60)) as brief,
     ):
         await brief.works()
+        d.let_pass(61)
         assert await brief.ended() == ("TOKEN_EXPIRED", 3001)
 
 

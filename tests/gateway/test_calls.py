@@ -40,7 +40,10 @@ SET_STATUS = "AgentService/SetAgentStatus"
 GET_AGENT = "AgentService/GetAgent"
 LIST_MESSAGES = "ConversationService/ListMessages"
 #: Services of chat that nobody calls over a connection: the operator's, and those of machines.
-NOT_PASSED_ON = {"deskwire.chat.v1.TenantService", "deskwire.chat.v1.IntegrationKeyService"}
+NOT_PASSED_ON = {
+    f"deskwire.chat.v1.{name}"
+    for name in ("TenantService", "IntegrationKeyService", "HistoryService")
+}
 
 
 def available(**more: Any) -> agent_service_pb2.SetAgentStatusRequest:

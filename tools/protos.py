@@ -34,6 +34,8 @@ DESCRIPTORS = BUILD / "descriptors.binpb"
 # protobuf 5.27 code: runs on every runtime from 5.27 on. pkg_resources, which it imports, left setuptools in 81.
 GENERATOR = ("grpcio-tools==1.66.2", "setuptools<81")
 VALIDATE = "buf/validate/validate.proto"
+# Rules of our own for it; like its own they aren't in the stubs.
+TEXT_RULES = "deskwire/common/v1/text_rules.proto"
 
 
 def generate() -> None:
@@ -51,7 +53,7 @@ def generate() -> None:
         f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
         f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
         *(f"--{kind}_out={fresh}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")),
-        *source_names(),
+        *(name for name in source_names() if name != TEXT_RULES),
     )
     package = fresh / "deskwire"
     for folder in (package, *(path for path in package.rglob("*") if path.is_dir())):
@@ -116,13 +118,13 @@ def strip_validation(full: descriptor_pb2.FileDescriptorSet) -> descriptor_pb2.F
     """
     stripped = descriptor_pb2.FileDescriptorSet()
     for file in full.file:
-        if file.name == VALIDATE:
+        if file.name in {VALIDATE, TEXT_RULES}:
             continue
         copy = stripped.file.add()
         copy.CopyFrom(file)
         copy.DiscardUnknownFields()
-        if VALIDATE in copy.dependency:
-            copy.dependency.remove(VALIDATE)
+        for rules in {VALIDATE, TEXT_RULES}.intersection(copy.dependency):
+            copy.dependency.remove(rules)
     return stripped
 
 

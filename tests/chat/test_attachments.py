@@ -345,6 +345,32 @@ async def test_a_refused_send_says_what_a_program_needs(one: Desk) -> None:
             assert all(each.description for each in error.violations)
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("Screenshot 3.45.12\u202fPM.png", "Screenshot 3.45.12\u202fPM.png"),
+        ("\u8acb\u6c42\u66f8\u300011\u6708.pdf", "\u8acb\u6c42\u66f8\u300011\u6708.pdf"),
+        (
+            "\u0646\u0627\u0645\u0647\u200c\u0647\u0627.pdf",
+            "\u0646\u0627\u0645\u0647\u200c\u0647\u0627.pdf",
+        ),
+        ("shaking \U0001fae8.png", "shaking \U0001fae8.png"),
+        (" a.png\u200e", "a.png"),
+    ],
+)
+async def test_names_that_ordinary_machines_make(one: Desk, name: str, kept: str) -> None:
+    async with wire(one, one.token(VISITOR, "1")) as visitor:
+        conversation = new_id()
+        mine = Files(one, VISITOR, "1")
+        said = await mine.ready(conversation, b"1", file_name=name)
+        assert said.file_name == kept
+        # The message may have the name as it was given, or as it was kept.
+        said.file_name = name
+        assert await say(visitor, conversation, attachment=said) == ""
+    shown = await Files(one, Role.OPERATOR, "olga").get(said.attachment_id)
+    assert shown.attachment.file_name == kept
+
+
 async def test_who_may_upload_and_see(d: Desk) -> None:
     async with wire(d, d.token(VISITOR, "1")) as visitor, wire(d, d.token(AGENT, "ann")) as ann:
         await d.available("ann")
@@ -377,7 +403,8 @@ async def test_who_may_upload_and_see(d: Desk) -> None:
         {"file_name": "..\\b.png"},
         {"file_name": ".."},
         {"file_name": "a\nb.png"},
-        {"file_name": " a.png"},
+        {"file_name": "invoice\u202egpj.exe"},
+        {"file_name": "\u200b"},
         {"content_type": "text/html"},
         {"content_type": "image/svg+xml"},
         {"content_type": "image/png; charset=x"},

@@ -154,6 +154,7 @@ async def test_the_event_of_a_new_phone_number(d: Desk, kafka: str) -> None:
                 "display_name": "Li Na",
                 "email": "li@example.org",
                 "mobile": "+8613800138000",
+                "mobile_raw": "+86 138 0013 8000",
                 "identities": [
                     {"namespace": "crm:main", "value": "4711"},
                     {"namespace": "visitor", "value": "1001"},

@@ -15,6 +15,7 @@ import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from deskwire_common.auth import (
     ALGORITHM,
@@ -27,6 +28,7 @@ from deskwire_common.auth import (
     Role,
     TokenSigner,
     TokenVerifier,
+    profiles,
 )
 from deskwire_common.clock import ManualClock
 from deskwire_common.errors import Unauthenticated
@@ -145,11 +147,15 @@ def test_a_token_ends(keys: KeySet, clock: ManualClock) -> None:
         {"tid": "acme/other"},
         {"tid": "x" * 65},
         {"tid": 7},
-        {"sub": "with blank"},
+        {"sub": ""},
+        {"sub": " blank-before"},
+        {"sub": "blank-behind "},
+        {"sub": "x" * 256},
+        {"sub": "a\nb"},
+        {"sub": "j\u00f6rg@example.org"},
         {"sub": 7},
         {"sub": ["me"]},
         {"role": 7},
-        {"name": {}},
         {"sys": 7},
         {"iss": 7},
         {"aud": 7},
@@ -158,16 +164,6 @@ def test_a_token_ends(keys: KeySet, clock: ManualClock) -> None:
         {"role": "root"},
         {"role": "integration"},  # without a system
         {"sys": "crm:main"},  # a system for a visitor
-        {"name": "x" * 129},
-        {"email": 7},
-        {"email": "x" * 255},
-        {"phone_number": "+49\n"},
-        {"ids": ["crm:main"]},
-        {"ids": {"crm:main": 4711}},
-        {"ids": {"crm main": "4711"}},
-        {"ids": {"crm:main": ""}},
-        {"ids": {"visitor": "somebody-else"}},
-        {"ids": {f"crm:{number}": "1" for number in range(16)}},
     ],
 )
 def test_a_signed_token_that_says_what_cannot_be(
@@ -207,11 +203,91 @@ def test_a_token_that_begins_later_is_told_when_to_come_back(
     assert verifier.verify(forged(keys, **claims)).subject == "me"
 
 
-@pytest.mark.parametrize("name", ["Li\0Na", "Li\nNa", "\ud800"])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "4711",
+        "auth0|5f7c8ec7c33c6c004bbafe82",
+        "google-oauth2|103547991597142817347",
+        "ana+shop@example.org",
+        "q83vEjRWeJA=",
+        "users/4711",
+        "CORP\\ana",
+        "Ana Lopez",
+        '{"a": "b"}',
+        "a" * 86,
+        "~" * 255,
+    ],
+)
+def test_ids_of_sign_in_systems_are_subjects(
+    keys: KeySet, clock: ManualClock, subject: str
+) -> None:
+    token = TokenSigner(keys, clock).mint(tenant="t", role=Role.VISITOR, subject=subject)
+    assert TokenVerifier(keys, clock).verify(token).subject == subject
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Li\0Na",
+        "Li\nNa",
+        "\ud800",
+        "A\u202egpj",
+        "Li\u2028Na",
+        "\u2800",
+        " ",
+        "x" * 129,
+        7,
+        {},
+        None,
+    ],
+)
 def test_a_name_that_cannot_be_kept_is_left_out(
-    keys: KeySet, clock: ManualClock, name: str
+    keys: KeySet, clock: ManualClock, name: Any
 ) -> None:
     assert TokenVerifier(keys, clock).verify(forged(keys, name=name)).name == ""
+
+
+@pytest.mark.parametrize(
+    ("claims", "kept"),
+    [
+        ({"email": 7}, None),
+        ({"email": "x" * 255}, None),
+        ({"email": "ana@example.org\u00a0"}, Profile(email="ana@example.org")),
+        ({"email": "ana\n@example.org", "phone_number": "+49 30"}, Profile(mobile="+49 30")),
+        ({"phone_number": "+49\n30"}, None),
+        ({"phone_number": "+33\u00a06\u00a012"}, Profile(mobile="+33\u00a06\u00a012")),
+        ({"phone_number": "\u202a+86 138 0013 8000\u202c"}, Profile(mobile="+86 138 0013 8000")),
+        ({"ids": ["crm:main"]}, None),
+        ({"ids": {"crm:main": 4711, "crm:b": "1"}}, Profile(ids=(("crm:b", "1"),))),
+        ({"ids": {"crm main": "4711"}}, None),
+        ({"ids": {"crm:main": ""}}, None),
+        ({"ids": {"crm:main": "a\u200cb"}}, Profile(ids=(("crm:main", "a\u200cb"),))),
+        # Nobody becomes another visitor by a claim.
+        ({"ids": {"visitor": "somebody-else"}}, None),
+        (
+            {"ids": {f"crm:{number:02}": "1" for number in range(16)}},
+            Profile(ids=tuple((f"crm:{number:02}", "1") for number in range(15))),
+        ),
+    ],
+)
+def test_what_cannot_be_kept_of_a_profile_is_left_out_and_its_owner_let_in(
+    keys: KeySet, clock: ManualClock, claims: dict[str, Any], kept: Profile | None
+) -> None:
+    assert TokenVerifier(keys, clock).verify(forged(keys, **claims)).profile == kept
+
+
+def test_what_is_left_out_is_logged_once_without_its_text(
+    keys: KeySet, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiles, "_LOGGED", set())
+    verifier = TokenVerifier(keys, clock)
+    with capture_logs() as logs:
+        for number in range(3):
+            verifier.verify(forged(keys, sub=f"v{number}", name=f"secret{number}\n"))
+    assert [each["event"] for each in logs] == ["token_claim_left_out"]
+    assert logs[0]["claim"] == "name"
+    assert "secret" not in str(logs)
 
 
 def test_the_profile_of_others_is_nobodys_business(keys: KeySet, clock: ManualClock) -> None:

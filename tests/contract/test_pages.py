@@ -122,13 +122,14 @@ LISTED: dict[str, Listing] = {
                 "customer_id": uuid(number),
                 "display_name": WIDE * 128,
                 "email": "e" * 254,
-                "mobile": "1" * 32,
+                "mobile": "1" * 64,
+                "mobile_raw": WIDE * 64,
                 "version": 1,
             },
             **{
                 f"customer_identities {each}": {
                     "namespace": f"{each:064}",
-                    "value": f"{number:08}" + WIDE * 120,
+                    "value": f"{number:08}" + WIDE * 247,
                     "customer_id": uuid(number),
                 }
                 for each in range(16)
@@ -137,7 +138,7 @@ LISTED: dict[str, Listing] = {
     ),
     "deskwire.chat.v1.AgentService.ListAgents": Listing(
         lambda number: {
-            "agents": {"agent_id": f"{number:064}", "display_name": WIDE * 128, "status": 1}
+            "agents": {"agent_id": f"{number:0255}", "display_name": WIDE * 128, "status": 1}
         }
     ),
     "deskwire.chat.v1.TenantService.ListTenants": Listing(

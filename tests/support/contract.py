@@ -95,6 +95,8 @@ def our_files() -> list[descriptor_pb2.FileDescriptorProto]:
 
 def methods() -> list[MethodDescriptor]:
     for file in our_files():
+        if not file.service:
+            continue
         importlib.import_module(file.name.removesuffix(".proto").replace("/", ".") + "_pb2")
     return [
         method

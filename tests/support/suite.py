@@ -106,7 +106,7 @@ class Desk:
     async def available(self, agent: str, *, capacity: int = 5) -> None:
         """Set an agent available."""
         stub = agent_service_pb2_grpc.AgentServiceStub(
-            self.channel(Role.AGENT, agent, name=agent.title())
+            self.channel(Role.AGENT, agent, name=agent.title()[:128])
         )
         await stub.SetAgentStatus(
             agent_service_pb2.SetAgentStatusRequest(

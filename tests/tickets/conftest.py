@@ -90,7 +90,7 @@ class Client:
         system: str = "",
     ) -> Any:
         token = self.signer.mint(
-            tenant=tenant, role=role, subject=subject, system=system, name=subject.title()
+            tenant=tenant, role=role, subject=subject, system=system, name=subject.title()[:128]
         )
         channel = rpc.make_channel(self.target, token=lambda: token)
         self.channels.append(channel)

@@ -222,6 +222,36 @@ async def test_bad_input_is_named(client: Any, chat: Any) -> None:
         assert await refusal(call) == ("INVALID_ARGUMENT", "INVALID_FIELD")
 
 
+async def test_a_subject_is_one_line_with_something_to_see(client: Any, chat: Any) -> None:
+    stub = client()
+
+    async def make(subject: str) -> Any:
+        request = pb.CreateTicketRequest(
+            request_id=IDS.uuid7(), conversation_id=conversation(chat), subject=subject
+        )
+        return (await stub.CreateTicket(request)).ticket
+
+    for bad in (" ", "\n\n", "\u2800", "\u3164", "\ufeff", "a\nb", "a\x1b[31m", "A\u202egpj"):
+        error = await refused(make(bad))
+        assert (error.reason_name, error.violations[0][0]) == ("INVALID_FIELD", "subject"), bad
+    for good, kept in (
+        ("\u200eParcel\u3000\u5230 ", "Parcel\u3000\u5230"),
+        ("\U0001fae8", "\U0001fae8"),
+    ):
+        assert (await make(good)).subject == kept
+
+
+async def test_an_agent_of_any_sign_in_system_has_tickets(client: Any, chat: Any) -> None:
+    for subject in ("auth0|5f7c8ec7", 'CORP\\ana "x"', "ana+shop@example.org", "~" * 255):
+        stub = client(subject=subject)
+        made = await created(stub, conversation(chat))
+        assert made.assignee_id == subject
+        found = await stub.ListTickets(pb.ListTicketsRequest(assignee_id=subject))
+        assert [each.ticket_id for each in found.tickets] == [made.ticket_id]
+        audit = await stub.ListTicketAudit(pb.ListTicketAuditRequest(ticket_id=made.ticket_id))
+        assert audit.entries[0].actor.subject == subject
+
+
 async def test_roles(client: Any, chat: Any) -> None:
     ticket = await created(client(role=Role.BOT, subject="bot"), conversation(chat))
     visitor = client(role=Role.VISITOR, subject="1001")

@@ -30,6 +30,8 @@ _PURGE_CHUNK: Final = 1_000
 #: A method's full name, `deskwire.tickets.v1.TicketService/SolveTicket`.
 _MAX_METHOD: Final = 160
 _MAX_REQUEST_ID: Final = 128
+#: A role and a subject, `visitor:auth0|5f7c`.
+_MAX_PRINCIPAL: Final = 272
 
 ResponseT = TypeVar("ResponseT", bound=Message)
 
@@ -51,7 +53,7 @@ def idempotency_table(metadata: sa.MetaData) -> sa.Table:
         "idempotency",
         metadata,
         sa.Column("tenant_id", dbs.Name, primary_key=True),
-        sa.Column("principal", dbs.ascii_text(80), primary_key=True),
+        sa.Column("principal", dbs.ascii_text(_MAX_PRINCIPAL), primary_key=True),
         sa.Column("method", dbs.ascii_text(_MAX_METHOD), primary_key=True),
         sa.Column("request_id", dbs.binary_text(_MAX_REQUEST_ID), primary_key=True),
         sa.Column("body_hash", sa.LargeBinary(32), nullable=False),

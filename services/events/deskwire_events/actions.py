@@ -16,7 +16,7 @@ from deskwire.common.v1.json_value_pb2 import JsonObject
 from deskwire.events.v1 import adapter_registry_service_pb2 as registry_pb
 from deskwire.events.v1 import event_hub_service_pb2 as hub_pb
 from deskwire_common import events as codec
-from deskwire_common import exact, topics
+from deskwire_common import exact, texts, topics
 from deskwire_common.auth import Principal
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
@@ -307,9 +307,10 @@ def _check_event(path: str, event: hub_pb.ExternalEvent) -> None:
             f"{event.event_type} is deskwire's own event type", field=f"{path}.event_type"
         )
     # Databases disagree about spaces at the end, and PostgreSQL stores no NUL.
-    if event.subject != event.subject.strip() or not event.subject.isprintable():
+    # A subject is a key: it isn't trimmed, but refused.
+    if event.subject != texts.line(event.subject, f"{path}.subject"):
         raise InvalidArgument(
-            "a subject has no control characters and no spaces around it", field=f"{path}.subject"
+            "a subject has no blanks and no direction marks at its ends", field=f"{path}.subject"
         )
     if event.HasField("occurred_at") and not _is_time(event.occurred_at):
         raise InvalidArgument("not a time", field=f"{path}.occurred_at")

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from deskwire.common.v1 import actor_pb2
 from deskwire.tickets.v1 import ticket_service_pb2 as pb
+from deskwire_common import texts
 from deskwire_common.auth import Principal, current_principal
 from deskwire_common.clock import Clock, now_micros
 from deskwire_common.db import Database, UnitOfWork
@@ -52,9 +53,8 @@ class TicketActions:
         Raises NotFound (CONVERSATION_NOT_FOUND), RequestIdReused, Unavailable.
         """
         principal = current_principal()
-        _check_texts(
-            request_id=request.request_id, subject=request.subject, description=request.description
-        )
+        _check_texts(request_id=request.request_id, description=request.description)
+        subject = texts.line(request.subject, "subject")
         # A repeated request is answered even when chat is away or has forgotten the conversation.
         found = await self.idempotency.answered(
             self.db, method=CREATE, request=request, response_class=pb.CreateTicketResponse
@@ -70,7 +70,7 @@ class TicketActions:
                 tenant=principal.tenant,
                 ticket_id=self.ids.uuid7(),
                 number=number,
-                subject=request.subject,
+                subject=subject,
                 description=request.description,
                 priority=TicketPriority(request.priority or TicketPriority.NORMAL),
                 conversation_id=request.conversation_id,

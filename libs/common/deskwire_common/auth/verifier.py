@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -13,7 +12,8 @@ import jwt
 
 from deskwire.common.v1.error_reason_pb2 import ErrorReason
 from deskwire_common.auth.keys import ALGORITHM, KeySet, VerifyingKey
-from deskwire_common.auth.principals import Principal, Profile, Role, checked_principal
+from deskwire_common.auth.principals import Principal, Role, checked_principal
+from deskwire_common.auth.profiles import profile_of
 from deskwire_common.clock import Clock, SystemClock
 from deskwire_common.errors import Unauthenticated
 from deskwire_common.logging import get_logger
@@ -200,36 +200,17 @@ def _seconds(claims: Mapping[str, Any], claim: str) -> float:
 
 
 def _principal(claims: Mapping[str, Any]) -> Principal:
-    text = {name: claims.get(name, "") for name in ("tid", "sub", "role", "sys", "name")}
+    text = {name: claims.get(name, "") for name in ("tid", "sub", "role", "sys")}
     if not all(isinstance(value, str) for value in text.values()):
         raise Unauthenticated("a claim of the token is not text")
     try:
         role = Role(text["role"])
     except ValueError:
         raise Unauthenticated("the token has a role that is not known here") from None
-    profile = _profile(claims) if role is Role.VISITOR else None
+    name, profile = profile_of(claims, visitor=role is Role.VISITOR)
     try:
         return checked_principal(
-            Principal(text["tid"], role, text["sub"], text["sys"], _name(text["name"]), profile)
+            Principal(text["tid"], role, text["sub"], text["sys"], name, profile)
         )
     except ValueError as error:
         raise Unauthenticated(f"the token can't be used: {error}") from None
-
-
-def _name(text: str) -> str:
-    """Return a name that can be stored and sent, else "": it is only displayed, so a bad one refuses nobody."""
-    return "" if any(unicodedata.category(each) in {"Cc", "Cs"} for each in text) else text
-
-
-def _profile(claims: Mapping[str, Any]) -> Profile | None:
-    """Read `email` and `phone_number` (OpenID Connect Core, 5.1) and `ids` (an object: system to id)."""
-    email, mobile, ids = (
-        claims.get("email", ""),
-        claims.get("phone_number", ""),
-        claims.get("ids", {}),
-    )
-    if not isinstance(email, str) or not isinstance(mobile, str):
-        raise Unauthenticated("email or phone_number of the token is not text")
-    if not isinstance(ids, dict) or not all(isinstance(value, str) for value in ids.values()):
-        raise Unauthenticated('ids of the token is not an object of text: {"crm:main": "4711"}')
-    return Profile(email, mobile, tuple(sorted(ids.items()))) if email or mobile or ids else None

@@ -36,8 +36,10 @@ def ascii_text(length: int) -> sa.types.TypeEngine[str]:
 
 #: A UUID in its 36 characters.
 Id: Final = ascii_text(36)
-#: A tenant, subject, system id, agent id …: up to 64 ASCII characters.
+#: A tenant, system id, adapter id …: up to 64 ASCII characters.
 Name: Final = ascii_text(64)
+#: A subject: the id of a caller, an agent's id too; up to 255 ASCII characters.
+Subject: Final = ascii_text(255)
 #: Microseconds since 1970-01-01 UTC.
 Micros: Final = sa.BigInteger()
 #: An unsigned 32-bit number of the contract (seq, version, sequence).

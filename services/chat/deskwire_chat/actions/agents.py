@@ -8,12 +8,13 @@ from typing import Any, Final
 
 from deskwire.chat.v1 import agent_service_pb2 as agents_pb
 from deskwire_chat import domain, events, views
-from deskwire_chat.actions.tools import Look, ResponseT, Tools, check_printable
+from deskwire_chat.actions.tools import Look, ResponseT, Tools
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.agents import Agent, Status
 from deskwire_chat.domain.changes import Change
 from deskwire_chat.routing.router import Router
 from deskwire_chat.store import agents
+from deskwire_common import texts
 from deskwire_common.auth import Principal, Role, current_principal
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import (
@@ -37,12 +38,12 @@ class AgentActions:
     async def create(self, request: agents_pb.CreateAgentRequest) -> agents_pb.CreateAgentResponse:
         """Create an agent, as AWAY. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
         who = Actor.of(current_principal())
-        check_printable(request.display_name, "display_name")
+        display_name = texts.line(request.display_name, "display_name")
         on = self.tools.occasion(who)
         agent = Agent(
             tenant=who.tenant,
             agent_id=request.agent_id,
-            display_name=request.display_name,
+            display_name=display_name,
             status=Status.AWAY,
             capacity=request.capacity or domain.agents.DEFAULT_CAPACITY,
             active=0,
@@ -124,15 +125,14 @@ class AgentActions:
         principal = current_principal()
         who = Actor.of(principal)
         agent_id = _agent_meant(principal, request)
+        display_name = texts.line(request.display_name, "display_name")
         changed: list[Agent] = []
 
         async def work(uow: UnitOfWork) -> agents_pb.SetAgentStatusResponse:
             before = await agents.lock(uow.connection, who.tenant, agent_id)
             on = self.tools.occasion(who)
             if before is None:
-                name = request.display_name or (
-                    principal.name if agent_id == principal.subject else ""
-                )
+                name = display_name or (principal.name if agent_id == principal.subject else "")
                 after = Agent(
                     tenant=who.tenant,
                     agent_id=agent_id,
@@ -152,7 +152,7 @@ class AgentActions:
                     before,
                     status=Status(request.status),
                     capacity=request.capacity,
-                    display_name=request.display_name,
+                    display_name=display_name,
                 )
                 if changes:
                     await agents.save(uow.connection, after)
@@ -206,7 +206,6 @@ class AgentActions:
 
 def _agent_meant(principal: Principal, request: agents_pb.SetAgentStatusRequest) -> str:
     """Return the id of the agent whose status is set: the caller's own, or the one that an operator names."""
-    check_printable(request.display_name, "display_name")
     if principal.role is Role.OPERATOR and not request.agent_id:
         raise InvalidArgument("name the agent", field="agent_id")
     own = {"", principal.subject}

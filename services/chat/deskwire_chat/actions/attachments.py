@@ -61,7 +61,7 @@ class AttachmentActions:
         """
         files = self._store()
         who = Actor.of(current_principal())
-        domain.attachments.check_file(
+        file_name = domain.attachments.checked_name(
             request.file_name,
             request.content_type,
             request.size_bytes,
@@ -88,7 +88,7 @@ class AttachmentActions:
                 uploader_role=int(who.role),
                 uploader_id=who.subject,
                 uploader_name=who.name,
-                file_name=request.file_name,
+                file_name=file_name,
                 content_type=request.content_type,
                 size_bytes=request.size_bytes,
                 sha256=request.sha256,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from deskwire.chat.v1 import customer_pb2
@@ -171,18 +171,14 @@ class CustomerActions:
         source_version: int,
     ) -> customers_pb.UpsertCustomerResponse:
         on = self.tools.occasion(who)
-        customer = replace(
-            Customer(
-                customer_id=self.tools.ids.uuid7(),
-                tenant=who.tenant,
-                identities=identities,
-                created_at=on.now,
-                updated_at=on.now,
-            ),
-            display_name=values.get("display_name", ""),
-            email=values.get("email", ""),
-            mobile=values.get("mobile", ""),
+        fresh = Customer(
+            customer_id=self.tools.ids.uuid7(),
+            tenant=who.tenant,
+            identities=identities,
+            created_at=on.now,
+            updated_at=on.now,
         )
+        customer = domain.customers.with_values(fresh, values)
         await customers.add(uow.connection, [customer])
         if source_version:
             await customers.save_source_version(
@@ -227,15 +223,6 @@ class CustomerActions:
         return after
 
     def values_of(self, customer: customer_pb2.Customer, fields: Sequence[str]) -> dict[str, str]:
-        """Return the values of some fields, as they are stored. Raises InvalidArgument."""
-        values = {name: str(getattr(customer, name)) for name in fields}
-        for name, value in values.items():
-            if not value.isprintable():
-                raise InvalidArgument(
-                    "may hold printable characters only", field=f"customer.{name}"
-                )
-        if "mobile" in values:
-            values["mobile"] = domain.customers.normalise_mobile(
-                values["mobile"], default_region=self.default_region
-            )
-        return values
+        """Return the values of some fields, as they are kept. Raises InvalidArgument."""
+        given = {name: str(getattr(customer, name)) for name in fields}
+        return domain.customers.kept_values(given, default_region=self.default_region)

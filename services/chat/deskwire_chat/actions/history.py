@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 from deskwire.chat.v1 import history_service_pb2 as history_pb
 from deskwire_chat import domain, events, views
 from deskwire_chat.actions.customers import CustomerActions
-from deskwire_chat.actions.tools import Tools, check_printable
+from deskwire_chat.actions.tools import Tools
 from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.conversations import Conversation
 from deskwire_chat.domain.customers import CUSTOMER_FIELDS, MAX_IDENTITIES, Customer, Identity
@@ -22,6 +22,7 @@ from deskwire_chat.log.commands import Imported
 from deskwire_chat.log.group import CustomerKey
 from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.store import conversations, customers, history, messages
+from deskwire_common import texts
 from deskwire_common.auth import current_principal
 from deskwire_common.db import UnitOfWork, WriteConflict
 from deskwire_common.errors import InvalidArgument
@@ -253,7 +254,6 @@ def _said(place: int, message: history_pb.ImportedMessage) -> Said:
     """Return a message of a request. Raises InvalidArgument that names its field."""
     where = f"messages[{place}]"
     check_client_msg_id(message.external_id)
-    check_printable(message.sender_name, f"{where}.sender_name")
     kind = views.content.kind_of(message.content)[0]
     role = ActorRole(message.sender_role)
     if kind not in {Kind.TEXT, Kind.NOTE} or (kind == Kind.NOTE and role == ActorRole.VISITOR):
@@ -267,7 +267,7 @@ def _said(place: int, message: history_pb.ImportedMessage) -> Said:
         external_id=message.external_id,
         role=role,
         subject="" if role == ActorRole.VISITOR else message.sender_id,
-        name=message.sender_name,
+        name=texts.line(message.sender_name, f"{where}.sender_name"),
         kind=kind,
         body=message.content.SerializeToString(),
         sent_at=time.seconds * 1_000_000 + time.nanos // 1_000,

@@ -8,10 +8,11 @@ from typing import Final
 
 from deskwire.chat.v1 import integration_key_service_pb2 as keys_pb
 from deskwire_chat import domain, events, views
-from deskwire_chat.actions.tools import Tools, check_printable
+from deskwire_chat.actions.tools import Tools
 from deskwire_chat.domain.access import IntegrationKey
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.store import keys, tenants
+from deskwire_common import texts
 from deskwire_common.auth import Role, TokenSigner, current_principal, tenant_disabled
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import Unauthenticated
@@ -36,14 +37,14 @@ class IntegrationKeyActions:
     ) -> keys_pb.CreateIntegrationKeyResponse:
         """Create a key and return its secret, only this once. Raises InvalidArgument, RequestIdReused."""
         who = Actor.of(current_principal())
-        check_printable(request.display_name, "display_name")
+        display_name = texts.line(request.display_name, "display_name")
         secret = secrets.token_bytes(domain.access.SECRET_BYTES)
         on = self.tools.occasion(who)
         key = IntegrationKey(
             key_id=self.tools.ids.uuid7(),
             tenant=who.tenant,
             system_id=request.system_id,
-            display_name=request.display_name,
+            display_name=display_name,
             secret_hash=domain.access.secret_hash(secret),
             revoked=False,
             version=1,

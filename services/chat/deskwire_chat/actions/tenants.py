@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from deskwire.chat.v1 import tenant_service_pb2 as tenants_pb
 from deskwire_chat import domain, events, views
-from deskwire_chat.actions.tools import Look, ResponseT, Tools, check_printable
+from deskwire_chat.actions.tools import Look, ResponseT, Tools
 from deskwire_chat.domain.access import Tenant
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.store import tenants
+from deskwire_common import texts
 from deskwire_common.auth import current_principal
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import AlreadyExists
@@ -32,11 +33,11 @@ class TenantActions:
     ) -> tenants_pb.CreateTenantResponse:
         """Create a tenant. Raises AlreadyExists, InvalidArgument, RequestIdReused."""
         who = Actor.of(current_principal())
-        check_printable(request.display_name, "display_name")
+        display_name = texts.line(request.display_name, "display_name")
         on = self.tools.occasion(who)
         tenant = Tenant(
             tenant_id=request.tenant_id,
-            display_name=request.display_name,
+            display_name=display_name,
             disabled=False,
             version=1,
             created_at=on.now,

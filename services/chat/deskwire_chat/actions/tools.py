@@ -13,7 +13,6 @@ from deskwire_chat.events import Occasion
 from deskwire_common import telemetry
 from deskwire_common.clock import Clock, now_micros
 from deskwire_common.db import Database, UnitOfWork
-from deskwire_common.errors import InvalidArgument
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
@@ -52,9 +51,3 @@ class Tools:
     ) -> ResponseT:
         """Do `work` in a transaction of its own, once per request_id. Raises RequestIdReused, Unavailable."""
         return await self.idempotency.once(self.db, method=method, request=request, work=work)
-
-
-def check_printable(text: str, field: str) -> None:
-    """Raise InvalidArgument for characters that a name can't have."""
-    if not text.isprintable():
-        raise InvalidArgument("may hold printable characters only", field=field)

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.conversations import Conversation, may_see
+from deskwire_common import texts
 from deskwire_common.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -96,15 +97,16 @@ def not_uploaded(why: str) -> FailedPrecondition:
     return not_ready(AttachmentState.PENDING, f"{why}: PUT the declared bytes to the upload URL")
 
 
-def check_file(
+def checked_name(
     file_name: str, content_type: str, size: int, *, allowed: Sequence[str], max_bytes: int
-) -> None:
-    """Raise InvalidArgument for a file that isn't taken. `allowed`: types, or beginnings of types followed by a *."""
-    if not file_name.isprintable() or file_name != file_name.strip() or not file_name.strip("."):
-        raise InvalidArgument(
-            "file_name may hold printable characters only, none of them a blank at an end, and not only dots",
-            field="file_name",
-        )
+) -> str:
+    """Return the name that a file is kept under.
+
+    `allowed`: types, or beginnings of types followed by a *. Raises InvalidArgument for a file that isn't taken.
+    """
+    name = texts.line(file_name, "file_name")
+    if not name.strip("."):
+        raise InvalidArgument("file_name may not have only dots", field="file_name")
     if size > max_bytes:
         raise InvalidArgument(
             f"a file may have at most {max_bytes} bytes here (DESKWIRE_ATTACHMENTS_MAX_BYTES)",
@@ -116,6 +118,7 @@ def check_file(
             "(DESKWIRE_ATTACHMENTS_TYPES)",
             field="content_type",
         )
+    return name
 
 
 def _matches(content_type: str, pattern: str) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-import phonenumbers
-
 from deskwire.common.v1 import error_reason_pb2 as reasons
+from deskwire_chat.domain import contacts
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.domain.changes import Change
+from deskwire_common import texts
 from deskwire_common.auth import Profile
 from deskwire_common.errors import (
     FailedPrecondition,
@@ -26,6 +26,13 @@ MAX_IDENTITIES: Final = 16
 
 CUSTOMER_FIELDS: Final = ("display_name", "email", "mobile")
 """The fields of a customer that an update_mask may name."""
+
+_KEYS: Final[Mapping[str, Callable[[str], str]]] = {
+    "display_name": contacts.name_key,
+    "email": contacts.email_key,
+    "mobile": contacts.mobile_key,
+}
+"""What makes two values of a field the same."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,6 +52,8 @@ class Customer:
     display_name: str = ""
     email: str = ""
     mobile: str = ""
+    mobile_raw: str = ""
+    """The mobile number as whoever set it wrote it; it changes with `mobile` only."""
     identities: tuple[Identity, ...] = ()
     version: int = 1
     created_at: int = 0
@@ -59,21 +68,22 @@ class Customer:
         return self.customer_id
 
 
-def normalise_mobile(text: str, *, default_region: str = "") -> str:
-    """Return a mobile number as E.164 if it can be read so, else as given without outer blanks.
+def kept_values(given: Mapping[str, str], *, default_region: str) -> dict[str, str]:
+    """Return values of CUSTOMER_FIELDS as they are kept: trimmed, and a mobile number with `mobile_raw`, as it came.
 
-    `default_region` (`CN`, `DE`, …) is the region of numbers without a leading +; empty: they stay as given.
+    `default_region` is that of `contacts.normal_mobile`. Raises InvalidArgument (INVALID_FIELD) for what is no line, or
+    has nothing to see.
     """
-    given = text.strip()
-    if not given or (not given.startswith("+") and not default_region):
-        return given
-    try:
-        number = phonenumbers.parse(given, default_region or None)
-    except phonenumbers.NumberParseException:
-        return given
-    if not phonenumbers.is_possible_number(number):
-        return given
-    return str(phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164))
+    kept: dict[str, str] = {}
+    for name, text in given.items():
+        field = f"customer.{name}"
+        trimmed = contacts.unwrapped(text) if name == "mobile" else texts.trimmed(text)
+        # Systems write blanks for "no address" and "no number", but nobody has a name of blanks.
+        kept[name] = texts.line(trimmed or (text if name == "display_name" else ""), field)
+    if "mobile" in kept:
+        kept["mobile_raw"] = kept["mobile"]
+        kept["mobile"] = contacts.normal_mobile(kept["mobile"], default_region=default_region)
+    return kept
 
 
 def check_mask(paths: Iterable[str]) -> tuple[str, ...]:
@@ -102,13 +112,17 @@ def changed_customer(
 ) -> tuple[Customer, dict[str, Change]]:
     """Return the customer with `values` and more identities, and the fields that changed.
 
-    An empty dict of changes means that nothing really changed: the customer is returned as they were.
+    Another spelling of the same value is no change. An empty dict of changes means that nothing really changed: the
+    customer is returned as they were.
     """
     changes = {
-        name: Change(getattr(customer, name) or None, value or None)
-        for name, value in values.items()
-        if getattr(customer, name) != value
+        name: Change(getattr(customer, name) or None, values[name] or None)
+        for name, key in _KEYS.items()
+        if name in values and key(getattr(customer, name)) != key(values[name])
     }
+    changed = {name: values[name] for name in changes}
+    if "mobile" in changed:
+        changed["mobile_raw"] = values.get("mobile_raw", "")
     identities = tuple(sorted({*customer.identities, *add_identities}))
     if identities != tuple(sorted(customer.identities)):
         changes["identities"] = Change(
@@ -118,7 +132,7 @@ def changed_customer(
     if not changes:
         return customer, {}
     after = replace(
-        with_values(customer, values),
+        with_values(customer, changed),
         identities=identities,
         version=customer.version + 1,
         updated_at=now,
@@ -127,12 +141,13 @@ def changed_customer(
 
 
 def with_values(customer: Customer, values: Mapping[str, str]) -> Customer:
-    """Return the customer with new values of some CUSTOMER_FIELDS."""
+    """Return the customer with new values of some CUSTOMER_FIELDS, as `kept_values` gives them."""
     return replace(
         customer,
         display_name=values.get("display_name", customer.display_name),
         email=values.get("email", customer.email),
         mobile=values.get("mobile", customer.mobile),
+        mobile_raw=values.get("mobile_raw", customer.mobile_raw),
     )
 
 
@@ -143,18 +158,20 @@ def identities_of(visitor: Actor) -> list[Identity]:
 
 
 def filled(customer: Customer, visitor: Actor, *, default_region: str) -> dict[str, str]:
-    """Return values from the visitor's token for fields that are empty."""
+    """Return values from the visitor's token for fields that are empty, as `kept_values` gives them."""
     profile = visitor.profile or Profile()
     offered = {
         "display_name": visitor.name,
-        "email": profile.email.strip(),
-        "mobile": normalise_mobile(profile.mobile, default_region=default_region),
+        "email": profile.email,
+        "mobile": profile.mobile,
     }
-    return missing(customer, offered)
+    # What can't be kept is left out: it shuts nobody out.
+    kept = {name: text for name, text in offered.items() if texts.line_or_none(text)}
+    return missing(customer, kept_values(kept, default_region=default_region))
 
 
 def missing(customer: Customer, offered: Mapping[str, str]) -> dict[str, str]:
-    """Return what is offered for fields that are empty."""
+    """Return what is offered, as `kept_values` gives it, for fields that are empty."""
     return {name: value for name, value in offered.items() if value and not getattr(customer, name)}
 
 

@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire_chat.domain.actors import Actor, ActorRole
+from deskwire_common import texts
 from deskwire_common.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -97,9 +98,9 @@ def check_may_change(target: Message | None, kind: int, seq: int, who: Actor) ->
 
 def check_client_msg_id(client_msg_id: str) -> None:
     """Raise InvalidArgument for an id that databases compare differently: MariaDB ignores blanks at the end."""
-    if not client_msg_id.isprintable() or client_msg_id.endswith(" "):
+    if not texts.is_line(client_msg_id) or client_msg_id.endswith(" "):
         raise InvalidArgument(
-            "client_msg_id may hold printable characters only, the last one no blank",
+            f"client_msg_id {texts.LINE_RULE}; its last one may be no blank",
             field="client_msg_id",
             reason=reasons.ERROR_REASON_INVALID_FIELD,
         )

@@ -30,6 +30,7 @@ async def _with_identities(c: AsyncConnection, rows: Sequence[Row[Any]]) -> list
             display_name=row.display_name,
             email=row.email,
             mobile=row.mobile,
+            mobile_raw=row.mobile_raw,
             identities=tuple(sorted(identities[row.customer_id])),
             version=row.version,
             created_at=row.created_at,
@@ -112,6 +113,7 @@ async def add(c: AsyncConnection, items: Sequence[Customer]) -> None:
                 "display_name": item.display_name,
                 "email": item.email,
                 "mobile": item.mobile,
+                "mobile_raw": item.mobile_raw,
                 "version": item.version,
                 "created_at": item.created_at,
                 "updated_at": item.updated_at,
@@ -142,6 +144,7 @@ async def save(c: AsyncConnection, before: Customer, after: Customer) -> None:
             display_name=after.display_name,
             email=after.email,
             mobile=after.mobile,
+            mobile_raw=after.mobile_raw,
             version=after.version,
             updated_at=after.updated_at,
         )

@@ -8,6 +8,7 @@ from deskwire.chat.v1 import conversation_pb2, conversation_service_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.domain.attachments import Reference
 from deskwire_chat.domain.messages import Kind, check_client_msg_id
+from deskwire_common import texts
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.ids import is_uuid
 from deskwire_common.validation import Validator
@@ -21,19 +22,24 @@ REDACTED: Final = conversation_pb2.Content(redacted=conversation_pb2.Redacted())
 def kind_of(content: conversation_pb2.Content) -> tuple[Kind, int]:
     """Return the kind of a client's content, and the seq of the message that it changes.
 
-    Raises InvalidArgument for kinds that only the server writes.
+    Raises InvalidArgument for kinds that only the server writes, and for a text of which nothing can be seen.
     """
     kind = content.WhichOneof("kind")
     if kind == "edit":
+        texts.check_seen(content.edit.text, "content.edit.text")
         return Kind.EDIT, content.edit.seq
     if kind == "redaction":
         return Kind.REDACTION, content.redaction.seq
     if kind == "note":
+        texts.check_seen(content.note.text, "content.note.text")
         return Kind.NOTE, 0
     if kind == "attachment":
+        # As CreateAttachment keeps it.
+        content.attachment.file_name = texts.trimmed(content.attachment.file_name)
         return Kind.ATTACHMENT, 0
     if kind != "text":
         raise InvalidArgument(f"content.{kind} is for the server to say", field="content")
+    texts.check_seen(content.text, "content.text")
     return Kind.TEXT, 0
 
 
@@ -71,7 +77,8 @@ def checked(
         is_uuid(conversation_id)
         and 0 < len(client_msg_id) <= MAX_CLIENT_MSG_ID
         and content.WhichOneof("kind") == "text"
-        and 0 < len(content.text) <= MAX_TEXT
+        and len(content.text) <= MAX_TEXT
+        and texts.has_seen(content.text)
         and len(message.traceparent) <= MAX_TRACEPARENT
     ):
         return Kind.TEXT, 0

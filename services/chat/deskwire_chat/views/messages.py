@@ -78,6 +78,7 @@ def customer(item: Customer) -> customer_pb2.Customer:
         display_name=item.display_name,
         email=item.email,
         mobile=item.mobile,
+        mobile_raw=item.mobile_raw,
         identities=[
             customer_pb2.Identity(namespace=identity.namespace, value=identity.value)
             for identity in item.identities

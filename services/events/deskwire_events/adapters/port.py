@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 
 from deskwire.adapters.v1 import system_adapter_service_pb2 as pb
 from deskwire.common.v1 import error_reason_pb2
+from deskwire_common import texts
 from deskwire_common.errors import FailedPrecondition, Unavailable
 from deskwire_common.logging import get_logger
 from deskwire_events.domain import Adapter, Outcome
@@ -105,5 +106,5 @@ async def introduce(adapter: AdapterPort) -> Schema:
 
 
 def clean(text: str) -> str:
-    """A text of others for our tables and logs: not long, no control characters."""
-    return "".join(char if char.isprintable() else " " for char in text[:_MAX_TEXT])
+    """A text of others for our tables and logs: not long, and in one line."""
+    return texts.in_one_line(text[:_MAX_TEXT])

@@ -69,6 +69,7 @@ def _sources() -> None:
         sa.Column("last_error", _LONG_TEXT, nullable=False),
         sa.Column("change_count", sa.BigInteger(), nullable=False),
         sa.Column("read_count", sa.BigInteger(), nullable=False),
+        sa.Column("refused_count", sa.BigInteger(), nullable=False),
         sa.Column("last_change_at", sa.BigInteger(), nullable=False),
         sa.Column("snapshot_cursor", _LONG_TEXT, nullable=False),
         sa.Column("term", sa.BigInteger(), nullable=False),
@@ -87,7 +88,7 @@ def _sources() -> None:
 
 
 def _rows() -> None:
-    """The last sequence of every row, and the snapshot rows that are being delivered."""
+    """The last sequence of every row, the snapshot rows that are being delivered, and those that chat doesn't take."""
     op.create_table(
         "row_sequences",
         sa.Column("subject", _ascii(384), nullable=False),
@@ -100,6 +101,15 @@ def _rows() -> None:
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("row_change", _LONG_TEXT, nullable=False),
         sa.PrimaryKeyConstraint("incarnation", "number", name="pk_staged_changes"),
+    )
+    op.create_table(
+        "refused_rows",
+        sa.Column("incarnation", _ID, nullable=False),
+        sa.Column("subject", _ascii(384), nullable=False),
+        sa.Column("fields", _ascii(64), nullable=False),
+        sa.Column("why", _LONG_TEXT, nullable=False),
+        sa.Column("at_change", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("incarnation", "subject", name="pk_refused_rows"),
     )
 
 
@@ -159,7 +169,7 @@ def _idempotency() -> None:
     op.create_table(
         "idempotency",
         sa.Column("tenant_id", _NAME, nullable=False),
-        sa.Column("principal", _ascii(80), nullable=False),
+        sa.Column("principal", _ascii(272), nullable=False),
         sa.Column("method", _ascii(160), nullable=False),
         sa.Column("request_id", _text(128), nullable=False),
         sa.Column("body_hash", sa.LargeBinary(32), nullable=False),

@@ -33,6 +33,7 @@ def _ascii(length: int) -> sa.types.TypeEngine[str]:
 
 _ID = _ascii(36)
 _NAME = _ascii(64)
+_SUBJECT = _ascii(255)
 _BLOB = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql")
 _AUTO_ID = sa.BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
 
@@ -108,8 +109,8 @@ def _conversations() -> None:
         sa.Column("tenant_id", _NAME, nullable=False),
         sa.Column("state", sa.SmallInteger(), nullable=False),
         sa.Column("customer_id", _ID, nullable=False),
-        sa.Column("visitor_id", _NAME, nullable=False),
-        sa.Column("agent_id", _NAME, nullable=False),
+        sa.Column("visitor_id", _SUBJECT, nullable=False),
+        sa.Column("agent_id", _SUBJECT, nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
@@ -138,7 +139,7 @@ def _conversations() -> None:
         sa.Column("message_id", _ID, nullable=False),
         sa.Column("tenant_id", _NAME, nullable=False),
         sa.Column("sender_role", sa.SmallInteger(), nullable=False),
-        sa.Column("sender_id", _NAME, nullable=False),
+        sa.Column("sender_id", _SUBJECT, nullable=False),
         sa.Column("sender_name", _text(128), nullable=False),
         sa.Column("origin", _NAME, nullable=False),
         sa.Column("client_msg_id", _text(64), nullable=False),
@@ -174,7 +175,7 @@ def _conversations() -> None:
         "receipts",
         sa.Column("conversation_id", _ID, nullable=False),
         sa.Column("role", sa.SmallInteger(), autoincrement=False, nullable=False),
-        sa.Column("subject", _NAME, nullable=False),
+        sa.Column("subject", _SUBJECT, nullable=False),
         sa.Column("delivered_seq", sa.BigInteger(), nullable=False),
         sa.Column("read_seq", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
@@ -190,7 +191,7 @@ def _attachments() -> None:
         sa.Column("tenant_id", _NAME, nullable=False),
         sa.Column("conversation_id", _ID, nullable=False),
         sa.Column("uploader_role", sa.SmallInteger(), nullable=False),
-        sa.Column("uploader_id", _NAME, nullable=False),
+        sa.Column("uploader_id", _SUBJECT, nullable=False),
         sa.Column("uploader_name", _text(128), nullable=False),
         sa.Column("file_name", _text(255), nullable=False),
         sa.Column("content_type", _ascii(127), nullable=False),
@@ -215,7 +216,8 @@ def _customers() -> None:
         sa.Column("tenant_id", _NAME, nullable=False),
         sa.Column("display_name", _text(128), nullable=False),
         sa.Column("email", _text(254), nullable=False),
-        sa.Column("mobile", _text(32), nullable=False),
+        sa.Column("mobile", _text(64), nullable=False),
+        sa.Column("mobile_raw", _text(64), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
@@ -226,7 +228,7 @@ def _customers() -> None:
         "customer_identities",
         sa.Column("tenant_id", _NAME, nullable=False),
         sa.Column("namespace", _NAME, nullable=False),
-        sa.Column("value", _text(128), nullable=False),
+        sa.Column("value", _text(255), nullable=False),
         sa.Column("customer_id", _ID, nullable=False),
         sa.PrimaryKeyConstraint("tenant_id", "namespace", "value", name="pk_customer_identities"),
     )
@@ -256,7 +258,7 @@ def _access() -> None:
     op.create_table(
         "agents",
         sa.Column("tenant_id", _NAME, nullable=False),
-        sa.Column("agent_id", _NAME, nullable=False),
+        sa.Column("agent_id", _SUBJECT, nullable=False),
         sa.Column("display_name", _text(128), nullable=False),
         sa.Column("status", sa.SmallInteger(), nullable=False),
         sa.Column("capacity", sa.Integer(), nullable=False),
@@ -343,7 +345,7 @@ def _idempotency() -> None:
     op.create_table(
         "idempotency",
         sa.Column("tenant_id", _NAME, nullable=False),
-        sa.Column("principal", _ascii(80), nullable=False),
+        sa.Column("principal", _ascii(272), nullable=False),
         sa.Column("method", _ascii(160), nullable=False),
         sa.Column("request_id", _text(128), nullable=False),
         sa.Column("body_hash", sa.LargeBinary(32), nullable=False),

@@ -171,7 +171,7 @@ def _idempotency() -> None:
     op.create_table(
         "idempotency",
         sa.Column("tenant_id", _NAME, nullable=False),
-        sa.Column("principal", _ascii(80), nullable=False),
+        sa.Column("principal", _ascii(272), nullable=False),
         sa.Column("method", _ascii(160), nullable=False),
         sa.Column("request_id", _text(128), nullable=False),
         sa.Column("body_hash", sa.LargeBinary(32), nullable=False),

@@ -30,6 +30,7 @@ def _ascii(length: int) -> sa.types.TypeEngine[str]:
 
 _ID = _ascii(36)
 _NAME = _ascii(64)
+_SUBJECT = _ascii(255)
 _BLOB = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql")
 _LONG_TEXT = sa.Text().with_variant(
     mysql.MEDIUMTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql"
@@ -57,7 +58,7 @@ def _tickets() -> None:
         sa.Column("priority", sa.SmallInteger(), nullable=False),
         sa.Column("conversation_id", _ID, nullable=False),
         sa.Column("customer_id", _ID, nullable=False),
-        sa.Column("assignee_id", _NAME, nullable=False),
+        sa.Column("assignee_id", _SUBJECT, nullable=False),
         sa.Column("resolution", _LONG_TEXT, nullable=False),
         sa.Column("reopen_count", sa.BigInteger(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
@@ -88,7 +89,7 @@ def _tickets() -> None:
         sa.Column("tenant_id", _NAME, nullable=False),
         sa.Column("action", _NAME, nullable=False),
         sa.Column("actor_role", sa.SmallInteger(), nullable=False),
-        sa.Column("actor_subject", _NAME, nullable=False),
+        sa.Column("actor_subject", _SUBJECT, nullable=False),
         sa.Column("actor_name", _LONG_TEXT, nullable=False),
         sa.Column("origin", _NAME, nullable=False),
         sa.Column("time", sa.BigInteger(), nullable=False),
@@ -161,7 +162,7 @@ def _idempotency() -> None:
     op.create_table(
         "idempotency",
         sa.Column("tenant_id", _NAME, nullable=False),
-        sa.Column("principal", _ascii(80), nullable=False),
+        sa.Column("principal", _ascii(272), nullable=False),
         sa.Column("method", _ascii(160), nullable=False),
         sa.Column("request_id", _text(128), nullable=False),
         sa.Column("body_hash", sa.LargeBinary(32), nullable=False),

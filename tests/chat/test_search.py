@@ -94,6 +94,10 @@ async def test_words_phrases_beginnings_and_scripts(start: Start, signer: TokenS
         "приветствую",
         "ｆｕｌｌ width",
         "50% 'quoted' \\ back; DROP TABLE & | ! ( ) : * -minus +plus ~not <b>",
+        "\u2764\ufe0fUn caf\u00e9 \u00e0 \u0130stanbul",
+        "un cafe a istanbul",
+        "Call +86 138 0013 8000",
+        "\u7535\u8bdd13800138000",
     ]
     async with (
         start() as chat,
@@ -128,7 +132,24 @@ async def test_words_phrases_beginnings_and_scripts(start: Start, signer: TokenS
         assert await found("full") == [6]
         assert await found("50% -minus +plus ~not <b>") == [7]
         assert await found("drop & table | ( ) : \\ '") == [7]
-        for query in ("!?", 'a "b', "a*", " ".join(f"w{each}" for each in range(17)), "x" * 257):
+        for query in (
+            "cafe",
+            "CAF\u00c9",
+            "un cafe",
+            "caf\u00e9*",
+            "istanbul",
+            "\u0130stanbul caf*",
+        ):
+            assert await found(query) == [8, 9], query
+        assert await found('"un caf\u00e9 \u00e0"') == [8]
+        assert await found('"un cafe a"') == [9]
+        for query in ("13800138000", "138 0013 8000", "138-0013-8000", "1380013*"):
+            assert await found(query) == [10, 11], query
+        assert await found("138 0013 call") == [10]
+        assert await found("+8613800138000") == [10]
+        for query in ("!?", "\U0001f600", "\u2764\ufe0f"):
+            assert await found(query) == [], query
+        for query in (" ", 'a "b', "a*", " ".join(f"w{each}" for each in range(17)), "x" * 257):
             assert await desk.refused(query) == "INVALID_FIELD"
         assert await desk.refused("x", page_size=101) == "INVALID_FIELD"
 
@@ -213,8 +234,20 @@ async def test_postgresql_cuts_plain_text_as_the_others_do(postgres: DatabaseSer
         "x y" * 42,
         " ".join(f"word{each}" for each in range(800)),
         "a\tb\nc\r\\ \"'{}|&!():*<->",
+        "in 12 - 34 5, at 10:30:00, 2 x 3.14 and 1,000,000",
+        "order 4711081515",
     ]
-    by_hand = ["b" * 39, "caf\u00e9 now", "nul \0 here", "\u6211\u8981\u9000\u6b3e", "naive\u0301"]
+    # The third may have a number in groups, and hasn't.
+    by_hand = [
+        "call 138 0013 8000",
+        "06.12.34.56.78",
+        "12 34 56a",
+        "b" * 39,
+        "caf\u00e9 now",
+        "nul \0 here",
+        "\u6211\u8981\u9000\u6b3e",
+        "naive\u0301",
+    ]
     nothing = ["?!", "- . -"]
     talk = new_id()
     number = partition_of(talk)
@@ -248,7 +281,7 @@ async def test_postgresql_cuts_plain_text_as_the_others_do(postgres: DatabaseSer
     postgres.drop(url)
     assert found == {seq: vectors[seq] for seq in found}
     # A single letter is too short to tell, and left to the general way.
-    assert set(found) == {1, 2, 3, 5, 6, 7, 8}
+    assert set(found) == {1, 2, 3, 5, 6, 7, 8, 9, 10}
     assert count == len(found)
     assert {row.seq for row in rest} == {4, *range(len(plain) + 1, len(items) + 1)}
 

@@ -131,6 +131,8 @@ class ConversationActions:
         terms = words.of_query(request.query)
         if conversation_id:
             await self._visible(conversation_id)
+        if not terms:
+            return conversations_pb.SearchMessagesResponse()
         who = Actor.of(principal)
         async with self.tools.db.read() as c:
 

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.messages import Kind
-from deskwire_chat.domain.words import MAX_BYTES, Term
+from deskwire_chat.domain.words import BETWEEN_DIGITS, MAX_BYTES, MIN_DIGITS, Phrase, Term
 from deskwire_chat.store.tables import conversations, messages
 from deskwire_common import db
 from deskwire_common.db import UnitOfWork, raw_psycopg
@@ -77,8 +77,13 @@ _WRITTEN: Final = (
     " WHEN octet_length(body) = 3 + get_byte(body, 1) - 128 + 128 * get_byte(body, 2)"
     " THEN convert_from(substring(body FROM 4), 'LATIN1') END"
 )
-# Texts with long words aren't plain: cutting the words takes PostgreSQL longer than all the rest.
-_IS_PLAIN: Final = f"written ~ '^[\\x01-\\x7f]+$' AND written !~ '[A-Za-z0-9]{{{MAX_BYTES + 1}}}'"
+# Texts with long words aren't plain, as cutting the words takes PostgreSQL longer than all the rest; and texts that may
+# have a number in groups aren't, as words.of_text writes it together.
+_BETWEEN: Final = "[" + "".join(f"\\x{ord(each):02x}" for each in BETWEEN_DIGITS) + "]"
+_IS_PLAIN: Final = (
+    f"written ~ '^[\\x01-\\x7f]+$' AND written !~ '[A-Za-z0-9]{{{MAX_BYTES + 1}}}'"
+    f" AND NOT (written ~ '[0-9]{_BETWEEN}{{1,3}}[0-9]' AND written ~ '([0-9]{_BETWEEN}{{0,3}}){{{MIN_DIGITS}}}')"
+)
 _SEPARATORS: Final = "".join(f"\\x{each:02x}" for each in range(1, 128) if not chr(each).isalnum())
 # The words that words.of_text gives. With blanks between and "ww" before each, no parser interprets them further.
 _WORDS: Final = (
@@ -279,18 +284,23 @@ async def find(
 
 def _query(dialect: str, terms: Sequence[Term]) -> str:
     """Return the terms in a database's query language. Words contain nothing that has a meaning in it."""
+    either, every = {
+        "postgresql": (" | ", " & "),
+        "mysql": (" ", " "),
+        "sqlite": (" OR ", " AND "),
+    }[dialect]
+    must = "+" if dialect == "mysql" else ""
+    return every.join(
+        f"{must}({either.join(_phrase(dialect, phrase) for phrase in term)})" for term in terms
+    )
+
+
+def _phrase(dialect: str, phrase: Phrase) -> str:
     if dialect == "postgresql":
-        return " & ".join(
-            f"({' <-> '.join(term.words)}{':*' if term.prefix else ''})" for term in terms
-        )
-    if dialect == "mysql":
-        return " ".join(
-            f"+{term.words[0]}{'*' if term.prefix else ''}"
-            if len(term.words) == 1
-            else f'+"{" ".join(term.words)}"'
-            for term in terms
-        )
-    return " AND ".join(f'"{" ".join(term.words)}"{" *" if term.prefix else ""}' for term in terms)
+        return f"({' <-> '.join(phrase.words)}{':*' if phrase.prefix else ''})"
+    if dialect == "mysql" and len(phrase.words) == 1:
+        return phrase.words[0] + ("*" if phrase.prefix else "")
+    return f'"{" ".join(phrase.words)}"{" *" if phrase.prefix else ""}'
 
 
 async def log(c: AsyncConnection, steps: Steps) -> list[Any]:

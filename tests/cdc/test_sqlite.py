@@ -132,6 +132,83 @@ async def test_rows_of_a_file_reach_kafka_and_the_desk(launch: Launch, tmp_path:
     assert (first["shop"], first["total"]) == ("berlin", 9.5)
 
 
+async def test_a_row_that_cannot_be_kept_is_named_counted_and_forgotten_when_it_passes(
+    launch: Launch, tmp_path: Path
+) -> None:
+    path = tmp_path / "people.db"
+
+    def write(*statements: str) -> None:
+        with closing(sqlite3.connect(path, timeout=30)) as people, people:
+            for each in statements:
+                people.execute(each)
+
+    write(
+        "CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT, phone TEXT)",
+        "INSERT INTO people VALUES (1, 'Li' || char(10) || 'Na', '+86 138 0013 8000')",
+        "INSERT INTO people VALUES (2, 'Jean' || char(160) || 'Dupont', '(+86) 138 0013 8001')",
+        "INSERT INTO people VALUES (3, char(8238) || 'evil', NULL)",
+    )
+    signer = TokenSigner(KeySet.load(launch.plan.home.keys_file))
+    tenant = f"t{uuid.uuid4().hex[:8]}"
+    token = signer.mint(tenant=tenant, role=Role.OPERATOR, subject="auth0|op")
+    name = f"s{uuid.uuid4().hex[:8]}"
+    source = source_pb2.Source(
+        source_id=name,
+        kind=source_pb2.SOURCE_KIND_SQLITE,
+        url=f"sqlite:///{path}",
+        system_id="crm:main",
+        tables=["people"],
+        customer_rule=source_pb2.CustomerRule(
+            table="people", id_column="id", columns={"display_name": "name", "mobile": "phone"}
+        ),
+        snapshot=True,
+    )
+    async with (
+        make_channel(launch.plan.ports.address("cdc"), token=lambda: token) as cdc,
+        make_channel(launch.plan.ports.address("chat"), token=lambda: token) as chat,
+    ):
+        sources = source_service_pb2_grpc.SourceServiceStub(cdc)
+        await sources.CreateSource(
+            source_service_pb2.CreateSourceRequest(request_id=str(uuid.uuid4()), source=source)
+        )
+        customers = customer_service_pb2_grpc.CustomerServiceStub(chat)
+
+        async def are(expected: dict[str, tuple[str, str]]) -> bool:
+            found = await customers.ListCustomers(customer_service_pb2.ListCustomersRequest())
+            return {
+                each.identities[0].value: (each.display_name, each.mobile)
+                for each in found.customers
+            } == expected
+
+        async def refused(count: int, *parts: str) -> bool:
+            asked = source_service_pb2.GetSourceRequest(source_id=name)
+            shown = (await sources.GetSource(asked)).source
+            assert "evil" not in shown.last_error
+            told = shown.last_error if count else f"nothing{shown.last_error}"
+            return shown.refused_count == count and all(
+                each in told for each in parts or ["nothing"]
+            )
+
+        # What can be kept of a row is.
+        jean = ("Jean\u00a0Dupont", "+8613800138001")
+        await eventually(
+            lambda: are({"1": ("", "+8613800138000"), "2": jean, "3": ("", "")}), timeout=30
+        )
+        await eventually(lambda: refused(2, f"{name}/people/3", "column name", "one line"))
+        await asyncio.to_thread(write, "UPDATE people SET phone = '+86 139 0013 9000' WHERE id = 1")
+        await eventually(
+            lambda: are({"1": ("", "+8613900139000"), "2": jean, "3": ("", "")}), timeout=30
+        )
+        await eventually(lambda: refused(2, f"{name}/people/1"))
+        await asyncio.to_thread(write, "DELETE FROM people WHERE id = 3")
+        await eventually(lambda: refused(1, f"{name}/people/1"))
+        await asyncio.to_thread(write, "UPDATE people SET name = 'Li Na' WHERE id = 1")
+        await eventually(lambda: refused(0))
+        await eventually(
+            lambda: are({"1": ("Li Na", "+8613900139000"), "2": jean, "3": ("", "")}), timeout=30
+        )
+
+
 def _told(event: dict[str, Any]) -> tuple[str, Any, Any]:
     data = event["data"]
     operation = data["operation"]

@@ -23,7 +23,14 @@ from deskwire_common.errors import (
 
 
 class CustomerRefused(Exception):
-    """Chat will never take what the row says; the message says why."""
+    """Chat will never take what the row says; the message says why, `fields` of the customer what.
+
+    No `fields`: it is the whole row.
+    """
+
+    def __init__(self, message: str, fields: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.fields = fields
 
 
 class CustomerClient:
@@ -76,7 +83,10 @@ def _outcome(error: DeskwireError) -> Exception:
         # The same call was made before, when the customer looked otherwise: a second call fills other gaps.
         return CustomerRefused("")
     if isinstance(error, InvalidArgument | FailedPrecondition | AlreadyExists):
-        return CustomerRefused(f"{error.reason_name}: {error.message}")
+        broken = [field.removeprefix("customer.") for field, _ in error.violations]
+        fields = tuple(name for name in CUSTOMER_FIELDS if name in broken)
+        whole = not fields or len(fields) < len(broken)
+        return CustomerRefused(f"{error.reason_name}: {error.message}", () if whole else fields)
     return Unavailable(
         f"chat doesn't take customers: {error.reason_name}: {error.message}",
         retry_after=error.retry_after,

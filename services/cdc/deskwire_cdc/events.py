@@ -45,6 +45,7 @@ def source_message(source: Source) -> source_pb2.Source:
         position=shown.position,
         last_error=shown.last_error,
         change_count=shown.change_count,
+        refused_count=shown.refused_count,
         create_time=to_timestamp(shown.created_at),
         version=shown.version,
     )

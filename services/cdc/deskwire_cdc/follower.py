@@ -24,7 +24,7 @@ from deskwire_cdc.domain.sources import (
     State,
     without_secret,
 )
-from deskwire_cdc.sinks.customers import CustomerSink, TracedCall, traced_call
+from deskwire_cdc.sinks.customers import CustomerSink, Outcome, TracedCall, traced_call
 from deskwire_cdc.sinks.kafka import KafkaSink
 from deskwire_cdc.sinks.retry import pauses
 from deskwire_cdc.sources import Reader, ReaderOptions, open_reader
@@ -63,10 +63,10 @@ class Follower:
         self._held = held
         self._producer = Producer(parts.kafka, f"cdc-{source.source_id}")
         self._kafka = KafkaSink(self._producer, self._retrying, clock=parts.clock, ids=parts.ids)
-        self._customers = CustomerSink(parts.customers, self._retrying, self._refused)
+        self._customers = CustomerSink(parts.customers, self._retrying)
         self._pauses = pauses()
-        self._error = ""
-        """What failed last and can't be mended by trying again: shown until the next of its kind."""
+        self._notice = ""
+        """What the source's log had last that an operator should know: shown until the next one."""
 
     async def run(self) -> None:
         """Endless; a source, broker, chat or database that is away only makes it wait."""
@@ -149,14 +149,17 @@ class Follower:
         async with self._parts.db.read() as connection:
             before = await store.progress.last_sequences(connection, subjects) if subjects else {}
         numbered, after = number(source, batch.changes, before, source.read_count)
+        outcome = Outcome()
         records, calls = self._prepared(numbered)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._kafka.publish(records))
-            for theirs in calls.values():
-                group.create_task(self._customers.write(source, theirs))
+            for subject, theirs in calls.items():
+                group.create_task(self._customers.write(source, subject, theirs, outcome))
+        for subject, change in {each.subject: each.change for each in numbered}.items():
+            if change.after is None:
+                outcome.gone(subject)
         now = to_micros(self._parts.clock.now())
-        if batch.notice:
-            self._error = batch.notice
+        self._notice = batch.notice or self._notice
         done = replace(
             source,
             position=batch.position,
@@ -165,10 +168,17 @@ class Follower:
             change_count=source.change_count + len(batch.changes),
             last_change_at=now if batch.changes else source.last_change_at,
             state=State.SNAPSHOT if batch.snapshot else State.STREAMING,
-            last_error=self._error,
         )
-        await self._parts.db.run(lambda uow: store.progress.save(uow, done, after, unstage=staged))
-        self._source = done
+
+        async def save(uow: UnitOfWork) -> Source:
+            count, last = await store.refused.note(uow, done, outcome.refused, outcome.passed)
+            refused = f"{count} rows are refused, the last one is {last}" if count else ""
+            shown = "; ".join(filter(None, (self._notice, refused)))
+            saved = replace(done, refused_count=count, last_error=shown)
+            await store.progress.save(uow, saved, after, unstage=staged)
+            return saved
+
+        self._source = await self._parts.db.run(save)
         self._pauses.reset()
         self._measure(batch, now)
 
@@ -197,9 +207,6 @@ class Follower:
 
     async def _retrying(self, message: str) -> None:
         await self._note(State.RETRYING, message)
-
-    def _refused(self, message: str) -> None:
-        self._error = message
 
     async def _wait(self, state: State, message: str, detail: str = "") -> None:
         get_logger().warning(

@@ -23,6 +23,27 @@ class CustomerCall:
     source_version: int
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why chat doesn't take a row; `fields`: only these of the customer, none: the whole row. Never what is in them."""
+
+    fields: tuple[str, ...]
+    why: str
+
+
+def without(call: CustomerCall, fields: tuple[str, ...]) -> CustomerCall | None:
+    """Return a call for what is left of a row without some fields; None when nothing is, or they say nothing of it."""
+    mask = tuple(name for name in call.mask if name not in fields)
+    if not mask or mask == call.mask:
+        return None
+    return replace(
+        call,
+        request_id=f"{call.request_id}:without-{'-'.join(fields)}",
+        mask=mask,
+        values={name: value for name, value in call.values.items() if name not in fields},
+    )
+
+
 def customer_call(source: Source, numbered: NumberedChange) -> CustomerCall | None:
     """What a row change says of a customer; None when nothing.
 

@@ -85,6 +85,8 @@ class Source:
     """Row changes carried over."""
     read_count: int = 0
     """Row changes read, the dropped ones too: what makes positions comparable."""
+    refused_count: int = 0
+    """Rows of the customers' table that chat doesn't take, or not whole, as they are now."""
     last_change_at: int = 0
     snapshot_cursor: str = ""
     """How far a snapshot apart from the stream is, as the kind's reader writes it; empty: none to take, or done."""

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from deskwire_cdc.clients import CustomerClient, CustomerRefused
 from deskwire_cdc.domain.changes import NumberedChange
-from deskwire_cdc.domain.customers import CustomerCall, customer_call, missing_fields
+from deskwire_cdc.domain.customers import (
+    CUSTOMER_FIELDS,
+    CustomerCall,
+    Refusal,
+    customer_call,
+    missing_fields,
+    without,
+)
 from deskwire_cdc.domain.sources import Source
 from deskwire_cdc.sinks.retry import Retrying, pauses
 from deskwire_common import telemetry
@@ -35,41 +42,88 @@ def traced_call(source: Source, numbered: NumberedChange) -> TracedCall | None:
     return None if call is None else TracedCall(call, telemetry.current_traceparent())
 
 
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch's rows at chat, by subject."""
+
+    refused: dict[str, Refusal] = field(default_factory=dict)
+    passed: dict[str, frozenset[str]] = field(default_factory=dict)
+    """The customer's fields that chat has taken of a row; all of a row that is gone."""
+
+    def gone(self, subject: str) -> None:
+        """Note that a row is gone, and with it what was wrong with it."""
+        self.refused.pop(subject, None)
+        self.passed[subject] = frozenset(CUSTOMER_FIELDS)
+
+    def took(self, subject: str, fields: Iterable[str]) -> None:
+        """Note what chat has taken of a row; an earlier refusal of nothing but that is over."""
+        taken = self.passed[subject] = self.passed.get(subject, frozenset()).union(fields)
+        before = self.refused.get(subject)
+        if before is not None and taken.issuperset(before.fields):
+            del self.refused[subject]
+
+    def refuse(self, subject: str, fields: Sequence[str], why: str) -> None:
+        """Note what chat has refused of a row; no `fields`: all of it."""
+        before = self.refused.get(subject)
+        whole = not fields or (before is not None and not before.fields)
+        every = {*fields, *(before.fields if before else ())}
+        self.passed[subject] = self.passed.get(subject, frozenset()).difference(fields)
+        self.refused[subject] = Refusal(() if whole else tuple(sorted(every)), why)
+
+
 class CustomerSink:
     """Writes the customers of one source."""
 
-    def __init__(
-        self, client: CustomerClient, retrying: Retrying, refused: Callable[[str], None]
-    ) -> None:
-        """`retrying` is called at every failure that is worth another try, `refused` at the others: they are left."""
+    def __init__(self, client: CustomerClient, retrying: Retrying) -> None:
+        """`retrying` is called at every failure that is worth another try."""
         self._client = client
         self._retrying = retrying
-        self._refused = refused
         self._slots = asyncio.Semaphore(CONCURRENT_CALLS)
 
-    async def write(self, source: Source, calls: Sequence[TracedCall]) -> None:
-        """Return when chat has taken or refused all calls of a row, in their order; it may be away for any time."""
+    async def write(
+        self, source: Source, subject: str, calls: Sequence[TracedCall], outcome: Outcome
+    ) -> None:
+        """Return when chat has taken or refused all calls of a row, in their order; it may be away for any time.
+
+        Fields that chat refuses are left out, and noted in `outcome`.
+        """
         async with self._slots:
             for each in calls:
                 with telemetry.span("cdc.upsert_customer", traceparent=each.traceparent):
-                    known = await self._upsert(source, each.call)
-                    rest = None if known is None else missing_fields(each.call, known)
+                    taken = await self._taken(source, subject, each.call, outcome)
+                    rest = None if taken is None else missing_fields(*taken)
                     if rest is not None:
-                        await self._upsert(source, rest)
+                        await self._taken(source, subject, rest, outcome)
+
+    async def _taken(
+        self, source: Source, subject: str, call: CustomerCall, outcome: Outcome
+    ) -> tuple[CustomerCall, dict[str, str]] | None:
+        """Return what chat has taken of a call, and the customer's fields; None when that was nothing new."""
+        left: CustomerCall | None = call
+        while left is not None:
+            try:
+                known = await self._upsert(source, left)
+            except CustomerRefused as error:
+                get_logger().warning(
+                    "customer_refused", source=source.aggregate_id, row=subject, reason=str(error)
+                )
+                outcome.refuse(subject, error.fields, _why(source, error))
+                left = without(left, error.fields)
+            else:
+                outcome.took(subject, left.mask)
+                return None if known is None else (left, known)
+        return None
 
     async def _upsert(self, source: Source, call: CustomerCall) -> dict[str, str] | None:
-        """Return the customer's fields; None when chat will never take this."""
+        """Return the customer's fields; None when chat has taken this before. Raises CustomerRefused."""
         calls, again = METRICS.cdc_sync_calls, pauses()
         while True:
             try:
                 fields = await self._client.upsert(source, call)
             except CustomerRefused as error:
                 calls.labels(source.source_id, "refused").inc()
-                if reason := str(error):
-                    self._refused(f"a customer was refused, request {call.request_id}: {reason}")
-                    get_logger().warning(
-                        "customer_refused", source=source.aggregate_id, reason=reason
-                    )
+                if str(error):
+                    raise
                 return None
             except DeskwireError as error:
                 calls.labels(source.source_id, "retried").inc()
@@ -78,3 +132,9 @@ class CustomerSink:
             else:
                 calls.labels(source.source_id, "done").inc()
                 return dict(fields)
+
+
+def _why(source: Source, error: CustomerRefused) -> str:
+    rule = source.customer_rule
+    columns = [rule.columns[name] for name in error.fields] if rule is not None else []
+    return f"column {', '.join(columns)}: {error}" if columns else str(error)

@@ -4,7 +4,7 @@ What callers ask for is limited to one tenant; the workers see all sources. Ever
 source's `term`: whoever lost the source to another process can't move its position back.
 """
 
-from deskwire_cdc.store import progress, sources
+from deskwire_cdc.store import progress, refused, sources
 from deskwire_cdc.store.tables import METADATA
 
-__all__ = ["METADATA", "progress", "sources"]
+__all__ = ["METADATA", "progress", "refused", "sources"]

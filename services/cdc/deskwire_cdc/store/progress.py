@@ -31,6 +31,7 @@ async def save(
         last_change_at=source.last_change_at,
         state=source.state.value,
         last_error=source.last_error,
+        refused_count=source.refused_count,
     )
     rows = [{"subject": key, "sequence": value} for key, value in sequences_after.items()]
     await db.upsert(uow, sequences, rows, ["subject"])

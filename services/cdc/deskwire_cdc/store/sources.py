@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_cdc.domain.sources import CustomerRule, Source, State
-from deskwire_cdc.store.tables import sources, staged, versions
+from deskwire_cdc.store.tables import refused, sources, staged, versions
 from deskwire_common import db
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import Aborted
@@ -99,7 +99,8 @@ async def deactivate(uow: UnitOfWork, source: Source) -> bool:
 
 async def forget(uow: UnitOfWork, source: Source) -> None:
     """Remove the row of a deleted source: nothing is left in the external database."""
-    await uow.execute(sa.delete(staged).where(staged.c.incarnation == source.incarnation))
+    for table in (staged, refused):
+        await uow.execute(sa.delete(table).where(table.c.incarnation == source.incarnation))
     await uow.execute(sa.delete(sources).where(sources.c.incarnation == source.incarnation))
 
 

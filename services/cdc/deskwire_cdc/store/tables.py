@@ -37,6 +37,7 @@ sources = sa.Table(
     sa.Column("last_error", db.LongText, nullable=False),
     sa.Column("change_count", sa.BigInteger, nullable=False),
     sa.Column("read_count", sa.BigInteger, nullable=False),
+    sa.Column("refused_count", sa.BigInteger, nullable=False),
     sa.Column("last_change_at", db.Micros, nullable=False),
     sa.Column("snapshot_cursor", db.LongText, nullable=False),
     sa.Column("term", sa.BigInteger, nullable=False),
@@ -67,4 +68,17 @@ staged = sa.Table(
     sa.Column("incarnation", db.Id, primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("row_change", db.LongText, nullable=False),
+)
+
+# The rows that chat doesn't take, or not whole, until they are corrected or deleted.
+refused = sa.Table(
+    "refused_rows",
+    METADATA,
+    sa.Column("incarnation", db.Id, primary_key=True),
+    sa.Column("subject", db.ascii_text(384), primary_key=True),
+    # The customer's fields that are refused, with commas; empty: the whole row.
+    sa.Column("fields", db.ascii_text(64), nullable=False),
+    sa.Column("why", db.LongText, nullable=False),
+    # The source's count of changes when it was refused: which one is the last.
+    sa.Column("at_change", sa.BigInteger, nullable=False),
 )

@@ -40,10 +40,13 @@ _IGNORABLE: Final = (
 )
 """Default_Ignorable_Code_Point (DerivedCoreProperties.txt): what is not shown even by those who don't know it."""
 _IGNORABLES: Final = re.compile(f"[{_IGNORABLE}]+")
-_BLANKS: Final = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
-_ENDS: Final = " \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\u200e\u200f\ufeff"
-_OUTER: Final = re.compile(f"^[{_ENDS}]+|[{_ENDS}]+$")
+_BLANKS: Final = "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+"""Category Zs but for U+0020."""
+_SAME_BLANKS: Final = str.maketrans(dict.fromkeys(_BLANKS, " "))
+_ENDS: Final = f" {_BLANKS}\u200e\u200f\ufeff"
 _BRAILLE_BLANK: Final = "\u2800"
+_FILLERS: Final = "\u115f\u1160\u3164\uffa0"
+"""Letters without a form, for Hangul syllables that lack a part."""
 
 
 def is_line(text: str) -> bool:
@@ -54,7 +57,7 @@ def is_line(text: str) -> bool:
 
 def trimmed(text: str) -> str:
     """Return a text without blanks of any script, LRM, RLM and byte order marks at its ends."""
-    return _OUTER.sub("", text)
+    return text.strip(_ENDS)
 
 
 def line_or_none(text: str) -> str | None:
@@ -78,8 +81,10 @@ def line(text: str, field: str) -> str:
 
 def has_seen(text: str) -> bool:
     """Whether something of a text can be seen: more than blanks, controls, formats and fillers."""
-    if text and "!" <= text[0] <= "~":
-        return True  # as nearly all texts begin: the usual case costs 0.1 µs
+    # Nearly all texts begin with a character that can be seen: the usual case costs 0.1 to 0.2 µs.
+    first = text[:1]
+    if "!" <= first <= "~" or (first.isalnum() and first not in _FILLERS):
+        return True
     return any(not _is_unseen(character) for character in _IGNORABLES.sub("", text))
 
 
@@ -91,7 +96,7 @@ def check_seen(text: str, field: str) -> None:
 
 def same_blanks(text: str) -> str:
     """Return a text for comparing: every blank of every script is U+0020."""
-    return text if text.isascii() else _BLANKS.sub(" ", text)
+    return text if text.isascii() else text.translate(_SAME_BLANKS)
 
 
 def without_ignorable(text: str) -> str:

@@ -24,7 +24,7 @@ from deskwire.chat.v1 import (
 )
 from deskwire.chat.v1 import history_service_pb2 as pb
 from deskwire.common.v1 import actor_pb2
-from deskwire_chat.actions.history import MAX_BYTES
+from deskwire_chat.api import TABLE
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.domain.history import Provenance, conversation_id_of
 from deskwire_common.auth import Role, TokenSigner
@@ -213,7 +213,8 @@ async def test_a_request_is_bounded_in_bytes(d: Desk) -> None:
     calls = stub_of(d)
     texts_ = ["\u4e2d" * 8_000] * 43
     most = [said(number, text) for number, text in enumerate(texts_)]
-    assert a_request(*most).ByteSize() < MAX_BYTES
+    limit = TABLE.request_bytes["/deskwire.chat.v1.HistoryService/ImportConversation"]
+    assert 0 <= limit - a_request(*most).ByteSize() < 25_000
     assert (await calls.ImportConversation(a_request(*most))).stored == 43
     over = [said(number, text) for number, text in enumerate(texts_ * 2)]
     assert await refusal(calls.ImportConversation(a_request(*over))) == (

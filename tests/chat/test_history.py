@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import update
 
 from deskwire.chat.v1 import (
     agent_service_pb2,
@@ -27,7 +28,9 @@ from deskwire.common.v1 import actor_pb2
 from deskwire_chat.api import TABLE
 from deskwire_chat.domain.conversations import partition_of
 from deskwire_chat.domain.history import Provenance, conversation_id_of
+from deskwire_chat.store.tables import partitions
 from deskwire_common.auth import Role, TokenSigner
+from deskwire_common.db import Database
 from deskwire_common.rpc import stream_metadata
 from support import eventually
 from support.refusals import refusal, refused
@@ -372,3 +375,36 @@ async def test_any_process_takes_it(
                 request = a_request(said(0), said(1), external_id=f"t-{number}")
                 answer = await calls.ImportConversation(request)
                 assert answer.stored == (2 if port == d.chat.port else 0)
+
+
+async def test_a_process_that_reads_the_log_passes_over_them(
+    database_url: str, kafka: str, valkey: str, keys_file: Path, signer: TokenSigner
+) -> None:
+    async with desk(database_url, kafka, valkey, keys_file, signer) as d:
+        talks = []
+        for number in range(20):
+            request = a_request(said(0), said(1), external_id=f"t-{number}")
+            answer = await stub_of(d).ImportConversation(request)
+            talks.append(answer.conversation.conversation_id)
+    db = await Database.open(database_url, pool_size=1)
+    try:
+        # As after a crash before it was noted how far Kafka has the log.
+        await db.run(lambda uow: uow.execute(update(partitions).values(published=0)))
+    finally:
+        await db.close()
+    async with desk(database_url, kafka, valkey, keys_file, signer) as d:
+        visitor = await d.client(Role.VISITOR, "bob")
+        live = [_same_partition(each) for each in talks]
+        for each in live:
+            await visitor.send(each, "hello")
+
+        async def published() -> set[str]:
+            rows = await read_rows(kafka, "deskwire.messages")
+            return {each["subject"] for each in rows}
+
+        await eventually(lambda: _has_all(published, live))
+        assert not await published() & set(talks)
+
+
+async def _has_all(published: Any, wanted: list[str]) -> bool:
+    return set(wanted) <= await published()

@@ -19,7 +19,7 @@ from deskwire_cli.main import app
 from deskwire_cli.recorded import lines
 from deskwire_cli.recorded.dialogues import Dialogue, Rules, Speaker, dialogues_of, speakers
 from deskwire_cli.recorded.oddities import PLACES, TURN_KINDS, Balance, Kind
-from deskwire_cli.replay.recording import Recording
+from deskwire_cli.recorded.recording import Recording
 
 NAMES = {each.value: each for each in (Speaker.CUSTOMER, Speaker.AGENT, Speaker.SYSTEM)}
 RULES = Rules(NAMES, customer_begins=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -29,6 +30,15 @@ class Command:
             text=True,
             timeout=timeout,
             check=False,
+        )
+
+    async def begin(self, *arguments: str) -> asyncio.subprocess.Process:
+        """Start it, for tests that do something while it runs; its stdout is a pipe."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "deskwire_cli", *arguments),
+            env=self._environment,
+            stdout=asyncio.subprocess.PIPE,
         )
 
     def up(self, *arguments: str) -> subprocess.CompletedProcess[str]:

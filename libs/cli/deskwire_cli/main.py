@@ -9,6 +9,7 @@ import typer
 from deskwire_cli.access import agent_app, key_app, tenant_app
 from deskwire_cli.chat import chat
 from deskwire_cli.down import down
+from deskwire_cli.importing import import_file
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.replay import replay
 from deskwire_cli.status import status
@@ -35,6 +36,7 @@ app.command()(chat)
 app.command()(tail)
 app.command()(walk)
 app.command()(replay)
+app.command("import")(import_file)
 app.add_typer(tenant_app)
 app.add_typer(agent_app)
 app.add_typer(key_app)

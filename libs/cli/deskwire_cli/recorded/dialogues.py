@@ -74,11 +74,14 @@ class Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How dialogues are read: who is who, whether the customer must begin, and a check that may raise LeftOut."""
+    """How dialogues are read: who is who, whether the customer must begin, and a further check.
+
+    The check may raise LeftOut, and returns the fields that are left out: their kind, and the turn or 0.
+    """
 
     speakers: Mapping[str, Speaker]
     customer_begins: bool
-    check: Callable[[Dialogue], None] = lambda _dialogue: None
+    check: Callable[[Dialogue], list[tuple[Kind, int]]] = lambda _dialogue: []
 
 
 def speakers(
@@ -138,7 +141,7 @@ class _Reading:
         """Return the dialogue; None when it is left out."""
         try:
             found = self._read()
-            self._rules.check(found)
+            fields = self._rules.check(found)
             key = hashlib.blake2b(found.dialogue_id.encode(), digest_size=16).digest()
             if key in self._taken:
                 raise LeftOut(Kind.ID_TWICE)
@@ -151,6 +154,8 @@ class _Reading:
         self._balance.turns += self._count
         for kind, turn in self._left:
             self._balance.leave_turn(kind, Place(self._line.number, self._id, turn))
+        for kind, turn in fields:
+            self._balance.leave_field(kind, Place(self._line.number, self._id, turn))
         return found
 
     def _read(self) -> Dialogue:

@@ -50,11 +50,16 @@ class Kind(Enum):
     BAD_TIME = "bad_time", "a time that is none, or has no zone"
     NO_TIME = "no_time", "a turn without its time; --sent-at gives one to all of them"
     TIME_OUT_OF_RANGE = "time_out_of_range", "a time in the future, or before 1970"
-    BAD_CUSTOMER = "bad_customer", "a customer who can't be read"
-    BAD_SPEAKER = "bad_speaker", "a speaker's id or name that can't be kept"
+    BAD_CUSTOMER = "bad_customer", "a customer who can't be told from others"
     BAD_TURN_ID = "bad_turn_id", "a turn's id that can't be kept"
     TURN_ID_TWICE = "turn_id_twice", "an id that two turns of a dialogue have"
     REFUSED = "refused", "a dialogue that the suite refused"
+    # A field is left out of an import.
+    CUSTOMER_FIELD = (
+        "customer_field",
+        "a name, address, number or id of a customer that can't be kept",
+    )
+    SPEAKER_FIELD = "speaker_field", "an id or a name of a speaker that can't be kept"
 
     def __init__(self, word: str, meaning: str) -> None:
         self.word = word
@@ -74,7 +79,15 @@ TURN_KINDS: Final = frozenset(
         Kind.BEFORE_CUSTOMER,
     }
 )
-"""The kinds that leave out a turn; all others leave out a dialogue."""
+"""The kinds that leave out a turn."""
+
+FIELD_KINDS: Final = frozenset({Kind.CUSTOMER_FIELD, Kind.SPEAKER_FIELD})
+"""The kinds that leave out a field of what is kept; all others leave out a dialogue."""
+
+
+def scope_of(kind: Kind) -> str:
+    """Return what a kind leaves out: turn, field or dialogue."""
+    return "turn" if kind in TURN_KINDS else "field" if kind in FIELD_KINDS else "dialogue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,7 @@ class Balance:
     played: int = 0
     turns_out: Counter[Kind] = field(default_factory=Counter)
     dialogues_out: Counter[Kind] = field(default_factory=Counter)
+    fields_out: Counter[Kind] = field(default_factory=Counter)
     places: dict[Kind, list[Place]] = field(default_factory=dict)
 
     @property
@@ -114,6 +128,11 @@ class Balance:
     def leave_turn(self, kind: Kind, place: Place) -> None:
         """Count a turn that is left out."""
         self.turns_out[kind] += 1
+        self._note(kind, place)
+
+    def leave_field(self, kind: Kind, place: Place) -> None:
+        """Count a field that is left out of a turn, or of a dialogue, which is kept."""
+        self.fields_out[kind] += 1
         self._note(kind, place)
 
     def leave_dialogue(self, kind: Kind, place: Place, turns: int) -> None:
@@ -136,23 +155,28 @@ class Balance:
 
     def count(self, kind: Kind) -> int:
         """Return how often a kind was found: turns or dialogues."""
-        return (self.turns_out if kind in TURN_KINDS else self.dialogues_out)[kind]
+        counts = {"turn": self.turns_out, "field": self.fields_out, "dialogue": self.dialogues_out}
+        return counts[scope_of(kind)][kind]
 
-    def report(self) -> dict[str, Any]:
-        """Return the balance and the oddities in the form of --json."""
+    def report(self, done: str = "played") -> dict[str, Any]:
+        """Return the balance and the oddities in the form of --json; `done` names what was done with the rest."""
         return {
             "dialogues": self.dialogues,
-            "dialogues_played": self.dialogues_played,
+            f"dialogues_{done}": self.dialogues_played,
             "dialogues_left_out": {
                 kind.word: self.dialogues_out[kind] for kind in Kind if self.dialogues_out[kind]
             },
             "turns": self.turns,
-            "played": self.played,
-            "left_out": {kind.word: self.turns_out[kind] for kind in Kind if kind in self.places},
+            done: self.played,
+            "left_out": {
+                kind.word: self.turns_out[kind]
+                for kind in Kind
+                if kind in self.places and kind not in FIELD_KINDS
+            },
             "oddities": [
                 {
                     "kind": kind.word,
-                    "leaves_out": "turn" if kind in TURN_KINDS else "dialogue",
+                    "leaves_out": scope_of(kind),
                     "count": self.count(kind),
                     "meaning": kind.meaning,
                     "places": [
@@ -171,11 +195,10 @@ class Balance:
         for kind in Kind:
             if kind not in self.places:
                 continue
-            what = "turn" if kind in TURN_KINDS else "dialogue"
             places = "; ".join(str(each) for each in self.places[kind])
             more = "; …" if self.count(kind) > len(self.places[kind]) else ""
             found.append(
-                f"left out: {self.count(kind):,} × {what} {kind.word} ({kind.meaning}): {places}{more}"
+                f"left out: {self.count(kind):,} × {scope_of(kind)} {kind.word} ({kind.meaning}): {places}{more}"
             )
         return found
 

@@ -30,9 +30,9 @@ from deskwire_cli.recorded.options import (
     read_first,
     who_is_who,
 )
+from deskwire_cli.recorded.recording import Recording
 from deskwire_cli.replay.outcome import Outcome, show
 from deskwire_cli.replay.proof import Proof
-from deskwire_cli.replay.recording import Recording
 from deskwire_cli.replay.run_ids import RunIds
 from deskwire_cli.replay.stage import Stage
 from deskwire_cli.suite import Suite, load_suite

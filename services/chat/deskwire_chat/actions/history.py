@@ -31,6 +31,8 @@ from deskwire_common.quota import Quota
 
 HISTORY: Final = "deskwire.chat.v1.HistoryService"
 
+MAX_BYTES: Final = 1024 * 1024
+"""The most bytes of a request."""
 _WAITING: Final = 16
 """How many imports a tenant may have under way; each holds its request in memory."""
 _AT_ONCE: Final = 2

@@ -78,12 +78,12 @@ class SourceActions:
         return response
 
     async def get_source(self, request: pb.GetSourceRequest) -> pb.GetSourceResponse:
-        """Raises NotFound."""
+        """Return a source. Raises NotFound."""
         source = await self._find(current_principal(), request.source_id)
         return pb.GetSourceResponse(source=events.source_message(source))
 
     async def list_sources(self, request: pb.ListSourcesRequest) -> pb.ListSourcesResponse:
-        """By source_id. Raises InvalidArgument for a page token of another list."""
+        """Return a page of the tenant's sources, by source_id. Raises InvalidArgument (INVALID_PAGE_TOKEN)."""
         tenant = current_principal().tenant
         async with self.db.read() as connection:
             found, token = await page(
@@ -149,7 +149,7 @@ class SourceActions:
         request: pb.CreateSourceRequest | pb.DeleteSourceRequest,
         response: type[ResponseT],
     ) -> ResponseT | None:
-        """The first result of a repeated request, which it gets even when the source is away by now."""
+        """Return the first result of a repeated request, which gets it even when the source is away by now."""
         return await self.idempotency.answered(
             self.db, method=method, request=request, response_class=response
         )
@@ -187,7 +187,7 @@ class SourceActions:
         )
 
     async def _checked(self, source: Source) -> Source:
-        """With the position that capture starts from. Raises SourceUnusable."""
+        """Return the source with the position that capture starts from. Raises SourceUnusable."""
         reader = open_reader(source, self.options)
         try:
             await reader.check()

@@ -71,7 +71,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
 
 def own_folders(settings: Settings) -> list[Path]:
-    """Where the suite's own files are, as far as this service knows: no source may be there."""
+    """Return the folders of the suite's own files, as far as this service knows: no source may be there."""
     folders = [settings.keys_file.absolute().parent]
     url = dbs.normalize_url(settings.database_url)
     if url.get_backend_name() == "sqlite":

@@ -26,12 +26,12 @@ _ACTOR: Final = actor_pb2.Actor(role=actor_pb2.ROLE_INTEGRATION, subject=SUBJECT
 
 
 def kind_name(number: source_pb2.SourceKind.ValueType) -> str:
-    """The name of a kind of the contract: SOURCE_KIND_MARIADB is `mariadb`."""
+    """Return the name of a kind of the contract: SOURCE_KIND_MARIADB is `mariadb`."""
     return source_pb2.SourceKind.Name(number).removeprefix(_KIND).lower()
 
 
 def source_message(source: Source) -> source_pb2.Source:
-    """The source as the contract says it, without the password."""
+    """Return a source as a message of the contract, without the password."""
     shown = source.masked()
     message = source_pb2.Source(
         source_id=shown.source_id,
@@ -55,7 +55,7 @@ def source_message(source: Source) -> source_pb2.Source:
 
 
 def source_created(source: Source, *, ids: Ids, clock: Clock) -> DomainEvent:
-    """Of now, by the current principal."""
+    """Return the event of a source that was created now, by the current principal."""
     data = hub_events_pb2.SourceCreated(source=source_message(source))
     return new_event(
         data, subject=source.aggregate_id, sequence=source.version, ids=ids, clock=clock
@@ -63,7 +63,7 @@ def source_created(source: Source, *, ids: Ids, clock: Clock) -> DomainEvent:
 
 
 def source_deleted(source: Source, *, ids: Ids, clock: Clock) -> DomainEvent:
-    """Of now, by the current principal."""
+    """Return the event of a source that was deleted now, by the current principal."""
     data = hub_events_pb2.SourceDeleted(source=source_message(source))
     return new_event(
         data, subject=source.aggregate_id, sequence=source.version, ids=ids, clock=clock
@@ -71,7 +71,7 @@ def source_deleted(source: Source, *, ids: Ids, clock: Clock) -> DomainEvent:
 
 
 def row_changed(source: Source, numbered: NumberedChange, *, ids: Ids, clock: Clock) -> DomainEvent:
-    """A row's change, in the current trace; its origin is the source's system."""
+    """Return the event of a row's change, in the current trace; its origin is the source's system."""
     change = numbered.change
     data = hub_events_pb2.RowChanged(
         source_id=source.source_id,

@@ -44,7 +44,7 @@ REFUSED_PAUSE: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What followers are made of."""
+    """What all followers share."""
 
     db: Database
     kafka: str
@@ -55,7 +55,7 @@ class Parts:
 
 
 class Follower:
-    """Follows one source until it is cancelled, or somebody else's."""
+    """Follows one source until it is cancelled, or until another process owns the source."""
 
     def __init__(self, source: Source, parts: Parts, held: Held) -> None:
         self._source = source
@@ -69,7 +69,7 @@ class Follower:
         """What the source's log had last that an operator should know: shown until the next one."""
 
     async def run(self) -> None:
-        """Endless; a source, broker, chat or database that is away only makes it wait."""
+        """Follow the source without end; a source, broker, chat or database that is away only makes it wait."""
         await self._producer.start()
         try:
             while True:
@@ -105,7 +105,7 @@ class Follower:
             await reader.close()
 
     async def _take_over(self, uow: UnitOfWork) -> Source | None:
-        # Whoever has lost the slot meanwhile can't take the source from its new owner.
+        # A process that has lost the slot meanwhile can't take the source from its new owner.
         await self._held.fence(uow)
         return await store.sources.take_over(uow, self._source)
 
@@ -122,7 +122,7 @@ class Follower:
                 await reader.confirm(batch.position)
 
     async def _snapshot(self, reader: Reader) -> None:
-        """The rows that were there before, unless the reader brings them within the stream."""
+        """Deliver the rows that were there before, unless the reader brings them within the stream."""
         while True:
             async with self._parts.db.read() as connection:
                 changes = await store.progress.staged_changes(connection, self._source)
@@ -222,7 +222,7 @@ class Follower:
         await self._pauses.pause()
 
     async def _note(self, state: State, message: str) -> None:
-        """Make it visible; when our own database is away, too, the log has to do."""
+        """Show the state with the source. When this service's own database is away, too, only the log shows it."""
         shown = without_secret(message, self._source.url)
         if (self._source.state, self._source.last_error) == (state, shown):
             return

@@ -19,7 +19,7 @@ KIND: Final = "source"
 
 
 class Supervisor:
-    """The work on sources: each is a slot, of whichever process owns it."""
+    """Works on the sources whose slots this process owns."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -27,7 +27,7 @@ class Supervisor:
         """By incarnation: set when a source is deleted that this process works on."""
 
     async def ids(self, connection: AsyncConnection) -> list[str]:
-        """The slots of all sources: the deleted ones are still to be cleared away."""
+        """Return the slots of all sources, the deleted ones too: what was installed in them has to be removed."""
         live, deleted = await store.sources.every(connection)
         for source in deleted:
             if source.incarnation in self._deleted:

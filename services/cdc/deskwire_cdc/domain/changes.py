@@ -77,7 +77,7 @@ class NumberedChange:
 
 
 def key_text(key: Row) -> str:
-    """A primary key as part of a subject: its values percent-encoded, with commas, in the table's column order.
+    """Return a primary key as part of a subject: values percent-encoded, with commas, in the table's column order.
 
     A key longer than 128 characters is replaced by its SHA-256, marked with `~`.
     """
@@ -88,12 +88,12 @@ def key_text(key: Row) -> str:
 
 
 def subject_of(source: Source, change: Change) -> str:
-    """`<tenant>/<source>/<table>/<key>`: all changes of one row have it, and it is their Kafka key."""
+    """Return `<tenant>/<source>/<table>/<key>`, the subject and Kafka key of all changes of one row."""
     return f"{source.tenant_id}/{source.source_id}/{change.table}/{key_text(change.key)}"
 
 
 def event_id_of(source: Source, change: Change) -> str:
-    """The same for every read of the same change; different for every incarnation of the source."""
+    """Return an id that is the same for every read of a change, and another for another incarnation of the source."""
     return str(uuid.uuid5(EVENT_NAMESPACE, f"{source.incarnation}/{change.position}"))
 
 
@@ -103,7 +103,7 @@ def number(
     sequences: Mapping[str, int],
     read_count: int,
 ) -> tuple[list[NumberedChange], dict[str, int]]:
-    """Gives each change its event id and its subject's next sequence.
+    """Give each change its event id and its subject's next sequence.
 
     `sequences`: the last saved one of each subject; `read_count`: rows read before this batch. Returns the changes and
     the sequences after them, which are saved together with the position: so a batch that is read again gets the same
@@ -129,7 +129,7 @@ def number(
 
 
 def change_to_json(change: Change) -> str:
-    """A change as the table of staged snapshot rows keeps it; `change_from_json` is the way back."""
+    """Return a change as the table of staged snapshot rows keeps it; `change_from_json` is the way back."""
     return json.dumps(
         {
             "table": change.table,
@@ -146,6 +146,6 @@ def change_to_json(change: Change) -> str:
 
 
 def change_from_json(text: str) -> Change:
-    """What `change_to_json` wrote."""
+    """Return the change that `change_to_json` wrote."""
     data = json.loads(text)
     return Change(**{**data, "operation": Operation(data["operation"])})

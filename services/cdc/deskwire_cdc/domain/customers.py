@@ -14,7 +14,7 @@ CUSTOMER_FIELDS = ("display_name", "email", "mobile")
 
 @dataclass(frozen=True, slots=True)
 class CustomerCall:
-    """What UpsertCustomer is told about a row."""
+    """A call of UpsertCustomer for a row."""
 
     request_id: str
     identities: tuple[tuple[str, str], ...]
@@ -45,7 +45,7 @@ def without(call: CustomerCall, fields: tuple[str, ...]) -> CustomerCall | None:
 
 
 def customer_call(source: Source, numbered: NumberedChange) -> CustomerCall | None:
-    """What a row change says of a customer; None when nothing.
+    """Return what a row change says of a customer; None when it says nothing.
 
     Only the columns that the change really touched are written: a row that is saved with an old phone number, since
     somebody corrected the e-mail address, must not undo a phone number that the desk has just changed.
@@ -74,7 +74,7 @@ def customer_call(source: Source, numbered: NumberedChange) -> CustomerCall | No
 
 
 def missing_fields(call: CustomerCall, known: Mapping[str, str]) -> CustomerCall | None:
-    """A second call for what the row knows and the customer lacks, when the first one wrote only what was touched.
+    """Return a second call for what the row knows and the customer lacks, after one that wrote only what was touched.
 
     `known`: the customer's fields after the first call. That is how a customer whom the desk met only now gets a name.
     """

@@ -99,12 +99,12 @@ class Source:
         return f"{self.tenant_id}/{self.source_id}"
 
     def masked(self) -> Source:
-        """The same without the password."""
+        """Return the source without the password."""
         return replace(self, url=mask_url(self.url))
 
 
 def mask_url(url: str) -> str:
-    """The url without its password: `mariadb://user:***@host:3306/crm`."""
+    """Return a url without its password: `mariadb://user:***@host:3306/crm`."""
     parts = urlsplit(url)
     if parts.password is None:
         return url
@@ -113,7 +113,7 @@ def mask_url(url: str) -> str:
 
 
 def without_secret(text: str, url: str) -> str:
-    """An error's text, in which the url's password, should a driver repeat it, is struck out."""
+    """Return an error's text without the url's password, which a driver may repeat."""
     password = urlsplit(url).password
     if not password:
         return text
@@ -123,7 +123,7 @@ def without_secret(text: str, url: str) -> str:
 
 
 def check_rule(rule: CustomerRule | None, tables: Sequence[str]) -> None:
-    """Raises InvalidArgument when the rule names a table that isn't captured."""
+    """Check that the rule's table is captured. Raises InvalidArgument."""
     if rule is not None and rule.table not in tables:
         raise InvalidArgument(
             f"customer_rule.table {rule.table!r} is not one of the source's tables.",

@@ -18,7 +18,7 @@ _KINDS: Final = {kind.name: kind for kind in (mariadb.KIND, sqlite.KIND)}
 
 
 def kind_of(name: str) -> SourceKind:
-    """The kind of a name. Raises InvalidArgument for one that isn't captured."""
+    """Return the kind of a name. Raises InvalidArgument for one that isn't captured."""
     kind = _KINDS.get(name)
     if kind is None:
         raise InvalidArgument(f"sources of kind {name!r} can't be captured", field="source.kind")
@@ -26,7 +26,7 @@ def kind_of(name: str) -> SourceKind:
 
 
 def open_reader(source: Source, options: ReaderOptions) -> Reader:
-    """The reader for a source; connects only when it is used. Raises SourceUnusable for a kind of another version."""
+    """Return the reader for a source; it connects when used. Raises SourceUnusable for an unknown kind."""
     kind = _KINDS.get(source.kind)
     if kind is None:
         raise SourceUnusable("kind", f"Sources of kind {source.kind!r} can't be captured.")

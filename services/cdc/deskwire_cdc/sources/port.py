@@ -31,7 +31,7 @@ class ReaderOptions:
     poll_seconds: float = 0.05
     """SQLite: how often data_version is looked at."""
     heartbeat_seconds: float = 1.0
-    """MariaDB: how often an idle server says that it is there."""
+    """MariaDB: seconds between the heartbeats of an idle server."""
     connect_timeout: float = 5.0
     read_timeout: float = 30.0
     """MariaDB: silence longer than this is a dead connection."""
@@ -39,7 +39,7 @@ class ReaderOptions:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotChunk:
-    """Some rows that were there before."""
+    """Rows that were there before capture began."""
 
     changes: Sequence[Change]
     cursor: str
@@ -57,42 +57,42 @@ class Reader(ABC):
 
     @abstractmethod
     async def check(self) -> None:
-        """Refuse a database that would lose changes silently. Reads only."""
+        """Refuse a database that would lose changes silently. It only reads."""
 
     @abstractmethod
     async def start_position(self) -> str:
-        """Where a new source begins: what is committed afterwards will be read. Reads only."""
+        """Return where a new source begins: all that is committed afterwards will be read. It only reads."""
 
     @abstractmethod
     async def install(self) -> None:
-        """Whatever must be in the external database; twice is as good as once."""
+        """Put whatever is needed into the external database. A second call changes nothing."""
 
     @abstractmethod
     async def remove(self) -> None:
-        """Take out what `install` put in; twice is as good as once."""
+        """Remove what `install` put there. A second call changes nothing."""
 
     @abstractmethod
     def first_cursor(self) -> str:
-        """Cursor of the first snapshot chunk.
+        """Return the cursor of the first snapshot chunk.
 
         Empty when the reader brings its snapshot within the stream.
         """
 
     @abstractmethod
     async def snapshot_chunk(self, cursor: str, position: str) -> SnapshotChunk:
-        """The rows from cursor on, as they are now."""
+        """Return the rows from a cursor on, as they are now."""
 
     @abstractmethod
     def batches(self, position: str) -> AsyncGenerator[Batch, None]:
-        """Endless: everything after position, in log order."""
+        """Yield everything after a position, in log order, without end."""
 
     @abstractmethod
     async def confirm(self, position: str) -> None:
-        """Everything up to position is delivered and saved: the source may forget it."""
+        """Note that everything up to a position is delivered and saved: the source may forget it."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of connections and threads."""
+        """Close connections and end threads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A blocking reader in a thread of its own, and its batches on the event loop."""
+"""Runs a blocking reader in a thread of its own, and hands its batches to the event loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_WAITING = 64
 
 
 class Pump:
-    """A blocking reader in a thread of its own, and its batches on the event loop.
+    """Runs a blocking reader in a thread of its own, and hands its batches to the event loop.
 
     `read(emit, stopped)` runs in the thread; `emit` blocks while MAX_WAITING batches are unread. Its exception is
     raised out of `batches`.
@@ -34,13 +34,13 @@ class Pump:
         return self._stopped
 
     async def call(self, work: Callable[[], T]) -> T:
-        """Something short in the thread."""
+        """Run a short call in the thread."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     async def batches(  # noqa: C901 - one loop, whose end needs care
         self, read: Callable[[Callable[[Batch], None], threading.Event], None]
     ) -> AsyncGenerator[Batch, None]:
-        """Batches as `read` emits them."""
+        """Yield batches as `read` emits them."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Batch | None] = asyncio.Queue()
         room = threading.Semaphore(MAX_WAITING)
@@ -86,7 +86,7 @@ class Pump:
                 running.exception()
 
     def close(self) -> None:
-        """Let the thread go; the reader has ended before."""
+        """End the thread, whose reader has ended before."""
         self._stopped.set()
         self._executor.shutdown(wait=False)
 

@@ -18,7 +18,7 @@ def row_changes(
     committed_at: int,
     read_at: int,
 ) -> list[Change]:
-    """One change; for an update of the primary key a delete and an insert, since the subject is the key."""
+    """Return one change; for an update of the primary key a delete and an insert, as the key is the subject."""
 
     def change(operation: Operation, before: Row | None, after: Row | None, at: str) -> Change:
         image = after if after is not None else before

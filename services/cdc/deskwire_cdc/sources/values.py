@@ -32,7 +32,7 @@ from deskwire_cdc.domain.changes import Json
 
 
 def render(value: object) -> Json:  # noqa: PLR0911 - one line per type of the table
-    """A driver's value as JSON. Raises TypeError for a type that isn't in the table above."""
+    """Return a driver's value as JSON. Raises TypeError for a type that isn't in the table above."""
     match value:
         case None | bool() | int() | str():
             return value
@@ -53,7 +53,7 @@ def render(value: object) -> Json:  # noqa: PLR0911 - one line per type of the t
 
 
 def render_float(value: float) -> Json:
-    """A number, or the name of what JSON has no number for."""
+    """Return a number, or the name of one that JSON doesn't have."""
     if math.isfinite(value):
         return value
     if math.isnan(value):
@@ -62,7 +62,7 @@ def render_float(value: float) -> Json:
 
 
 def shortest_single(value: float) -> float:
-    """The shortest decimal that is the same 4-byte float: 1.1 for 1.100000023841858."""
+    """Return the shortest decimal that is the same 4-byte float: 1.1 for 1.100000023841858."""
     if not math.isfinite(value):
         return value
     for digits in range(6, 10):
@@ -73,7 +73,7 @@ def shortest_single(value: float) -> float:
 
 
 def render_time(value: dt.timedelta) -> str:
-    """A MySQL TIME: a span of up to ±838 hours."""
+    """Return a MySQL TIME, a span of up to ±838 hours, as text."""
     micros = round(value / dt.timedelta(microseconds=1))
     sign = "-" if micros < 0 else ""
     seconds, fraction = divmod(abs(micros), 1_000_000)

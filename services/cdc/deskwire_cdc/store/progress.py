@@ -56,7 +56,7 @@ async def stage(uow: UnitOfWork, source: Source, changes: Sequence[Change]) -> N
 
 
 async def staged_changes(connection: AsyncConnection, source: Source) -> list[Change]:
-    """Snapshot rows whose delivery isn't saved."""
+    """Return snapshot rows whose delivery isn't saved."""
     query = (
         sa.select(staged.c.row_change)
         .where(staged.c.incarnation == source.incarnation)
@@ -66,7 +66,7 @@ async def staged_changes(connection: AsyncConnection, source: Source) -> list[Ch
 
 
 async def last_sequences(connection: AsyncConnection, subjects: Sequence[str]) -> dict[str, int]:
-    """The last saved sequence of each subject that has one."""
+    """Return the last saved sequence of each subject that has one."""
     c = sequences.c
     query = sa.select(c.subject, c.sequence).where(c.subject.in_(subjects))
     return {row.subject: int(row.sequence) for row in await connection.execute(query)}

@@ -18,7 +18,7 @@ from deskwire_common.errors import Aborted
 
 
 async def next_version(uow: UnitOfWork, tenant: str, source_id: str) -> int:
-    """The source's next version; its row stays locked until the end of the transaction."""
+    """Return the source's next version; its row stays locked until the end of the transaction."""
     c = versions.c
     step = (
         sa.update(versions)
@@ -50,7 +50,7 @@ async def add(uow: UnitOfWork, source: Source) -> bool:
 
 
 async def get(connection: AsyncConnection, tenant: str, source_id: str) -> Source | None:
-    """A live source as of the last commit."""
+    """Return a live source as of the last commit."""
     query = sa.select(sources).where(
         sources.c.tenant_id == tenant, sources.c.source_id == source_id, sources.c.active == 1
     )
@@ -59,7 +59,7 @@ async def get(connection: AsyncConnection, tenant: str, source_id: str) -> Sourc
 
 
 async def page(connection: AsyncConnection, tenant: str, *, after: str, limit: int) -> list[Source]:
-    """Live sources by id, those after `after`."""
+    """Return live sources by id, those after `after`."""
     c = sources.c
     query = (
         sa.select(sources)
@@ -71,14 +71,14 @@ async def page(connection: AsyncConnection, tenant: str, *, after: str, limit: i
 
 
 async def captured_tables(connection: AsyncConnection, tenant: str) -> list[int]:
-    """How many tables each live source of a tenant has."""
+    """Return how many tables each live source of a tenant has."""
     c = sources.c
     query = sa.select(c.tables).where(c.tenant_id == tenant, c.active == 1)
     return [len(json.loads(text)) for text in (await connection.execute(query)).scalars()]
 
 
 async def every(connection: AsyncConnection) -> tuple[list[Source], list[Source]]:
-    """The live ones and the deleted ones of all tenants: for the workers, never for a caller."""
+    """Return the live and the deleted ones of all tenants: for followers, never for a caller."""
     live: list[Source] = []
     deleted: list[Source] = []
     for row in (await connection.execute(sa.select(sources))).mappings():
@@ -87,7 +87,7 @@ async def every(connection: AsyncConnection) -> tuple[list[Source], list[Source]
 
 
 async def deactivate(uow: UnitOfWork, source: Source) -> bool:
-    """Delete a live source, and fence its worker; False when it was deleted meanwhile."""
+    """Delete a live source, and fence its follower; False when it was deleted meanwhile."""
     c = sources.c
     statement = (
         sa.update(sources)
@@ -98,14 +98,14 @@ async def deactivate(uow: UnitOfWork, source: Source) -> bool:
 
 
 async def forget(uow: UnitOfWork, source: Source) -> None:
-    """Remove the row of a deleted source: nothing is left in the external database."""
+    """Remove the row of a deleted source, when nothing of capture is left in the external database."""
     for table in (staged, refused):
         await uow.execute(sa.delete(table).where(table.c.incarnation == source.incarnation))
     await uow.execute(sa.delete(sources).where(sources.c.incarnation == source.incarnation))
 
 
 async def take_over(uow: UnitOfWork, source: Source) -> Source | None:
-    """Become the source's one worker; the source as it is now, None when it was deleted."""
+    """Make the caller the source's one follower; return the source as it is now, None when it was deleted."""
     c = sources.c
     mine = (c.incarnation == source.incarnation, c.active == 1)
     if (await uow.execute(sa.update(sources).where(*mine).values(term=c.term + 1))).rowcount == 0:

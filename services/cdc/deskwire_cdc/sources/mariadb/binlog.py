@@ -1,13 +1,13 @@
-"""MariaDB's binlog: events → batches of changes.
+"""MariaDB's binlog: turns its events into batches of changes.
 
-Around mysql-replication, whose quiet ways of losing rows are closed here:
+mysql-replication reads it; its quiet ways of losing rows are closed here:
 
-- It reconnects by itself at the position that it was opened with. Here a lost connection ends the
-  reader, and the worker opens a new one at the saved position.
+- It reconnects by itself at the position that it was opened with. Here a lost connection ends the reader, and the
+  follower opens a new one at the saved position.
 - A position inside a transaction is its GTID set *before* the transaction, the transaction's GTID, and the number of
   rows done: `0-1-56+0-1-57:3`. The server sends the transaction from its start, and the rows done are dropped here.
-- Events that it doesn't know (compressed rows, incidents, ...) would be filtered; here they end the
-  capture with the setting that makes them.
+- It filters out events that it doesn't know (compressed rows, incidents, …). Here they end the capture, with the name
+  of the setting that makes them.
 - Rows without all columns, or without column names, are refused.
 """
 
@@ -73,18 +73,18 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """`0-1-56,7-1-3` or `0-1-56,7-1-3+0-1-57:3`; empty: the binlog's beginning."""
+        """Read `0-1-56,7-1-3` or `0-1-56,7-1-3+0-1-57:3`; empty: the binlog's beginning."""
         whole, _, partial = text.partition("+")
         gtid, _, rows = partial.partition(":")
         done = {gtid.split("-", 1)[0]: gtid for gtid in whole.split(",") if gtid}
         return cls(done, gtid, int(rows or 0))
 
     def gtid_set(self) -> str:
-        """What the server is told."""
+        """Return the GTID set for the server."""
         return ",".join(self.done.values())
 
     def text(self) -> str:
-        """As it is saved."""
+        """Return the form that is saved."""
         if not self.partial_gtid:
             return self.gtid_set()
         return f"{self.gtid_set()}+{self.partial_gtid}:{self.partial_rows}"
@@ -101,7 +101,7 @@ class Column:
 
 
 def server_id(source: Source) -> int:
-    """A replica's id in the upper half of 32 bits; the same for the source whoever owns it.
+    """Return a replica's id in the upper half of 32 bits, the same for a source whichever process owns it.
 
     The server ends an older stream with the same id: so an owner that lost its lease goes quiet.
     """
@@ -138,7 +138,7 @@ def open_stream(
 
 
 class BinlogLoop:
-    """Events → batches, in a thread."""
+    """Turns binlog events into batches, in a thread."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class BinlogLoop:
         self._emitted = ""
 
     def run(self, position: Position, server: Server) -> None:
-        """Until stopped; raises what ends the stream."""
+        """Read and emit until stopped. Raises what ends the stream."""
         self._resume = (position.partial_gtid, position.partial_rows)
         self._position = Position(dict(position.done), *self._resume)
         self._emitted = "nothing yet"  # the first heartbeat says that the source is there
@@ -276,7 +276,7 @@ class BinlogLoop:
             self._flush(force=True)
 
     def _flush(self, *, force: bool) -> None:
-        """Hand over what there is; without force only a position that has moved."""
+        """Emit what was read. Without `force`, do so only between transactions and when the position has moved."""
         text = self._position.text()
         if not force and (self._gtid or text == self._emitted):
             return
@@ -305,7 +305,7 @@ def _on_unknown(event: Any) -> None:
 
 
 def describe(event: Any) -> list[Column]:
-    """The row's columns as the table was when it was written."""
+    """Return the row's columns as the table was when it was written."""
     columns = [
         Column(column.name or "", type_name(column), 0, bool(column.is_primary))
         for column in event.columns
@@ -323,7 +323,7 @@ def describe(event: Any) -> list[Column]:
 
 
 def type_name(column: Any) -> str:
-    """The types whose values need more than their Python type says."""
+    """Return the types whose values need more than their Python type says."""
     match column.type:
         case FIELD_TYPE.TIMESTAMP | FIELD_TYPE.TIMESTAMP2:
             return "timestamp"
@@ -342,7 +342,7 @@ def type_name(column: Any) -> str:
 def images(
     event: Any, row: Mapping[str, Any], columns: list[Column]
 ) -> tuple[Operation, dict[str, Json] | None, dict[str, Json] | None]:
-    """The operation, and the row before and after."""
+    """Return the operation, and the row before and after."""
     match event:
         case WriteRowsEvent():
             return Operation.INSERT, None, _image(row["values"], row["none_sources"], columns)
@@ -379,7 +379,7 @@ def _image(
 
 
 def binlog_value(value: Any, column: Column) -> Json:
-    """A value as mysql-replication gives it → JSON."""
+    """Return a value from mysql-replication as JSON."""
     kind = column.data_type
     if value is None:
         return None

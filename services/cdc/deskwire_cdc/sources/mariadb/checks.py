@@ -27,7 +27,7 @@ UNSUPPORTED_TYPES = frozenset(
 
 
 def check_server(cursor: pymysql.cursors.Cursor) -> None:
-    """Raises SourceUnusable, which names the variable to set."""
+    """Check the server's variables. Raises SourceUnusable, which names the variable to set."""
     cursor.execute("SELECT VERSION()")
     version = str((cursor.fetchone() or ("",))[0])
     if "mariadb" not in version.lower():
@@ -45,7 +45,7 @@ def check_server(cursor: pymysql.cursors.Cursor) -> None:
 
 
 def check_filters(cursor: pymysql.cursors.Cursor, database: str) -> None:
-    """Raises SourceUnusable for a binlog that leaves the database out."""
+    """Check that the binlog has the database. Raises SourceUnusable."""
     cursor.execute("SHOW MASTER STATUS")
     found = cursor.fetchone()
     if found is None:
@@ -59,7 +59,7 @@ def check_filters(cursor: pymysql.cursors.Cursor, database: str) -> None:
 
 
 def check_table(cursor: pymysql.cursors.Cursor, database: str, table: str) -> list[Column]:
-    """A table's columns as they are now. Raises SourceUnusable for a table that can't be captured."""
+    """Return a table's columns as they are now. Raises SourceUnusable for a table that can't be captured."""
     place = (database, table)
     cursor.execute(
         "SELECT engine FROM information_schema.tables "
@@ -104,7 +104,7 @@ def check_table(cursor: pymysql.cursors.Cursor, database: str, table: str) -> li
 
 
 def check_rule(rule: CustomerRule | None, columns: Mapping[str, Sequence[Column]]) -> None:
-    """Raises SourceUnusable for a rule whose columns aren't there; `columns` of each table."""
+    """Check a rule against the `columns` of each table. Raises SourceUnusable when one isn't there."""
     if rule is not None:
         known = {column.name: column for column in columns[rule.table]}
         for name in rule.named_columns():

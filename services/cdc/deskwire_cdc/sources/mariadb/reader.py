@@ -31,7 +31,7 @@ class MariadbReader(Reader):
         await self._pump.call(self._check)
 
     async def start_position(self) -> str:
-        """The GTID set of a view that shows everything up to it.
+        """Return the GTID set of a view that shows everything up to it.
 
         `gtid_binlog_pos` alone could be ahead of what a reader sees: a transaction is in the binlog before it is
         visible. A consistent snapshot knows its own place in the binlog.
@@ -39,21 +39,21 @@ class MariadbReader(Reader):
         return await self._pump.call(self._start_position)
 
     async def install(self) -> None:
-        """Nothing: the binlog is there."""
+        """Do nothing: the server writes the binlog anyway."""
 
     async def remove(self) -> None:
-        """Nothing was installed."""
+        """Do nothing: nothing was installed."""
 
     def first_cursor(self) -> str:
-        """The first table, from its beginning."""
+        """Return the beginning of the first table."""
         return json.dumps({"table": self.source.tables[0], "after": None})
 
     async def snapshot_chunk(self, cursor: str, position: str) -> SnapshotChunk:
-        """Up to max_batch rows by primary key."""
+        """Return up to max_batch rows by primary key."""
         return await self._pump.call(lambda: self._snapshot_chunk(cursor, position))
 
     def batches(self, position: str) -> AsyncGenerator[Batch, None]:
-        """The binlog from position on."""
+        """Yield the binlog from a position on."""
 
         def read(emit: Callable[[Batch], None], stopped: threading.Event) -> None:
             with self._server.errors():
@@ -64,10 +64,10 @@ class MariadbReader(Reader):
         return self._pump.batches(read)
 
     async def confirm(self, position: str) -> None:
-        """The binlog expires by itself."""
+        """Do nothing: the binlog expires by itself."""
 
     async def close(self) -> None:
-        """Let the thread go."""
+        """End the thread."""
         self._pump.close()
 
     # ----- in the thread
@@ -95,7 +95,7 @@ class MariadbReader(Reader):
         if found is None or found[0] is None:
             raise SourceUnusable("log_bin", "The server doesn't say where its binlog is.")
         position = str(found[0])
-        # Reading one event proves the privilege and that the position is there.
+        # Reading one event proves that the privilege and the position are there.
         stream = open_stream(self._server, self.source, self.options, Position.parse(position))
         try:
             with self._server.errors():
@@ -166,12 +166,12 @@ class MariadbReader(Reader):
 
 
 def _argument(value: object) -> object:
-    """A key value that JSON can keep and SQL can compare."""
+    """Return a key value that JSON can keep and SQL can compare."""
     return {"hex": value.hex()} if isinstance(value, bytes) else str(value)
 
 
 def read_value(value: Any, column: Column) -> Json:
-    """A value as a SELECT gives it → the same JSON as from the binlog."""
+    """Return a value from a SELECT as the same JSON as from the binlog."""
     kind = column.data_type
     if value is None:
         return None

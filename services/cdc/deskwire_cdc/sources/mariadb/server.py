@@ -16,7 +16,7 @@ from deskwire_cdc.sources.port import ReaderOptions
 from deskwire_common.errors import InvalidArgument
 
 NOT_THERE: Final = "No MariaDB answers at this url that change capture may call."
-"""All that a tenant is told, whether a rule forbids the address, nothing answers, or what answers is no MariaDB."""
+"""The one message for tenants, whether a rule forbids the address, nothing answers, or something else than MariaDB."""
 DEFAULT_PORT: Final = 3306
 ACCESS_ERRORS = frozenset(
     {
@@ -42,7 +42,7 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """`mariadb://user:password@host:port/database`. Raises InvalidArgument, without the password in its text."""
+        """Read `mariadb://user:password@host:port/database`. Raises InvalidArgument, without the password in it."""
         try:
             parts = urlsplit(url)
             port = parts.port or DEFAULT_PORT
@@ -67,7 +67,7 @@ class Server:
         self._options = options
 
     def settings(self) -> dict[str, Any]:
-        """What the driver connects with."""
+        """Return the driver's options."""
         return {
             "host": self.address.host,
             "port": self.address.port,
@@ -99,7 +99,7 @@ class Server:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Driver errors → ours, without the password."""
+        """Raise the driver's errors as change capture's, without the password."""
         try:
             yield
         except pymysql.MySQLError as error:
@@ -124,7 +124,7 @@ class Server:
 
     @contextmanager
     def cursor(self) -> Iterator[pymysql.cursors.Cursor]:
-        """A connection of its own, in UTC. Raises SourceUnusable."""
+        """Open a connection in UTC. Raises SourceUnusable."""
         with (
             self.errors(),
             closing(self.dial(**self.settings(), database=self.address.database)) as connection,
@@ -137,7 +137,7 @@ class Server:
 def _first_that_answers(
     settings: Mapping[str, Any], addresses: Sequence[str]
 ) -> pymysql.Connection[Any]:
-    """A connection to the first of the addresses that takes one. Raises what the last one ended with."""
+    """Connect to the first of the addresses that takes a connection. Raises the error of the last one."""
     failure: Exception = OSError("no address")
     for address in addresses:
         # A server that says nothing is given up as soon as one that doesn't answer.

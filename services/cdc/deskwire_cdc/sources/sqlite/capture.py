@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS {STATE} (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 
 def check_owner(source: Source, state: Mapping[str, str]) -> None:
-    """Raises SourceUnusable when another source captures the file."""
+    """Check that no other source captures the file. Raises SourceUnusable."""
     owner = state.get("owner", source.aggregate_id)
     if owner == source.aggregate_id:
         return
@@ -52,7 +52,7 @@ def check_owner(source: Source, state: Mapping[str, str]) -> None:
 
 
 def install(source: Source, connection: sqlite3.Connection) -> None:
-    """Bring tables and triggers to what the schema asks for; twice is as good as once."""
+    """Make the tables and triggers that the schema needs. A second call changes nothing."""
     with immediate(connection):
         state = read_state(connection)
         check_owner(source, state)
@@ -91,7 +91,7 @@ def remove(source: Source, connection: sqlite3.Connection) -> None:
 
 @contextmanager
 def immediate(connection: sqlite3.Connection) -> Iterator[None]:
-    """A write transaction from its first statement on."""
+    """Run the block in a transaction that writes from its first statement on."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -102,7 +102,7 @@ def immediate(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def read_state(connection: sqlite3.Connection) -> dict[str, str]:
-    """Name → value; empty: the file isn't captured."""
+    """Return what is noted in the file, by name; {}: it isn't captured."""
     if not _has_table(connection, STATE):
         return {}
     return dict(connection.execute(f"SELECT name, value FROM {STATE}"))  # noqa: S608 - our own name

@@ -11,7 +11,7 @@ from typing import Final
 
 from deskwire_cdc.domain.sources import SourceUnreachable
 
-#: All that a tenant is told, whether there is nothing, no database, nothing that may be read, or another's.
+#: The one message that a tenant gets: it doesn't show whether there is nothing, no database, or somebody else's file.
 NOT_THERE: Final = "There is no SQLite database at this url that change capture may read."
 # The tables by which migrations know the schema of a database of deskwire's.
 _OWN_TABLE: Final = "deskwire_*_version"
@@ -35,7 +35,7 @@ class Files:
     own: Sequence[Path] = ()
 
     def allowed(self, path: Path) -> Path:
-        """The file that a path leads to, links resolved. To be asked before every opening. Raises NotThere."""
+        """Return the file that a path leads to, with links resolved. Ask before every opening. Raises NotThere."""
         try:
             file = path.resolve()
             roots = [root.resolve() for root in self.roots]
@@ -55,7 +55,7 @@ class Files:
 
 
 def refuse_own(connection: sqlite3.Connection, file: Path) -> None:
-    """Refuse a database of the suite's, whatever link it was reached by. Reads only. Raises NotThere."""
+    """Refuse a database of the suite's own, whatever link leads to it. It only reads. Raises NotThere."""
     found = connection.execute(
         "SELECT name FROM sqlite_master WHERE name GLOB ?", (_OWN_TABLE,)
     ).fetchone()

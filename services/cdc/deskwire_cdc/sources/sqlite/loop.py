@@ -34,7 +34,7 @@ PRUNE_SECONDS: Final = 2.0
 
 
 class ChangeLoop:
-    """Change rows → batches, in a thread. `confirmed` is the last change number that is saved."""
+    """Turns change rows into batches, in a thread. `confirmed` is the last change number that is saved."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ChangeLoop:
         self._pruned_at = options.clock.monotonic()
 
     def run(self, number: int, emit: Callable[[Batch], None], stopped: threading.Event) -> None:
-        """Until stopped."""
+        """Read and emit until `stopped`."""
         seen = -1
         announced = False
         while not stopped.is_set():
@@ -70,7 +70,7 @@ class ChangeLoop:
             self._prune()
             if not copied:
                 if not announced:
-                    # The snapshot, if there was one, is over; and the source is there.
+                    # The snapshot, if there was one, is over, and the source can be read.
                     emit(Batch((), str(number), 0))
                     announced = True
                 stopped.wait(self._options.poll_seconds)
@@ -129,7 +129,7 @@ class ChangeLoop:
         )
 
     def _copy_chunk(self) -> bool:
-        """Copy the next rows of an unfinished snapshot among the changes; whether there was one."""
+        """Copy the next rows of an unfinished snapshot among the changes; return whether there was one."""
         state = capture.read_state(self._connection)
         pending = [name for name in self._source.tables if f"snapshot:{name}" in state]
         if not pending:

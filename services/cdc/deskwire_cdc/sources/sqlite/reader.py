@@ -24,7 +24,7 @@ _BUSY_SECONDS: Final = 5.0
 
 
 def path_of(url: str) -> Path:
-    """The file of `sqlite:///absolute/path`. Raises InvalidArgument."""
+    """Return the file of `sqlite:///absolute/path`. Raises InvalidArgument."""
     try:
         scheme = urlsplit(url).scheme
     except ValueError:
@@ -53,27 +53,27 @@ class SqliteReader(Reader):
         await self._pump.call(self._check)
 
     async def start_position(self) -> str:
-        """Nothing was captured yet."""
+        """Return the position before the first change."""
         return "0"
 
     async def install(self) -> None:
-        """Tables and triggers."""
+        """Install the tables and triggers of capture."""
         await self._pump.call(self._install)
 
     async def remove(self) -> None:
-        """Triggers and tables. The mark stays where it was before: then it is an adapter's."""
+        """Remove the triggers and tables. A mark that was there before stays: it is an adapter's."""
         await self._pump.call(self._remove)
 
     def first_cursor(self) -> str:
-        """The snapshot is within the stream."""
+        """Return "": the snapshot comes within the stream."""
         return ""
 
     async def snapshot_chunk(self, cursor: str, position: str) -> SnapshotChunk:
-        """The snapshot is within the stream."""
+        """Raise AssertionError: the snapshot comes within the stream."""
         raise AssertionError(f"no snapshot apart: {cursor}, {position}")
 
     def batches(self, position: str) -> AsyncGenerator[Batch, None]:
-        """`_deskwire_changes` from position on."""
+        """Yield the changes in `_deskwire_changes` from a position on."""
 
         def read(emit: Callable[[Batch], None], stopped: threading.Event) -> None:
             self._confirmed = int(position)
@@ -84,11 +84,11 @@ class SqliteReader(Reader):
         return self._pump.batches(read)
 
     async def confirm(self, position: str) -> None:
-        """Rows up to position may go; the reading thread deletes them now and then."""
+        """Let rows up to a position be deleted; the reading thread does so now and then."""
         self._confirmed = int(position)
 
     async def close(self) -> None:
-        """Let the thread go."""
+        """End the thread."""
         self._pump.close()
 
     # ----- in the thread

@@ -49,7 +49,7 @@ class Table:
         }
 
     def row_json(self, row: str) -> str:
-        """SQL expression: a row as JSON, built without functions that limit their arguments."""
+        """Return an SQL expression of a row as JSON, built without functions that limit their arguments."""
         parts = []
         for index, name in enumerate(self.columns):
             value = f"{row}.{quoted(name)}"
@@ -65,7 +65,7 @@ class Table:
         return " || ".join(parts) + " || '}'"
 
     def order(self) -> tuple[str, ...]:
-        """What snapshot chunks go by."""
+        """Return the columns by which snapshot chunks are ordered."""
         if self.has_rowid:
             name = next(n for n in ("_rowid_", "rowid", "oid") if n not in self.columns)
             return (name,)
@@ -73,7 +73,7 @@ class Table:
 
 
 def read_table(connection: sqlite3.Connection, name: str) -> Table:
-    """A table's columns and keys; raises SourceUnusable when it can't be captured."""
+    """Return a table's columns and keys. Raises SourceUnusable when it can't be captured."""
     found = connection.execute(
         "SELECT type, sql FROM sqlite_master WHERE name = ? AND type IN ('table', 'view')", (name,)
     ).fetchone()
@@ -93,14 +93,14 @@ def read_table(connection: sqlite3.Connection, name: str) -> Table:
 
 
 def decode_row(text: str | None) -> Row | None:
-    """A row as the triggers wrote it → JSON values as events carry them."""
+    """Return a row that triggers wrote as JSON values, as events carry them."""
     if text is None:
         return None
     return {name: _rendered(value) for name, value in json.loads(text).items()}
 
 
 def decode(value: str | None) -> Any:
-    """One value as the triggers wrote it → what SQLite stores."""
+    """Return one value that triggers wrote as SQLite stores it."""
     if value is None:
         return None
     letter, rest = value[0], value[1:]
@@ -121,7 +121,7 @@ def _rendered(value: str | None) -> Json:
 
 
 def encoded(value: str) -> str:
-    """SQL expression: one value as `decode` reads it."""
+    """Return an SQL expression of one value, as `decode` reads it."""
     return (
         f"CASE typeof({value}) WHEN 'null' THEN NULL WHEN 'integer' THEN 'i' || {value} "
         f"WHEN 'real' THEN 'r' || printf('%!.17g', {value}) WHEN 'blob' THEN 'x' || hex({value}) "
@@ -130,10 +130,10 @@ def encoded(value: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """An SQL identifier."""
+    """Return a name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(text: str) -> str:
-    """An SQL string."""
+    """Return a text as an SQL string."""
     return "'" + text.replace("'", "''") + "'"

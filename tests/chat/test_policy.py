@@ -44,6 +44,7 @@ ITEM = st.builds(
     skills=SKILLS,
     since=st.integers(0, 9),
     human_wanted=st.booleans(),
+    known_to=st.frozensets(st.text("abcdef", min_size=1, max_size=3)),
 )
 
 
@@ -67,10 +68,13 @@ def test_whoever_is_chosen_may_have_it_and_nobody_comes_before_them(
         return
     assert choice.agent_id is not None
     chosen = able[choice.agent_id]
-    rivals = [each for each in able.values() if each.is_bot] or list(able.values())
+    knowing = [each for each in able.values() if each.agent_id in item.known_to]
+    first = knowing or list(able.values())
+    rivals = [each for each in first if each.is_bot] or first
     assert chosen in rivals
     assert chosen.idle_since == min(each.idle_since for each in rivals)
-    assert choice.reason is (Reason.BOT_FIRST if chosen.is_bot else Reason.IDLE_LONGEST)
+    reason = Reason.BOT_FIRST if chosen.is_bot else Reason.IDLE_LONGEST
+    assert choice.reason is (Reason.HAS_CUSTOMER if knowing else reason)
     assert not choice.obstacles.keys() & able.keys()
 
 

@@ -148,6 +148,8 @@ class Cluster:
             "DESKWIRE_DATABASE_URL": url,
             "DESKWIRE_KAFKA": kafka,
             "DESKWIRE_KEYS_FILE": str(keys_file),
+            "DESKWIRE_VISITOR_MAX_OPEN": "0",
+            "DESKWIRE_VISITOR_OPENINGS_PER_MINUTE": "0",
             **more,
         }
         self._other: Process | None = None

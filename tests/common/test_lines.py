@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deskwire_common.errors import ResourceExhausted
-from deskwire_common.lines import HeldLines
+from deskwire_common.lines import HeldLines, OwnLines
 
 
 def test_a_held_line_waits_for_its_first_refusal() -> None:
@@ -27,3 +27,15 @@ def test_a_held_line_waits_for_its_first_refusal() -> None:
     lines.release("a")
     lines.check("a", "2")
     assert not lines
+
+
+def test_somebody_who_holds_line_after_line_is_bounded() -> None:
+    held, own = HeldLines[int](3), OwnLines[int](3)
+    forgotten: list[int] = []
+    for line in range(5):
+        held.hold(line, "m")
+        forgotten += own.add(line)
+    assert list(held) == list(own) == [2, 3, 4]
+    assert forgotten == [0, 1]
+    own.discard(3)
+    assert own.add(5) == []

@@ -120,13 +120,15 @@ def _later(now: Callable[[], datetime], seconds: float) -> datetime:
 
 
 def chat_settings(database_url: str, kafka: str, keys_file: Path, **more: Any) -> Any:
-    """Return the settings of a chat process on a free port."""
+    """Return the settings of a chat process on a free port, whose visitors may open any number of conversations."""
     return deskwire_chat.config.Settings(
         grpc_listen=more.pop("grpc_listen", "127.0.0.1:0"),
         keys_file=keys_file,
         database_url=database_url,
         kafka=kafka,
         shard_name=more.pop("shard_name", "chat-0"),
+        visitor_max_open=more.pop("visitor_max_open", 0),
+        visitor_openings_per_minute=more.pop("visitor_openings_per_minute", 0),
         **more,
     )
 

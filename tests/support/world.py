@@ -73,6 +73,8 @@ class World:
                 DESKWIRE_DATABASE_URL=self.database_url,
                 DESKWIRE_KAFKA=self.kafka,
                 DESKWIRE_SHARD_NAME="chat-0",
+                DESKWIRE_VISITOR_MAX_OPEN="0",
+                DESKWIRE_VISITOR_OPENINGS_PER_MINUTE="0",
                 DESKWIRE_METRICS_LISTEN=self.metrics,
             ),
             "gateway": self._service(

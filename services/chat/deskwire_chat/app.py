@@ -24,6 +24,7 @@ from deskwire_chat.attachments.remover import Remover
 from deskwire_chat.attachments.signing import Signatures, UrlSigner
 from deskwire_chat.config import Settings
 from deskwire_chat.domain.conversations import Conversation, partition_of
+from deskwire_chat.domain.openings import OpeningLimits
 from deskwire_chat.handover import Handover
 from deskwire_chat.keepers import AbsenceKeeper, AdmissionKeeper
 from deskwire_chat.live.admission import Admission
@@ -191,6 +192,7 @@ async def _log(
             audience.deliver,
             presence.introduce,
             customer_feed.changed,
+            OpeningLimits(settings.visitor_max_open, settings.visitor_openings_per_minute),
             settings.default_region,
         ),
         clock=runtime.clock,

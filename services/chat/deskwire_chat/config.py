@@ -49,6 +49,12 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     agent_away_seconds: float = Field(default=120.0, ge=0, le=86_400)
     """Seconds that a person at the desk may be without an open connection before their conversations go to the queue;
     0: they keep them. It must be the same for all processes."""
+    visitor_max_open: int = Field(default=3, ge=0, le=10_000)
+    """How many open conversations one visitor (a token's subject) may have; 0: any number. It must be the same for all
+    processes."""
+    visitor_openings_per_minute: int = Field(default=5, ge=0, le=10_000)
+    """How many conversations one visitor may open within a minute; 0: any number. It must be the same for all
+    processes."""
     offer_seconds: float = Field(default=0.0, ge=0, le=600)
     """Seconds that an offer to an agent stands before the next agent gets one; 0: agents get conversations without
     offers. It must be the same for all processes."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from deskwire.common.v1 import actor_pb2
-from deskwire_common.auth import Principal
-from deskwire_common.lines import HeldLines
+from deskwire_common.auth import Principal, Role
+from deskwire_common.lines import MOST, HeldLines
 from deskwire_gateway.ring import Ring
 
 
@@ -106,7 +106,8 @@ class Session:
     def hold(self, conversation_id: str, client_msg_id: str) -> None:
         """Hold the line of a conversation until the Send that was refused for now comes again."""
         if self.held is None:
-            self.held = HeldLines()
+            visits = self.principal is not None and self.principal.role is Role.VISITOR
+            self.held = HeldLines(MOST if visits else None)
         self.held.hold(conversation_id, client_msg_id)
 
     def release(self, conversation_id: str) -> None:

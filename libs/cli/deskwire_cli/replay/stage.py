@@ -122,24 +122,25 @@ class Stage:
         waiting = iter(dialogues)
         stub = conversation_service_pb2_grpc.ConversationServiceStub(channel)
 
-        async def pair(number: int) -> None:
-            token = self._ids.token(Role.VISITOR, f"visitor-{number}")
-            async with Client(self._websocket, token, on_push=self._visitor_sees) as visitor:
-                for dialogue in waiting:
-                    try:
+        async def pair() -> None:
+            for dialogue in waiting:
+                conversation_id = self._ids.conversation(dialogue)
+                # Somebody else each time, as a customer opens only a few conversations within a minute.
+                token = self._ids.token(Role.VISITOR, conversation_id)
+                try:
+                    async with Client(
+                        self._websocket, token, on_push=self._visitor_sees
+                    ) as visitor:
                         await self._dialogue(dialogue, visitor, task)
-                    except (Refused, TimeoutError, OSError) as error:
-                        self._outcome.fail(
-                            f"{dialogue.place}: {str(error) or type(error).__name__}"
-                        )
-                    await stub.CloseConversation(
-                        conversation_service_pb2.CloseConversationRequest(
-                            request_id=self._ids.conversation(dialogue),
-                            conversation_id=self._ids.conversation(dialogue),
-                        )
+                except (Refused, TimeoutError, OSError) as error:
+                    self._outcome.fail(f"{dialogue.place}: {str(error) or type(error).__name__}")
+                await stub.CloseConversation(
+                    conversation_service_pb2.CloseConversationRequest(
+                        request_id=conversation_id, conversation_id=conversation_id
                     )
+                )
 
-        await asyncio.gather(*(pair(number) for number in range(self._pairs)))
+        await asyncio.gather(*(pair() for _ in range(self._pairs)))
 
     async def _dialogue(self, dialogue: Dialogue, visitor: Client, task: Any) -> None:
         conversation_id = self._ids.conversation(dialogue)

@@ -11,6 +11,7 @@ from deskwire_chat.domain import (
     customers,
     history,
     messages,
+    openings,
     words,
     work,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "customers",
     "history",
     "messages",
+    "openings",
     "words",
     "work",
 ]

@@ -37,6 +37,7 @@ from deskwire_common import telemetry
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError, Internal, Unavailable
 from deskwire_common.ids import is_uuid
+from deskwire_common.lines import MOST, OwnLines
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
@@ -99,7 +100,14 @@ class LinkFrames:
 
     def _send(self, connection: Connection, item: pb.LinkSend) -> None:
         send = item.send
-        reply = partial(_answer, connection, item.send_id, send.conversation_id, send.client_msg_id)
+        reply = partial(
+            _answer,
+            self._writer,
+            connection,
+            item.send_id,
+            send.conversation_id,
+            send.client_msg_id,
+        )
         try:
             if connection.refused is not None:
                 raise connection.refused
@@ -205,6 +213,7 @@ class LinkFrames:
 
 
 def _answer(
+    writer: LogWriter,
     connection: Connection,
     send_id: int,
     conversation_id: str,
@@ -224,8 +233,9 @@ def _answer(
     else:
         held = False
         if result.temporary:
-            connection.held = connection.held or set()
-            connection.held.add(conversation_id)
+            visits = connection.who.role == ActorRole.VISITOR
+            connection.held = connection.held or OwnLines(MOST if visits else None)
+            writer.forget_line(connection, connection.held.add(conversation_id))
             held = result.reason != reasons.ERROR_REASON_LINE_HELD
         error = error_batch(result, client_msg_id=client_msg_id, conversation_id=conversation_id)
         item = codec.down_item([connection.id], error, send_id=send_id, held=held)

@@ -15,6 +15,7 @@ from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat.domain.actors import Actor, UserKey
 from deskwire_chat.log import codec
 from deskwire_common.errors import DeskwireError, InvalidArgument
+from deskwire_common.lines import OwnLines
 from deskwire_common.logging import get_logger
 from deskwire_common.pacing import link_pace
 from deskwire_wire.errors import error_batch
@@ -66,7 +67,7 @@ class Connection:
         self.device_id = device_id
         self.connected_at = connected_at
         self.parked = parked
-        self.held: set[str] | None = None
+        self.held: OwnLines[str] | None = None
         self.typed: dict[str, tuple[bool, float]] | None = None
         self.refused: DeskwireError | None = None
 

@@ -194,6 +194,9 @@ class Committer:
         except DeskwireError as error:
             refused = error
             group.after.append(lambda: command.refuse(refused))
+            if refused.temporary:
+                command.hold(self._held)
+                return
         if held is not None:
             line = command.line, command.conversation_id
             group.after.append(lambda: self._held.release(line))

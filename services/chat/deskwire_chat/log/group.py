@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Protocol
 
@@ -15,7 +15,8 @@ from deskwire_chat.domain.actors import Actor, ActorRole, UserKey
 from deskwire_chat.domain.agents import Agent
 from deskwire_chat.domain.conversations import Conversation, State, participants
 from deskwire_chat.domain.messages import Kind, Message
-from deskwire_chat.domain.work import work_item_of
+from deskwire_chat.domain.openings import OpeningLimits
+from deskwire_chat.domain.work import WorkItem, work_item_of
 from deskwire_chat.events import Occasion
 from deskwire_chat.log import codec
 from deskwire_chat.log.changes import Changes
@@ -81,6 +82,7 @@ class Collaborators:
     deliver: Deliver
     introduce: Callable[[Conversation], None]
     customers_changed: CustomersChanged
+    limits: OpeningLimits = field(default_factory=OpeningLimits)
     region: str = ""
 
 
@@ -99,7 +101,9 @@ class Group:
         self.stored: dict[SentKey, Stored] = {}
         self.touched: dict[str, Conversation] = {}
         self.opened: set[str] = set()
-        self.openings = Openings(collaborators.ids, now, region=collaborators.region)
+        self.openings = Openings(
+            collaborators.ids, now, region=collaborators.region, limits=collaborators.limits
+        )
         self.after: list[Callable[[], None]] = []
         self.spans: list[Span] = []
         self._with = collaborators
@@ -113,7 +117,8 @@ class Group:
         self, uow: UnitOfWork, commands: Sequence[Grouped | Accept], openers: Iterable[Actor]
     ) -> None:
         """Read what commands need and memory doesn't have; `openers` are the visitors who may open conversations."""
-        await self.openings.load(uow, openers)
+        given = [each.item for each in commands if isinstance(each, Propose)]
+        await self.openings.load(uow, openers, given)
         await self._changes.load(uow, commands)
 
     def finish(self) -> None:
@@ -232,7 +237,7 @@ class Group:
         who = command.who
         if who.role != ActorRole.VISITOR:
             raise domain.conversations.conversation_not_found(command.conversation_id)
-        customer = self.openings.customer_of(
+        customer = self.openings.open(
             who, traceparent=traceparent, correlation_id=command.conversation_id
         )
         conversation = Conversation(
@@ -254,25 +259,34 @@ class Group:
         self.opened.add(conversation.conversation_id)
         on = Occasion(self._with.ids.uuid7(), self.now, who, traceparent)
         self._events.append(events.conversation_opened(on, conversation, customer))
-        item = work_item_of(conversation)
+        item = work_item_of(conversation, self.openings.known_to(customer.customer_id))
         self.after.append(lambda: self._with.router.enqueue(item))
         return conversation
 
     async def propose(self, uow: UnitOfWork, command: Propose) -> None:
-        """Give a conversation to the agent whom routing proposes, if it still waits and they still have room."""
+        """Give a conversation to the agent whom routing proposes, if it still waits and they still have room.
+
+        It is given back to routing when an agent of whom routing didn't know has its customer, and may have it, too.
+        """
         tenant, agent = command.item.tenant, command.agent
         conversation = self._conversation(command.conversation_id)
-        waits = conversation is not None and conversation.state == State.QUEUED
-        if (
-            conversation is None
-            or not waits
-            or (agent.bot and conversation.human_wanted)
-            or not await agents.take(uow.connection, tenant, agent.agent_id, now=self.now)
-        ):
-            again = work_item_of(conversation) if conversation is not None and waits else None
-            self.after.append(lambda: command.refuse(waits=again, doubtful=waits))
+        if conversation is None or conversation.state != State.QUEUED:
+            self.after.append(lambda: command.refuse(waits=None, doubtful=False))
             return
-        self._give(conversation, agent)
+        waits = work_item_of(conversation, self.openings.known_to(conversation.customer_id))
+        if self._is_for_another(waits, command):
+            self.after.append(lambda: command.refuse(waits=waits, doubtful=False))
+        elif (agent.bot and conversation.human_wanted) or not await agents.take(
+            uow.connection, tenant, agent.agent_id, now=self.now
+        ):
+            self.after.append(lambda: command.refuse(waits=waits, doubtful=True))
+        else:
+            self._give(conversation, agent)
+
+    def _is_for_another(self, waits: WorkItem, command: Propose) -> bool:
+        if command.agent.agent_id in waits.known_to or waits.known_to <= command.item.known_to:
+            return False
+        return any(self._with.router.may_give(waits, each) for each in waits.known_to)
 
     async def accept(self, uow: UnitOfWork, command: Accept) -> Conversation:
         """Give a conversation to the agent who accepted its offer.
@@ -291,6 +305,7 @@ class Group:
     def _give(self, conversation: Conversation, agent: Agent) -> None:
         """Give a conversation to an agent whose row has counted it already."""
         tenant = agent.tenant
+        self.openings.gave(conversation.customer_id, agent.agent_id)
         self._altered.append((conversation, conversation.version))
         changes = domain.conversations.assign(
             conversation, agent_id=agent.agent_id, bot=agent.bot, now=self.now

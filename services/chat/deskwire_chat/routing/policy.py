@@ -1,7 +1,13 @@
 """Who gets a work item: a pure rule, which gives its reason.
 
-An agent may have an item if they have room, have the skills that it needs, and haven't refused it of late. A bot comes
-before any person, unless a person is wanted. Among several agents the one who has been idle longest gets it.
+An agent may have an item if they have room, have the skills that it needs, and haven't refused it of late. Of those:
+
+1. Who has another open conversation of the same customer comes first, bot or person: they know what it is about, and
+   one customer doesn't take the places of two agents.
+2. A bot comes before any person, unless a person is wanted.
+3. Who has been idle longest.
+
+An agent who has the customer and has no room, isn't connected or is away doesn't hold the item up: another one gets it.
 """
 
 from __future__ import annotations
@@ -19,6 +25,8 @@ class Reason(StrEnum):
 
     IDLE_LONGEST = "idle_longest"
     """No other agent who may have it has been idle longer."""
+    HAS_CUSTOMER = "has_customer"
+    """The agent has another open conversation of the same customer."""
     BOT_FIRST = "bot_first"
     """A bot may have it; this bot has been idle longest."""
     NO_ROOM = "no_room"
@@ -83,7 +91,7 @@ def choose(
     obstacles: dict[str, Reason] = {}
     for candidate in candidates:
         # Compare ranks first, as that costs less: only an agent ahead of the best so far is checked.
-        if best is not None and _rank(candidate) > _rank(best):
+        if best is not None and _rank(item, candidate) > _rank(item, best):
             continue
         reason = obstacle(item, candidate, refused_by=refused_by)
         if reason is None:
@@ -93,6 +101,8 @@ def choose(
     if best is None:
         return Choice(None, Reason.NOBODY, obstacles)
     reason = Reason.BOT_FIRST if best.is_bot else Reason.IDLE_LONGEST
+    if best.agent_id in item.known_to:
+        reason = Reason.HAS_CUSTOMER
     return Choice(best.agent_id, reason, obstacles)
 
 
@@ -111,5 +121,10 @@ def obstacle(
     return None
 
 
-def _rank(candidate: Candidate) -> tuple[bool, int, str]:
-    return not candidate.is_bot, candidate.idle_since, candidate.agent_id
+def _rank(item: WorkItem, candidate: Candidate) -> tuple[bool, bool, int, str]:
+    return (
+        candidate.agent_id not in item.known_to,
+        not candidate.is_bot,
+        candidate.idle_since,
+        candidate.agent_id,
+    )

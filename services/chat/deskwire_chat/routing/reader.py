@@ -92,10 +92,12 @@ class AgentReader:
         before = known.quiet()
         async with self._db.read() as c:
             found = await agents.every(c)
-        for agent in found:
-            key = (agent.tenant, agent.agent_id)
-            if known.get(key) != agent and before.get(key, 0) == known.changes_of(key):
-                self._router.agent_read(key, agent)
+        rows = [((each.tenant, each.agent_id), each) for each in found]
+        self._router.agents_read(
+            (key, agent)
+            for key, agent in rows
+            if known.get(key) != agent and before.get(key, 0) == known.changes_of(key)
+        )
 
     async def run(self) -> None:
         """Read the agents whom routing doubts, until cancelled; outlasts a database that is away."""
@@ -110,7 +112,7 @@ class AgentReader:
                 get_logger().warning("agent_not_read", error=str(error))
                 before = None
             if before is not None and before == self._router.agents.changes_of(key):
-                self._router.agent_read(key, agent)
+                self._router.agents_read([(key, agent)])
             else:
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._router.doubted.put_nowait(key)

@@ -55,7 +55,7 @@ class Router:
         self._desks: dict[str, _Desk] = {}
         self._offers = Offers(offer_seconds)
         self.doubted: asyncio.Queue[AgentKey] = asyncio.Queue()
-        """Agents whose state here was wrong: their rows are to be read and given to `agent_read`."""
+        """Agents whose state here was wrong: their rows are to be read and given to `agents_read`."""
 
     def start(self, agents: Iterable[Agent], propose: Proposer) -> None:
         """Take the agents of the table, and begin to propose."""
@@ -136,6 +136,12 @@ class Router:
             self.doubted.put_nowait(key)
         self._dispatch(tenant)
 
+    def may_give(self, item: WorkItem, agent_id: str) -> bool:
+        """Whether routing may give an item to an agent now."""
+        known = self.agents.known(item.tenant, agent_id)
+        refused_by = self._offers.refused_by(item)
+        return policy.obstacle(item, known, refused_by=refused_by) is None
+
     # -------------------------------------------------------------------------- what happens to agents
 
     def agent_connected(self, tenant: str, agent_id: str, bot: bool) -> None:
@@ -172,16 +178,26 @@ class Router:
         self._reconsider(key)
         self._changed(key)
 
-    def agent_read(self, key: AgentKey, agent: Agent | None) -> None:
-        """Take an agent's row as the truth, as nothing happened to them while it was read."""
-        known = self.agents.known(*key)
-        known.agent = agent
-        known.doubted = False
-        if agent is not None:
-            # Another process gave them a conversation.
-            known.idle_since = max(known.idle_since, agent.idle_since)
-        self._reconsider(key)
-        self._changed(key)
+    def agents_read(self, found: Iterable[tuple[AgentKey, Agent | None]]) -> None:
+        """Take agents' rows as the truth, as nothing happened to them while they were read.
+
+        Nothing is given before all are taken: whoever comes last may be the one to get it.
+        """
+        keys: list[AgentKey] = []
+        for key, agent in found:
+            known = self.agents.known(*key)
+            known.agent = agent
+            known.doubted = False
+            known.changes += 1
+            if agent is not None:
+                # Another process gave them a conversation.
+                known.idle_since = max(known.idle_since, agent.idle_since)
+            self._judge(key)
+            keys.append(key)
+        for key in keys:
+            self._reconsider(key)
+        for tenant in dict.fromkeys(tenant for tenant, _ in keys):
+            self._dispatch(tenant)
 
     # -------------------------------------------------------------------------------------- offers
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Row, Select, and_, false, func, insert, select, true, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.actors import ActorRole, UserKey
 from deskwire_chat.domain.conversations import Conversation, State
+from deskwire_chat.domain.openings import Opened
 from deskwire_chat.domain.work import WorkItem, waiting_conversation
 from deskwire_chat.store.tables import agents, conversations, messages
+
+MOST_OPEN: Final = 100
+"""Of a visitor with more open conversations, these many are told when they connect; ListConversations has all."""
 
 _head = (
     select(func.max(messages.c.seq))
@@ -96,20 +100,42 @@ async def page(
 async def open_of(
     c: AsyncConnection, tenant: str, role: ActorRole, subjects: Sequence[str]
 ) -> dict[str, list[Conversation]]:
-    """Return the open conversations in which some users take part, by user."""
+    """Return the open conversations in which some users take part, by user: of a visitor the newest MOST_OPEN.
+
+    What an agent or a bot has is bounded by their capacity.
+    """
     columns = conversations.c
+    ours = columns.tenant_id == tenant
     if role == ActorRole.VISITOR:
-        theirs = columns.visitor_id.in_(subjects) & (columns.state != int(State.CLOSED))
+        place = func.row_number().over(
+            partition_by=columns.visitor_id,
+            order_by=(columns.created_at.desc(), columns.conversation_id),
+        )
+        newest = (
+            select(columns.conversation_id, place.label("place"))
+            .where(
+                ours,
+                columns.visitor_id.in_(subjects),
+                columns.state.in_([int(State.QUEUED), int(State.ACTIVE)]),
+            )
+            .subquery()
+        )
+        statement = (
+            select(*_COLUMNS)
+            .join(newest, newest.c.conversation_id == columns.conversation_id)
+            .where(newest.c.place <= MOST_OPEN)
+        )
     elif role in {ActorRole.AGENT, ActorRole.BOT}:
-        theirs = (
-            columns.agent_id.in_(subjects)
-            & (columns.state == int(State.ACTIVE))
-            & (columns.agent_is_bot == (true() if role == ActorRole.BOT else false()))
+        statement = select(*_COLUMNS).where(
+            ours,
+            columns.agent_id.in_(subjects),
+            columns.state == int(State.ACTIVE),
+            columns.agent_is_bot == (true() if role == ActorRole.BOT else false()),
         )
     else:
         return {}
     found: dict[str, list[Conversation]] = {}
-    for item in await _all(c, select(*_COLUMNS).where(columns.tenant_id == tenant, theirs)):
+    for item in await _all(c, statement):
         user = item.visitor_id if role == ActorRole.VISITOR else item.agent_id
         found.setdefault(user, []).append(item)
     return found
@@ -194,13 +220,73 @@ async def of_disabled_agents(c: AsyncConnection) -> list[tuple[str, str]]:
 
 async def queued(c: AsyncConnection) -> list[WorkItem]:
     """Return the work items of all conversations that wait, oldest first."""
-    columns = conversations.c
+    columns, other = conversations.c, conversations.alias("other")
+    knowing = await c.execute(
+        select(columns.conversation_id, other.c.agent_id)
+        .join(
+            other,
+            and_(
+                other.c.tenant_id == columns.tenant_id,
+                other.c.customer_id == columns.customer_id,
+                other.c.state == int(State.ACTIVE),
+            ),
+        )
+        .where(columns.state == int(State.QUEUED))
+        .distinct()
+    )
+    known_to: dict[str, set[str]] = {}
+    for conversation_id, agent_id in knowing:
+        known_to.setdefault(conversation_id, set()).add(agent_id)
     rows = await c.execute(
-        select(columns.tenant_id, columns.conversation_id, columns.created_at, columns.human_wanted)
+        select(
+            columns.tenant_id,
+            columns.conversation_id,
+            columns.created_at,
+            columns.human_wanted,
+            columns.customer_id,
+        )
         .where(columns.state == int(State.QUEUED))
         .order_by(columns.created_at, columns.conversation_id)
     )
-    return [waiting_conversation(row[0], row[1], row[2], human_wanted=bool(row[3])) for row in rows]
+    return [
+        waiting_conversation(
+            row[0],
+            row[1],
+            row[2],
+            human_wanted=bool(row[3]),
+            customer_id=row[4],
+            known_to=frozenset(known_to.get(row[1], ())),
+        )
+        for row in rows
+    ]
+
+
+async def opened_by(
+    c: AsyncConnection, tenant: str, visitors: Collection[str], *, since: int | None
+) -> dict[str, Opened]:
+    """Return how many conversations some visitors have open, and when they opened any after `since` (microseconds).
+
+    None: leave the times out.
+    """
+    columns = conversations.c
+    theirs = (columns.tenant_id == tenant, columns.visitor_id.in_(visitors))
+    found = {each: Opened(0, []) for each in visitors}
+    counts = await c.execute(
+        select(columns.visitor_id, func.count())
+        .where(*theirs, columns.state.in_([int(State.QUEUED), int(State.ACTIVE)]))
+        .group_by(columns.visitor_id)
+    )
+    for visitor, count in counts:
+        found[visitor].open = count
+    if since is not None:
+        times = await c.execute(
+            select(columns.visitor_id, columns.created_at).where(
+                *theirs, columns.created_at > since
+            )
+        )
+        for visitor, created_at in times:
+            found[visitor].times.append(created_at)
+    return found
 
 
 async def add(c: AsyncConnection, items: Sequence[Conversation]) -> None:

@@ -57,6 +57,9 @@ conversations = Table(
     Column("human_wanted", Boolean, nullable=False, server_default=false()),
     Index("conversations_newest", "tenant_id", "created_at", "conversation_id"),
     Index("conversations_visitor", "tenant_id", "visitor_id", "state"),
+    Index(
+        "conversations_visitor_newest", "tenant_id", "visitor_id", "created_at", "conversation_id"
+    ),
     Index("conversations_agent", "tenant_id", "agent_id", "state"),
     Index("conversations_customer", "tenant_id", "customer_id", "state"),
     Index("conversations_queue", "state", "created_at", "conversation_id"),

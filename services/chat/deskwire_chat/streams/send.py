@@ -20,8 +20,9 @@ from deskwire_chat.log.commands import Put, Stored
 from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.streams.slots import Admit, Slots
 from deskwire_common import telemetry
-from deskwire_common.auth import Principal, current_principal
+from deskwire_common.auth import Principal, Role, current_principal
 from deskwire_common.errors import DeskwireError, stopping
+from deskwire_common.lines import MOST, OwnLines
 from deskwire_common.metrics import METRICS
 from deskwire_common.pagination import fit
 from deskwire_common.validation import Validator
@@ -121,7 +122,7 @@ class _Stream:
         self._taken = 0
         self._bytes = 0
         self._results: deque[pb.StreamedResult] = deque()
-        self._held: set[str] = set()
+        self._held = OwnLines[str](MOST if principal.role is Role.VISITOR else None)
         self._closed = False
         self._reading: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -219,7 +220,7 @@ class _Stream:
             ack.create_time.FromMicroseconds(result.message.created_at)
             return pb.StreamedResult(ack=ack)
         if result.temporary:
-            self._held.add(message.conversation_id.lower())
+            self._writer.forget_line(self, self._held.add(message.conversation_id.lower()))
         error = pb.StreamedError(
             conversation_id=message.conversation_id[:_ECHO],
             client_msg_id=message.client_msg_id[:_ECHO],

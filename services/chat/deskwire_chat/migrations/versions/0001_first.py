@@ -132,6 +132,11 @@ def _conversations() -> None:
         "conversations_queue", "conversations", ["state", "created_at", "conversation_id"]
     )
     op.create_index("conversations_visitor", "conversations", ["tenant_id", "visitor_id", "state"])
+    op.create_index(
+        "conversations_visitor_newest",
+        "conversations",
+        ["tenant_id", "visitor_id", "created_at", "conversation_id"],
+    )
     op.create_table(
         "messages",
         sa.Column("conversation_id", _ID, nullable=False),

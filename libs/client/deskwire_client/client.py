@@ -198,6 +198,10 @@ class Client:
         """The seq up to which this client has handed out a conversation."""
         return self._conversations.position(conversation_id)
 
+    def unread(self, conversation_id: str) -> int:
+        """How many texts and files of others this user hasn't read in a conversation, on any device."""
+        return self._conversations.unread(conversation_id)
+
     @property
     def connected(self) -> bool:
         """Whether a connection is open now."""
@@ -234,7 +238,7 @@ class Client:
         elif kind == "synced":
             self._conversations.synced(frame.synced)
         elif kind == "head":
-            self._conversations.head(frame.head.conversation_id, frame.head.epoch, frame.head.seq)
+            self._conversations.head(frame.head)
         elif kind == "rpc_result":
             self._calls.answered(frame.rpc_result)
         elif kind == "error":

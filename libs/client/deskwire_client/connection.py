@@ -9,6 +9,7 @@ from typing import Final
 
 import picows
 
+from deskwire.common.v1 import actor_pb2
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_client.errors import Refused, seconds
@@ -62,6 +63,8 @@ class Connection:
         self._socket: Socket | None = None
         self._welcome: asyncio.Future[frame_pb2.Welcome] | None = None
         self._goodbye: frame_pb2.Goodbye | None = None
+        self.user = actor_pb2.Actor()
+        """Who this client is, as the server says."""
         self._session_id = ""
         self._number = 0
         self._acked_number = 0
@@ -258,6 +261,7 @@ class Connection:
             self._on_frame(kind, frame)
 
     def _welcomed(self, welcome: frame_pb2.Welcome) -> None:
+        self.user.CopyFrom(welcome.user)
         if welcome.session_id != self._session_id:
             # A new session is numbered from 1.
             self._session_id, self._number, self._acked_number = welcome.session_id, 0, 0

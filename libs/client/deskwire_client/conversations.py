@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from deskwire.chat.v1 import conversation_pb2
+from deskwire.common.v1 import actor_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_client.connection import MAX_FRAMES, Connection
 
@@ -19,6 +20,7 @@ class _Conversation:
     """The state of one conversation: everything up to `seq` was handed out.
 
     `target` is the newest seq that the server has reported, `early` are messages that came before their turn.
+    `unread` were unread up to `counted`, as the server said; `others` are the seqs of others' messages after that.
     """
 
     epoch: int = 0
@@ -31,6 +33,9 @@ class _Conversation:
     delivered_reported: int = 0
     read: int = 0
     read_reported: int = 0
+    unread: int = 0
+    counted: int = 0
+    others: list[int] = field(default_factory=list)
 
     @property
     def is_behind(self) -> bool:
@@ -54,6 +59,11 @@ class Conversations:
     def position(self, conversation_id: str) -> int:
         """Return the seq up to which a conversation was handed out."""
         return self._known.get(conversation_id, _Conversation()).seq
+
+    def unread(self, conversation_id: str) -> int:
+        """Return how many messages of a conversation this user hasn't read."""
+        found = self._known.get(conversation_id, _Conversation())
+        return found.unread + len(found.others)
 
     def again(self, *, lossless: bool) -> None:
         """A connection opened: ask for what was missed, and repeat receipts that may have been lost."""
@@ -83,8 +93,12 @@ class Conversations:
         elif subject == "conversation":
             item = push.conversation
             self._altered(item)
-            self.head(item.conversation_id, item.epoch, item.head_seq)
+            self.behind(item.conversation_id, item.epoch, item.head_seq)
         else:
+            if subject == "unread":
+                self._counted(
+                    self._get(push.unread.conversation_id, push.unread.epoch), push.unread
+                )
             self._on_push(push)
 
     def arrived(self, message: conversation_pb2.Message, epoch: int) -> None:
@@ -97,7 +111,18 @@ class Conversations:
         if found.early:
             self._sync(message.conversation_id, found)
 
-    def head(self, conversation_id: str, epoch: int, seq: int) -> None:
+    def head(self, head: frame_pb2.Head) -> None:
+        """Note where a conversation stands, and how much of it isn't read."""
+        count = frame_pb2.Unread(seq=head.seq, count=head.unread)
+        self._counted(self._get(head.conversation_id, head.epoch), count)
+        self.behind(head.conversation_id, head.epoch, head.seq)
+
+    def _counted(self, found: _Conversation, told: frame_pb2.Unread) -> None:
+        if told.seq >= found.counted:
+            found.unread, found.counted = told.count, told.seq
+            found.others = [seq for seq in found.others if seq > told.seq]
+
+    def behind(self, conversation_id: str, epoch: int, seq: int) -> None:
         """Note the newest seq of a conversation, and ask for what is missing up to it."""
         found = self._get(conversation_id, epoch)
         found.target = max(found.target, seq)
@@ -109,6 +134,7 @@ class Conversations:
         found = self._get(synced.conversation_id, synced.epoch)
         found.syncing = False
         found.target = max(found.target, synced.head_seq)
+        self._counted(found, frame_pb2.Unread(seq=synced.head_seq, count=synced.unread))
         for message in synced.messages:
             if message.seq > found.seq:
                 found.early[message.seq] = message
@@ -152,8 +178,21 @@ class Conversations:
     def _hand_out(self, found: _Conversation, epoch: int) -> None:
         while (message := found.early.pop(found.seq + 1, None)) is not None:
             found.seq += 1
+            if found.seq > max(found.counted, found.read) and self._is_of_others(message):
+                found.others.append(found.seq)
             self._on_push(frame_pb2.Push(message=message, epoch=epoch))
             self._report(message.conversation_id)
+
+    def _is_of_others(self, message: conversation_pb2.Message) -> bool:
+        """Whether a message counts as unread: a text or file of somebody else's; to the desk, not the greeting."""
+        me, sender = self._connection.user, message.sender
+        desk = me.role != actor_pb2.ROLE_VISITOR
+        return (
+            message.content.WhichOneof("kind") in {"text", "attachment"}
+            and sender.role != actor_pb2.ROLE_UNSPECIFIED
+            and (sender.role, sender.subject) != (me.role, me.subject)
+            and not (desk and sender.role == actor_pb2.ROLE_SYSTEM)
+        )
 
     def _sync(self, conversation_id: str, found: _Conversation) -> None:
         if found.syncing or not self._connection.is_open:
@@ -168,6 +207,9 @@ class Conversations:
         """Report to the others that the messages up to `seq` were read; 0: all that were handed out."""
         found = self._known.setdefault(conversation_id, _Conversation())
         found.read = max(found.read, seq or found.seq)
+        found.others = [each for each in found.others if each > found.read]
+        if found.read >= found.counted:
+            found.unread = 0
         self._report(conversation_id)
 
     def _report(self, conversation_id: str) -> None:

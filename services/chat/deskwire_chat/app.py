@@ -39,6 +39,7 @@ from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.queue_feed import QueueFeed
 from deskwire_chat.live.receipts import Receipts
 from deskwire_chat.live.tasks import Tasks
+from deskwire_chat.live.unread_feed import UnreadFeed
 from deskwire_chat.log.commands import Held
 from deskwire_chat.log.group import Collaborators
 from deskwire_chat.log.indexer import SearchIndexer
@@ -101,6 +102,7 @@ class _Log:
     connections: Connections
     presence: Presence
     customer_feed: CustomerFeed
+    unread_feed: UnreadFeed
     slots: Slots
     watchers: Watchers
     publisher: Publisher
@@ -178,7 +180,7 @@ async def _log(
     admission, held = Admission(), Held()
     connections = Connections(audience, router, admission, held)
     presence = Presence(db, audience, is_ours=routing.is_ours)
-    customer_feed = CustomerFeed(db, audience)
+    customer_feed, unread_feed = CustomerFeed(db, audience), UnreadFeed(db, audience)
     slots = Slots(settings.max_streams, settings.max_tenant_streams)
     watchers = Watchers(db, admission.admit, slots)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
@@ -192,6 +194,7 @@ async def _log(
             audience.deliver,
             presence.introduce,
             customer_feed.changed,
+            unread_feed.redacted,
             OpeningLimits(settings.visitor_max_open, settings.visitor_openings_per_minute),
             settings.default_region,
         ),
@@ -204,8 +207,19 @@ async def _log(
     runtime.spawn("writer", writer.run)
     runtime.spawn("presence", presence.run)
     runtime.spawn("customer-feed", customer_feed.run)
+    runtime.spawn("unread-feed", unread_feed.run)
     storage.owner.employ(SearchIndexer.KIND, SearchIndexer(db, runtime.clock).work)
-    return _Log(admission, connections, presence, customer_feed, slots, watchers, publisher, writer)
+    return _Log(
+        admission,
+        connections,
+        presence,
+        customer_feed,
+        unread_feed,
+        slots,
+        watchers,
+        publisher,
+        writer,
+    )
 
 
 def _live(
@@ -218,7 +232,7 @@ def _live(
     """Make what serves the streams of gateways and integrators, and the forwarding to other owners."""
     db, router, ownership = storage.db, routing.router, routing.ownership
     audience, presence, writer = routing.audience, log.presence, log.writer
-    receipts = Receipts(db, audience, writer.memory, runtime.clock)
+    receipts = Receipts(db, audience, log.unread_feed, writer.memory, runtime.clock)
     queue_feed = QueueFeed(
         db,
         audience,

@@ -75,6 +75,7 @@ class Handshake:
             max_message_bytes=limits.max_message_bytes,
             max_unacked_sends=limits.max_unacked_sends,
             max_calls=limits.max_calls,
+            user=session.actor(),
         )
         welcome.ping_interval.FromMilliseconds(int(self._registry.ping_interval(session) * 1000))
         welcome.token_expire_time.FromSeconds(int(session.expires))

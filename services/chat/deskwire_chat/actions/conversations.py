@@ -22,6 +22,7 @@ from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.routing.router import Router
 from deskwire_chat.store import agents, conversations, messages, receipts, search
 from deskwire_chat.store.search import Hit
+from deskwire_chat.store.unread import unread_by
 from deskwire_common import telemetry
 from deskwire_common.auth import Role, acting_as, current_principal
 from deskwire_common.db import UnitOfWork
@@ -103,12 +104,15 @@ class ConversationActions:
                 max_bytes=ANSWER_BYTES,
             )
             got = await receipts.of_conversation(c, request.conversation_id)
+            # Messages may have been stored between the two reads.
+            conversation.head_seq = max(conversation.head_seq, run[-1].seq if run else 0)
+            count = await unread_by(c, conversation, who)
         return conversations_pb.ListMessagesResponse(
             messages=fit(views.messages.message(each, who) for each in run),
             receipts=[views.messages.receipt(each) for each in got],
             epoch=conversation.epoch,
-            # Messages may have been stored between the two reads.
-            head_seq=max(conversation.head_seq, run[-1].seq if run else 0),
+            head_seq=conversation.head_seq,
+            unread=count,
         )
 
     async def search(

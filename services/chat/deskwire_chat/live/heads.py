@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,6 +21,7 @@ from deskwire_chat.live.queue_feed import QueueFeed
 from deskwire_chat.live.stream import Connection
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.store import conversations, customers
+from deskwire_chat.store.unread import Reader, unread
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError
 from deskwire_common.logging import get_logger
@@ -27,6 +29,14 @@ from deskwire_common.pagination import fit
 
 _BATCH_BYTES: Final = 65_536
 _CONVERSATIONS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What goes with heads: the customers (by id) with whom agents have conversations, and what isn't read of each."""
+
+    customers: dict[str, Customer]
+    unread: dict[str, int]
 
 
 class Heads:
@@ -63,8 +73,13 @@ class Heads:
             subjects = list({each.who.subject for each in members})
             try:
                 async with self._reads, self._db.read() as c:
-                    found = await conversations.open_of(c, tenant, role, subjects)
-                    known = await _customers_of(c, tenant, role, found)
+                    found = {
+                        subject: [each for each in theirs if self._is_sent(each.partition, gained)]
+                        for subject, theirs in (
+                            await conversations.open_of(c, tenant, role, subjects)
+                        ).items()
+                    }
+                    known = await _known_of(c, tenant, role, found)
             except (DeskwireError, SQLAlchemyError) as error:
                 # Without a head a client couldn't see what it missed: its worker must open a new stream.
                 get_logger().warning("heads_not_read", error=type(error).__name__)
@@ -72,19 +87,15 @@ class Heads:
                     stream.end()
                 continue
             for connection in members:
-                theirs = [
-                    each
-                    for each in found.get(connection.who.subject, [])
-                    if self._is_sent(each.partition, gained)
-                ]
+                theirs = found.get(connection.who.subject, [])
                 await self._put(connection, theirs, known)
                 if gained is None:
                     self._welcome(connection, theirs)
 
     async def _put(
-        self, connection: Connection, theirs: Sequence[Conversation], known: dict[str, Customer]
+        self, connection: Connection, theirs: Sequence[Conversation], known: _Known
     ) -> None:
-        """Send a connection its heads. A visitor may have any number of them, so other work gets turns in between."""
+        """Send a connection its heads. A bot may have thousands of them, so other work gets turns in between."""
         for start in range(0, len(theirs), _CONVERSATIONS):
             if start:
                 await connection.stream.room()
@@ -92,7 +103,11 @@ class Heads:
             some = theirs[start : start + _CONVERSATIONS]
             frames: list[frame_pb2.Frame] = []
             for each in some:
-                frames += views.frames.heads(each, known.get(each.customer_id))
+                frames += views.frames.heads(
+                    each,
+                    known.customers.get(each.customer_id),
+                    known.unread[each.conversation_id],
+                )
             frames += self._presence.frames(connection, some)
             while frames:
                 batch = fit(frames, _BATCH_BYTES)
@@ -111,11 +126,20 @@ class Heads:
         return self._ownership.term_of(partition) > 0
 
 
-async def _customers_of(
+async def _known_of(
     c: AsyncConnection, tenant: str, role: ActorRole, found: dict[str, list[Conversation]]
-) -> dict[str, Customer]:
-    """Return the customers with whom agents have conversations."""
+) -> _Known:
+    """Return what goes with the heads of some users' conversations."""
+    readers = [
+        Reader(each.conversation_id, int(role), subject, each.head_seq)
+        for subject, theirs in found.items()
+        for each in theirs
+    ]
+    counts = await unread(c, readers)
     ids = {each.customer_id for theirs in found.values() for each in theirs}
-    if role == ActorRole.VISITOR or not ids:
-        return {}
-    return await customers.get_many(c, tenant, sorted(ids))
+    if role == ActorRole.VISITOR:
+        ids.clear()
+    return _Known(
+        await customers.get_many(c, tenant, sorted(ids)) if ids else {},
+        {reader.conversation_id: count for reader, count in counts.items()},
+    )

@@ -33,6 +33,7 @@ from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.owners.errors import NotOwner
 from deskwire_chat.routing.router import Router
 from deskwire_chat.store import conversations, messages, receipts
+from deskwire_chat.store.unread import unread_by
 from deskwire_common import telemetry
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError, Internal, Unavailable
@@ -162,9 +163,10 @@ class LinkFrames:
                     max_bytes=views.frames.SYNCED_BYTES,
                 )
                 got = await receipts.of_conversation(c, sync.conversation_id)
-            if run:
-                conversation.head_seq = max(conversation.head_seq, run[-1].seq)
-            return views.frames.synced(conversation, run, got, connection.who)
+                if run:
+                    conversation.head_seq = max(conversation.head_seq, run[-1].seq)
+                count = await unread_by(c, conversation, connection.who)
+            return views.frames.synced(conversation, run, got, connection.who, count)
         except DeskwireError as error:
             return error_batch(error, conversation_id=sync.conversation_id)
         except Exception as error:  # noqa: BLE001 - without an answer the gateway would ask again for ever

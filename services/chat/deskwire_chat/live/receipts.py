@@ -19,6 +19,7 @@ from deskwire_chat.domain.conversations import Conversation, participants
 from deskwire_chat.domain.messages import Receipt
 from deskwire_chat.live.audience import Audience
 from deskwire_chat.live.stream import Connection
+from deskwire_chat.live.unread_feed import UnreadFeed
 from deskwire_chat.log.memory import Memory
 from deskwire_chat.store import conversations, receipts
 from deskwire_common.clock import Clock, to_micros
@@ -51,9 +52,17 @@ class _Waiting:
 class Receipts:
     """Stores and pushes receipts."""
 
-    def __init__(self, db: Database, audience: Audience, memory: Memory, clock: Clock) -> None:
+    def __init__(
+        self,
+        db: Database,
+        audience: Audience,
+        unread_feed: UnreadFeed,
+        memory: Memory,
+        clock: Clock,
+    ) -> None:
         self._db = db
         self._audience = audience
+        self._unread = unread_feed
         self._memory = memory
         self._clock = clock
         self._waiting: dict[_Key, _Waiting] = {}
@@ -129,8 +138,11 @@ class Receipts:
 
         for now in await self._db.run(write):
             key = (now.conversation_id, now.role, now.subject)
-            if self._known.get(key) == now:
+            before = self._known.get(key)
+            if before == now:
                 continue
+            if now.read_seq > (before.read_seq if before is not None else 0):
+                self._unread.read_on(now.conversation_id, work[key].connection.user)
             self._known[key] = now
             self._known.move_to_end(key)
             if len(self._known) > _KNOWN:

@@ -82,6 +82,7 @@ class Collaborators:
     deliver: Deliver
     introduce: Callable[[Conversation], None]
     customers_changed: CustomersChanged
+    redacted: Callable[[str], None]
     limits: OpeningLimits = field(default_factory=OpeningLimits)
     region: str = ""
 
@@ -169,10 +170,15 @@ class Group:
             conversation, command.who, command.client_msg_id, command.body, traceparent, command
         )
         if target is not None:
-            self._changes.change(target, command, self._fresh())
+            self._change(target, command)
         if carried is not None:
             self._changes.carry(carried, stored.message.seq)
         return stored
+
+    def _change(self, target: Message, command: Put) -> None:
+        self._changes.change(target, command, self._fresh())
+        if command.kind == Kind.REDACTION:
+            self.after.append(lambda: self._with.redacted(command.conversation_id))
 
     def _fresh(self) -> Iterator[Message]:
         return (each.message for each in self.stored.values())

@@ -37,6 +37,15 @@ class _Desk:
         self.people: dict[str, Capacity] = {}
         self.queue = WorkQueue()
 
+    def judge(self, known: Capacity) -> bool:
+        """Add an agent to the free ones, or remove them; whether they are free."""
+        free = self.bots if known.is_bot else self.people
+        if known.room > 0:
+            free[known.agent_id] = known
+            return True
+        free.pop(known.agent_id, None)
+        return False
+
 
 class Router:
     """Routing of all tenants."""
@@ -294,15 +303,7 @@ class Router:
 
     def _judge(self, key: AgentKey) -> bool:
         """Add an agent to the free ones, or remove them; whether they are free."""
-        tenant, agent_id = key
-        known = self.agents.known(tenant, agent_id)
-        desk = self._desk(tenant)
-        free = desk.bots if known.is_bot else desk.people
-        if known.room > 0:
-            free[agent_id] = known
-            return True
-        free.pop(agent_id, None)
-        return False
+        return self._desk(key[0]).judge(self.agents.known(*key))
 
     def _dispatch(self, tenant: str) -> None:
         """Propose items until nobody has room, or nothing waits that they may have."""

@@ -54,12 +54,23 @@ def offer_ended(conversation_id: str, end: OfferEnd) -> bytes:
     return encoded(push=frame_pb2.Push(offer_ended=ended))
 
 
-def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
+def unread_push(item: Conversation, count: int) -> bytes:
+    """Return an encoded Batch that tells a reader how much of a conversation they haven't read."""
+    unread = frame_pb2.Unread(
+        conversation_id=item.conversation_id, epoch=item.epoch, seq=item.head_seq, count=count
+    )
+    return encoded(push=frame_pb2.Push(unread=unread))
+
+
+def heads(item: Conversation, of: Customer | None, unread: int) -> list[frame_pb2.Frame]:
     """Return the Frames with a conversation's state; for agents and bots its customer (`of`) too."""
     frames = [
         frame_pb2.Frame(
             head=frame_pb2.Head(
-                conversation_id=item.conversation_id, epoch=item.epoch, seq=item.head_seq
+                conversation_id=item.conversation_id,
+                epoch=item.epoch,
+                seq=item.head_seq,
+                unread=unread,
             )
         ),
         frame_pb2.Frame(push=frame_pb2.Push(conversation=conversation(item))),
@@ -70,7 +81,11 @@ def heads(item: Conversation, of: Customer | None) -> list[frame_pb2.Frame]:
 
 
 def synced(
-    item: Conversation, run: Sequence[Message], receipts: Sequence[Receipt], who: Actor
+    item: Conversation,
+    run: Sequence[Message],
+    receipts: Sequence[Receipt],
+    who: Actor,
+    unread: int,
 ) -> bytes:
     """Return an encoded Batch with the messages of `run` that fit into SYNCED_BYTES."""
     return encoded(
@@ -81,5 +96,6 @@ def synced(
             messages=fit((message(each, who) for each in run), SYNCED_BYTES),
             receipts=[receipt(each) for each in receipts],
             conversation=conversation(item),
+            unread=unread,
         )
     )

@@ -386,7 +386,8 @@ async def test_the_bot_with_room_comes_before_people_and_then_people(d: Desk) ->
     # Directly to a person, and its room is another's.
     await bot.transfer(first, "ann")
     assert await is_with(d, first, "ann")
-    await visitor.client.send(third, "hello")
+    other = await person(d, Role.VISITOR, "1002")
+    await other.client.send(third, "hello")
     await eventually(lambda: is_with(d, third, "helper"))
     # What an agent gives back is for people, too.
     stub = conversation_service_pb2_grpc.ConversationServiceStub(d.channel(Role.AGENT, "ann"))

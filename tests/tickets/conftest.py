@@ -19,7 +19,14 @@ from deskwire.chat.v1 import (
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.tickets.v1 import ticket_service_pb2_grpc
 from deskwire_common import rpc
-from deskwire_common.auth import KeySet, Role, TokenSigner, TokenVerifier, current_principal
+from deskwire_common.auth import (
+    KeySet,
+    Role,
+    TokenSigner,
+    TokenVerifier,
+    current_principal,
+    tenant_disabled,
+)
 from deskwire_common.errors import NotFound
 from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
@@ -37,11 +44,15 @@ class Chat(conversation_service_pb2_grpc.ConversationServiceServicer):
         self.customers: dict[tuple[str, str], str] = {}
         self.calls = 0
         self.target = ""
+        self.disabled = ""
+        """A tenant that is disabled, which the ticket service hasn't heard of."""
 
     async def GetConversation(self, request: Any, _context: object) -> Any:  # noqa: N802
         self.calls += 1
         principal = current_principal()
         assert principal.role is Role.SERVICE
+        if principal.tenant == self.disabled:
+            raise tenant_disabled(principal.tenant)
         customer = self.customers.get((principal.tenant, request.conversation_id))
         if customer is None:
             reason = error_reason_pb2.ERROR_REASON_CONVERSATION_NOT_FOUND

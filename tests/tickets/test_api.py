@@ -172,6 +172,12 @@ async def test_chat_is_away(client: Any, chat: Any, start: Any, tmp_path: Any) -
     chat.target = good
 
 
+async def test_chat_knows_first_that_the_tenant_is_disabled(client: Any, chat: Any) -> None:
+    chat.disabled = "demo"
+    answer = await refusal(created(client(), conversation(chat)))
+    assert answer == ("PERMISSION_DENIED", "TENANT_DISABLED")
+
+
 async def test_pages(client: Any, chat: Any) -> None:
     stub = client(tenant="pages")
     tickets = [await created(stub, conversation(chat, "pages")) for _ in range(5)]

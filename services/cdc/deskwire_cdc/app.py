@@ -13,7 +13,7 @@ from deskwire_cdc.config import Settings
 from deskwire_cdc.follower import Parts
 from deskwire_cdc.sources import ReaderOptions
 from deskwire_common import db as dbs
-from deskwire_common import housekeeping, topics
+from deskwire_common import housekeeping, shutout, topics
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
@@ -66,7 +66,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     runtime.spawn("outbox-gauges", measure)
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
 
-    await runtime.serve(TABLE, actions)
+    await runtime.serve(TABLE, actions, admission=await shutout.follow(runtime, db))
     await join(runtime, owner)
 
 

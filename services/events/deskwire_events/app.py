@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from deskwire_common import db as dbs
-from deskwire_common import housekeeping
+from deskwire_common import housekeeping, shutout
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
@@ -71,5 +71,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
     runtime.on_drain(end_streams)
 
-    await runtime.serve(TABLE, events, subscriptions, adapters)
+    await runtime.serve(
+        TABLE, events, subscriptions, adapters, admission=await shutout.follow(runtime, db)
+    )
     await join(runtime, owner)

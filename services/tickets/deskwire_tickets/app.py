@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from deskwire_common import db as dbs
-from deskwire_common import housekeeping, topics
+from deskwire_common import housekeeping, shutout, topics
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
@@ -40,5 +40,5 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     owner.employ(relay.KIND, relay.work)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
-    await runtime.serve(TABLE, actions)
+    await runtime.serve(TABLE, actions, admission=await shutout.follow(runtime, db))
     await join(runtime, owner)

@@ -25,8 +25,8 @@ class ChatClient:
     async def customer_of(self, tenant: str, conversation_id: str) -> str:
         """Return the customer_id of a conversation of `tenant`.
 
-        Raises NotFound with CONVERSATION_NOT_FOUND, and Unavailable with DEPENDENCY_UNAVAILABLE
-        when chat doesn't answer within the deadline (5 s) or answers anything else.
+        Raises NotFound with CONVERSATION_NOT_FOUND, PermissionDenied with TENANT_DISABLED, and Unavailable with
+        DEPENDENCY_UNAVAILABLE when chat doesn't answer within the deadline (5 s) or answers anything else.
         """
         request = conversation_service_pb2.GetConversationRequest(conversation_id=conversation_id)
         token = self._signer.service_token(tenant)
@@ -41,6 +41,9 @@ class ChatClient:
                     reason=error_reason_pb2.ERROR_REASON_CONVERSATION_NOT_FOUND,
                 ) from error
             cause = from_rpc_error(error)
+            if cause.reason == error_reason_pb2.ERROR_REASON_TENANT_DISABLED:
+                # Chat knew it first. It isn't cured by asking again.
+                raise cause from error
             raise Unavailable(
                 f"chat doesn't answer: {error.details()}", retry_after=cause.retry_after or 1.0
             ) from error

@@ -25,17 +25,24 @@ class Reader:
         topics: Sequence[str],
         *,
         start: Literal["earliest", "latest"] | datetime | Mapping[Place, int] = "earliest",
+        idle_ms: int = 50,
     ) -> None:
-        """`start`: the ends of the topics, a time, or the next offset per partition (earliest for the others)."""
+        """`start`: the ends of the topics, a time, or the next offset per partition (earliest for the others).
+
+        While nothing comes, the broker is asked again every `idle_ms`; what comes is told at once all the same.
+        """
         self._bootstrap = bootstrap
         self._topics = list(topics)
         self._start = start
+        self._idle_ms = idle_ms
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-reader")
         self._rd: RdConsumer | None = None
         self.positions: dict[Place, int] = {}
         """The next offset per partition that `read` has not returned."""
         self.oldest: dict[Place, int] = {}
         """The oldest offset per partition that was kept at the start."""
+        self.ends: dict[Place, int] = {}
+        """The offset per partition that the next record was to have at the start."""
 
     async def start(self) -> None:
         """Find the partitions and places. Raises Unavailable when the broker doesn't answer within ten seconds."""
@@ -48,7 +55,7 @@ class Reader:
                 "group.id": "deskwire-reader",
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
-                "fetch.wait.max.ms": 50,
+                "fetch.wait.max.ms": self._idle_ms,
                 "queued.max.messages.kbytes": 16_384,
                 "error_cb": silent,
                 "log_level": 0,
@@ -67,6 +74,7 @@ class Reader:
             for place in found:
                 low, high = patiently(partial(rd.get_watermark_offsets, place, timeout=10))
                 self.oldest[place.topic, place.partition] = low
+                self.ends[place.topic, place.partition] = high
                 self.positions[place.topic, place.partition] = self._place(place, low, high)
             if isinstance(self._start, datetime):
                 self._seek_time(rd, found, self._start)

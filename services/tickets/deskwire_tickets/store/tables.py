@@ -8,6 +8,7 @@ from deskwire_common import db
 from deskwire_common.idempotency import idempotency_table
 from deskwire_common.outbox import outbox_table, published_table
 from deskwire_common.ownership import members_table, slots_table
+from deskwire_common.shutout import shut_out_places_table, shut_out_table
 
 METADATA = db.metadata()
 
@@ -66,3 +67,5 @@ published_table(METADATA)
 members_table(METADATA)
 slots_table(METADATA)
 idempotency_table(METADATA)
+shut_out_table(METADATA)
+shut_out_places_table(METADATA)

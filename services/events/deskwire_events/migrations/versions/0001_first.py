@@ -45,6 +45,7 @@ def upgrade() -> None:
     _external_subjects()
     _outbox()
     _idempotency()
+    _shut_out()
     _ownership()
 
 
@@ -183,3 +184,23 @@ def _idempotency() -> None:
         ),
     )
     op.create_index("ix_idempotency_created_at", "idempotency", ["created_at"])
+
+
+def _shut_out() -> None:
+    """Who is disabled, and up to where Kafka was read for it."""
+    op.create_table(
+        "shut_out",
+        sa.Column("tenant_id", _NAME, nullable=False),
+        sa.Column("agent_id", _NAME, nullable=False),
+        sa.Column("sequence", sa.BigInteger(), nullable=False),
+        sa.Column("disabled", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant_id", "agent_id", name="pk_shut_out"),
+    )
+    op.create_table(
+        "shut_out_places",
+        sa.Column("cluster", _NAME, nullable=False),
+        sa.Column("topic", _NAME, nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("next", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("cluster", "topic", "number", name="pk_shut_out_places"),
+    )

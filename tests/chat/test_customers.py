@@ -98,6 +98,21 @@ async def test_a_second_identity_is_linked_and_two_customers_are_not_mixed_up(d:
     assert (await crm.GetCustomer(request)).customer == three
 
 
+async def test_an_id_with_a_blank_behind_it_is_the_same_on_every_database(d: Desk) -> None:
+    crm = stub_of(d)
+    one = (await crm.UpsertCustomer(upsert(0, "A-1", display_name="One"))).customer
+    same = await crm.UpsertCustomer(upsert(0, "A-1 ", "\u200eA-1", display_name="One"))
+    assert (same.created, same.customer) == (False, one)
+    asked = pb.LookupCustomerRequest(
+        identity=customer_pb2.Identity(namespace="crm:main", value=" A-1\u00a0")
+    )
+    assert (await crm.LookupCustomer(asked)).customer == one
+    for bad in ("a\nb", "\x00", "\u2800", "A\u202eB"):
+        error = await refused(crm.UpsertCustomer(upsert(0, "A-1", bad, display_name="One")))
+        assert error.reason_name == "INVALID_FIELD", bad
+        assert error.violations[0][0] == "customer.identities[1].value"
+
+
 async def test_an_update_knows_what_it_changes(d: Desk) -> None:
     customer = (await stub_of(d).UpsertCustomer(upsert(display_name="Ada"))).customer
     agent = stub_of(d, Role.AGENT)

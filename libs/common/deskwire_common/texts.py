@@ -73,7 +73,7 @@ def line(text: str, field: str) -> str:
     """Return a text as it is kept as a name; what `line_or_none` has no line for raises InvalidArgument for `field`."""
     kept = trimmed(text)
     if not is_line(kept):
-        raise InvalidArgument(LINE_RULE, field=field)
+        raise InvalidArgument(f"{field} {LINE_RULE}", field=field)
     if text:
         check_seen(kept, field)
     return kept
@@ -91,7 +91,7 @@ def has_seen(text: str) -> bool:
 def check_seen(text: str, field: str) -> None:
     """Raise InvalidArgument (INVALID_FIELD) for `field` when nothing of a text can be seen."""
     if not has_seen(text):
-        raise InvalidArgument(SEEN_RULE, field=field)
+        raise InvalidArgument(f"{field} {SEEN_RULE}", field=field)
 
 
 def same_blanks(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,13 +13,11 @@ from typing import Any, Final
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.recorded.lines import Line, Seen, lines_of
 from deskwire_cli.recorded.oddities import Balance, Kind, Place, shown
+from deskwire_common import texts
 from deskwire_wire.limits import MAX_TEXT
 
 ID_CHARACTERS: Final = 128
 """The most characters of a dialogue's id."""
-
-_LOOKS_EMPTY: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
-"""Letters and symbols that are drawn as nothing: fillers of Hangul, and Braille without a dot."""
 
 
 class Speaker(Enum):
@@ -229,7 +226,7 @@ def _id(document: Mapping[str, Any]) -> str:
     if isinstance(raw, bool) or not isinstance(raw, str | int):
         raise LeftOut(Kind.BAD_ID)
     text = str(raw)
-    if not is_visible(text) or len(text) > ID_CHARACTERS or has_lone_surrogate(text):
+    if not texts.has_seen(text) or len(text) > ID_CHARACTERS or has_lone_surrogate(text):
         raise LeftOut(Kind.BAD_ID)
     return text
 
@@ -242,7 +239,7 @@ def _oddity(raw: Mapping[str, Any]) -> Kind | None:
         return Kind.NULL if text is None else Kind.NOT_TEXT
     if has_lone_surrogate(text):
         return Kind.LONE_SURROGATE
-    if not is_visible(text):
+    if not texts.has_seen(text):
         return Kind.EMPTY if not text else Kind.BLANK if text.isspace() else Kind.INVISIBLE
     return Kind.TOO_LONG if len(text) > MAX_TEXT else None
 
@@ -254,12 +251,3 @@ def has_lone_surrogate(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def is_visible(text: str) -> bool:
-    """Whether a text has a character that people see."""
-    return any(
-        each not in _LOOKS_EMPTY
-        and unicodedata.category(each) not in {"Zs", "Zl", "Zp", "Cc", "Cf", "Cs"}
-        for each in text
-    )

@@ -51,7 +51,8 @@ class CustomerActions:
     ) -> customers_pb.LookupCustomerResponse:
         """Return the customer who has an identity. Raises NotFound (CUSTOMER_NOT_FOUND)."""
         tenant = current_principal().tenant
-        identity = Identity(request.identity.namespace, request.identity.value)
+        asked = request.identity
+        identity = domain.customers.identity_of(asked.namespace, asked.value, "identity.value")
         async with self.tools.db.read() as c:
             owner = (await customers.owners(c, tenant, [identity])).get(identity)
             found = await customers.get(c, tenant, owner) if owner else None
@@ -111,11 +112,7 @@ class CustomerActions:
         values = self.values_of(
             request.customer, domain.customers.check_mask(request.update_mask.paths)
         )
-        identities = tuple(
-            sorted({Identity(each.namespace, each.value) for each in request.customer.identities})
-        )
-        if not identities:
-            raise InvalidArgument("name at least one identity", field="customer.identities")
+        identities = self.identities_of(request.customer)
 
         async def work(uow: UnitOfWork, changed: set[str]) -> customers_pb.UpsertCustomerResponse:
             owners = await customers.owners(uow.connection, who.tenant, identities)
@@ -226,3 +223,14 @@ class CustomerActions:
         """Return the values of some fields, as they are kept. Raises InvalidArgument."""
         given = {name: str(getattr(customer, name)) for name in fields}
         return domain.customers.kept_values(given, default_region=self.default_region)
+
+    def identities_of(self, customer: customer_pb2.Customer) -> tuple[Identity, ...]:
+        """Return the identities of a request, as they are kept. Raises InvalidArgument when there is none."""
+        if not customer.identities:
+            raise InvalidArgument("name at least one identity", field="customer.identities")
+        identity_of = domain.customers.identity_of
+        found = {
+            identity_of(each.namespace, each.value, f"customer.identities[{place}].value")
+            for place, each in enumerate(customer.identities)
+        }
+        return tuple(sorted(found))

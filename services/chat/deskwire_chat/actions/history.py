@@ -14,7 +14,7 @@ from deskwire_chat.actions.customers import CustomerActions
 from deskwire_chat.actions.tools import Tools
 from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.conversations import Conversation
-from deskwire_chat.domain.customers import CUSTOMER_FIELDS, MAX_IDENTITIES, Customer, Identity
+from deskwire_chat.domain.customers import CUSTOMER_FIELDS, MAX_IDENTITIES, Customer
 from deskwire_chat.domain.history import Provenance, Said
 from deskwire_chat.domain.messages import Kind, Message, check_client_msg_id
 from deskwire_chat.events import Occasion
@@ -93,11 +93,7 @@ class _Import:
         self._who = who
         self._from = provenance_of(request)
         self._id = domain.history.conversation_id_of(who.tenant, self._from)
-        self._identities = tuple(
-            sorted({Identity(each.namespace, each.value) for each in request.customer.identities})
-        )
-        if not self._identities:
-            raise InvalidArgument("name at least one identity", field="customer.identities")
+        self._identities = actions.customers.identities_of(request.customer)
         self._values = actions.customers.values_of(request.customer, CUSTOMER_FIELDS)
         self._said = [_said(place, each) for place, each in enumerate(request.messages)]
         domain.history.check_once(self._said)

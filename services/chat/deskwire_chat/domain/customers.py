@@ -151,6 +151,14 @@ def with_values(customer: Customer, values: Mapping[str, str]) -> Customer:
     )
 
 
+def identity_of(namespace: str, value: str, field: str) -> Identity:
+    """Return an identity as it is kept: its value trimmed, as MariaDB doesn't compare blanks at the end.
+
+    Raises InvalidArgument (INVALID_FIELD) for `field`.
+    """
+    return Identity(namespace, texts.line(value, field))
+
+
 def identities_of(visitor: Actor) -> list[Identity]:
     """Return the identities in a visitor's token: first the subject, which counts most."""
     ids = visitor.profile.ids if visitor.profile else ()

@@ -141,8 +141,8 @@ def test_a_field_that_can_not_be_kept_leaves_out_nobody(file: Path) -> None:
         file,
         dialogue(
             "x",
-            turn(speaker="agent", by="ann smith", name="A\nB"),
-            turn(speaker="agent", by="ann", name="Ann"),
+            turn(speaker="agent", by="\u00e4nne", name="A\nB"),
+            turn(speaker="agent", by="auth0|ann", name="Ann\u3000S"),
             customer={"id": 7, "name": "n" * 129, "email": 5, "mobile": "+8613800138000",
                       "visitor": "li-na", "ids": {"crm:main": "4711", "a b": "x"}},
         ),
@@ -159,7 +159,7 @@ def test_a_field_that_can_not_be_kept_leaves_out_nobody(file: Path) -> None:
     assert (request.customer.display_name, request.customer.mobile) == ("", "+8613800138000")
     assert [(each.sender_id, each.sender_name) for each in request.messages] == [
         ("", ""),
-        ("ann", "Ann"),
+        ("auth0|ann", "Ann\u3000S"),
     ]
 
 

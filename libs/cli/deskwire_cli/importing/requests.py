@@ -16,10 +16,9 @@ from deskwire_cli.recorded.dialogues import (
     LeftOut,
     Speaker,
     Turn,
-    has_lone_surrogate,
-    is_visible,
 )
 from deskwire_cli.recorded.oddities import Kind
+from deskwire_common import texts
 from deskwire_common.auth import Principal, Role, checked_principal
 from deskwire_common.clock import to_micros
 
@@ -35,8 +34,8 @@ _ROLES: Final = {
     Speaker.NOTE: actor_pb2.ROLE_AGENT,
 }
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
-_LENGTHS: Final = {"display_name": 128, "email": 254, "mobile": 32}
-_ID: Final = 128
+_LENGTHS: Final = {"display_name": 128, "email": 254, "mobile": 64}
+_ID: Final = 255
 _IDENTITIES: Final = 16
 _TURN_ID: Final = 64
 _FRAMING: Final = 8
@@ -250,10 +249,4 @@ def _is_id(raw: object) -> bool:
 
 def _is_line(text: object, length: int) -> bool:
     """Whether a name or an id can be kept: one visible line of up to `length` characters."""
-    return (
-        isinstance(text, str)
-        and 0 < len(text) <= length
-        and not has_lone_surrogate(text)
-        and is_visible(text)
-        and text.isprintable()
-    )
+    return isinstance(text, str) and len(text) <= length and bool(texts.line_or_none(text))

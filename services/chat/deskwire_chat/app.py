@@ -31,6 +31,7 @@ from deskwire_chat.live.admission import Admission
 from deskwire_chat.live.audience import Audience
 from deskwire_chat.live.connections import Connections
 from deskwire_chat.live.customer_feed import CustomerFeed
+from deskwire_chat.live.doubts import Doubts
 from deskwire_chat.live.heads import Heads
 from deskwire_chat.live.link import READS, Links
 from deskwire_chat.live.link_frames import LinkFrames
@@ -181,6 +182,7 @@ async def _log(
     connections = Connections(audience, router, admission, held)
     presence = Presence(db, audience, is_ours=routing.is_ours)
     customer_feed, unread_feed = CustomerFeed(db, audience), UnreadFeed(db, audience)
+    doubts = Doubts(db, audience, router, is_ours=routing.is_ours)
     slots = Slots(settings.max_streams, settings.max_tenant_streams)
     watchers = Watchers(db, admission.admit, slots)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
@@ -195,6 +197,7 @@ async def _log(
             presence.introduce,
             customer_feed.changed,
             unread_feed.redacted,
+            doubts.note,
             OpeningLimits(settings.visitor_max_open, settings.visitor_openings_per_minute),
             settings.default_region,
         ),
@@ -208,6 +211,7 @@ async def _log(
     runtime.spawn("presence", presence.run)
     runtime.spawn("customer-feed", customer_feed.run)
     runtime.spawn("unread-feed", unread_feed.run)
+    runtime.spawn("doubts", doubts.run)
     storage.owner.employ(SearchIndexer.KIND, SearchIndexer(db, runtime.clock).work)
     return _Log(
         admission,

@@ -35,7 +35,13 @@ from deskwire_chat.owners.ownership import HeadsWrong, Ownership, steps
 from deskwire_chat.store import conversations
 from deskwire_chat.store.partitions import Partition
 from deskwire_common.clock import Clock, to_micros
-from deskwire_common.db import Database, Statements, WriteConflict, is_unique_violation
+from deskwire_common.db import (
+    CommitInDoubt,
+    Database,
+    Statements,
+    WriteConflict,
+    is_unique_violation,
+)
 from deskwire_common.errors import DeskwireError, Internal, Unavailable
 from deskwire_common.lines import line_held
 from deskwire_common.logging import get_logger
@@ -55,6 +61,8 @@ class Log(Protocol):
     def published(self, numbers: Iterable[int]) -> dict[int, int]: ...
 
     def saved(self, published: Mapping[int, int]) -> None: ...
+
+    def reached(self, heads: Mapping[int, int]) -> None: ...
 
 
 class Committer:
@@ -85,12 +93,13 @@ class Committer:
     async def write(self, commands: list[Grouped], statements: Statements | None) -> None:
         """Write a group and answer all its commands; never raises errors of the database or of ownership."""
         error: Exception = Internal("nothing was tried")
+        in_doubt: list[Grouped] = []
         for attempt in range(_ATTEMPTS):
             if attempt:
                 self._forget(commands)
                 await asyncio.sleep(0.02 * 4**attempt)
             try:
-                await self._ownership.settle()
+                await self._settle()
                 commands, began_with = self._ours(commands)
                 if not commands:
                     return
@@ -101,10 +110,14 @@ class Committer:
                 )
                 self._ownership.doubt()
                 error = caught
+                if isinstance(caught, CommitInDoubt):
+                    in_doubt = commands
                 continue
             self._finish(group)
+            self._settle_later(in_doubt)
             return
         self._forget(commands)
+        self._settle_later(in_doubt)
         if not isinstance(error, DeskwireError) and len(commands) > 1:
             # One of them can't be stored: write each by itself, so that it fails alone.
             for command in commands:
@@ -112,6 +125,22 @@ class Committer:
             return
         for command in commands:
             command.give_up(error, self._held)
+
+    async def _settle(self) -> None:
+        """Read the heads again if they are in doubt; what a commit in doubt has stored is to be published, too."""
+        if await self._ownership.settle():
+            owned = self._ownership.partitions
+            self._log.reached({number: each.head for number, each in owned.items()})
+
+    def _settle_later(self, commands: Sequence[Grouped | Accept]) -> None:
+        """Have done what a commit in doubt left undone; what follows from the next try was done already."""
+        if commands:
+            agents = {
+                (each.item.tenant, each.agent.agent_id)
+                for each in commands
+                if not isinstance(each, Put)
+            }
+            self._with.in_doubt({each.conversation_id for each in commands}, agents)
 
     def _ours(self, commands: list[Grouped]) -> tuple[list[Grouped], dict[int, Partition]]:
         """Return the commands that may still be written, with their partitions; refuse the others."""
@@ -227,11 +256,13 @@ class Committer:
     async def accept(self, command: Accept) -> None:
         """Give an agent the conversation whose offer they claimed, and answer."""
         try:
-            await self._ownership.settle()
+            await self._settle()
             began_with = self._owned(command)
             group = await self._transact([command], began_with)
         except Exception as error:  # noqa: BLE001 - the caller gets it
             self._failed(command, error)
+            if isinstance(error, CommitInDoubt):
+                self._settle_later([command])
             return
         self._finish(group)
         if not group.heads:
@@ -240,8 +271,10 @@ class Committer:
 
     async def alter(self, command: Alter) -> None:
         """Change a conversation as the command says, push the change, and answer."""
+        before: Conversation | None = None
+        copy: Conversation | None = None
         try:
-            await self._ownership.settle()
+            await self._settle()
             began_with = self._owned(command)
             ((number, mine),) = began_with.items()
             known = await self._memory.load([command])
@@ -256,6 +289,9 @@ class Committer:
                 await uow.commit()
         except Exception as error:  # noqa: BLE001 - the caller gets it
             self._failed(command, error)
+            if isinstance(error, CommitInDoubt):
+                had = {(each.tenant, each.agent_id) for each in (before, copy) if each is not None}
+                self._with.in_doubt([command.conversation_id], had)
             return
         if copy is not None and before is not None and copy.version != before.version:
             if self._ownership.partitions.get(number) is mine:
@@ -266,7 +302,7 @@ class Committer:
     async def bring_in(self, command: Import) -> None:
         """Write a part of another system's conversation, and answer; nobody is pushed anything."""
         try:
-            await self._ownership.settle()
+            await self._settle()
             began_with = self._owned(command)
             ((number, mine),) = began_with.items()
             async with self._db.transaction() as uow:

@@ -23,6 +23,7 @@ from deskwire_chat.log.changes import Changes
 from deskwire_chat.log.commands import Accept, Grouped, Propose, Put, Stored
 from deskwire_chat.log.memory import Known
 from deskwire_chat.log.openings import Openings
+from deskwire_chat.routing.offers import AgentKey
 from deskwire_chat.routing.router import Router
 from deskwire_chat.store import agents, conversations, messages
 from deskwire_chat.store.messages import SentKey
@@ -83,6 +84,7 @@ class Collaborators:
     introduce: Callable[[Conversation], None]
     customers_changed: CustomersChanged
     redacted: Callable[[str], None]
+    in_doubt: Callable[[Iterable[str], Iterable[AgentKey]], None]
     limits: OpeningLimits = field(default_factory=OpeningLimits)
     region: str = ""
 

@@ -108,6 +108,14 @@ class Publisher:
         feed.head = max(feed.head, head)
         self._wake.set()
 
+    def reached(self, heads: Mapping[int, int]) -> None:
+        """Note how far the log goes: it may have messages whose commit was in doubt, which nobody reported."""
+        for number, head in heads.items():
+            feed = self._feeds.get(number)
+            if feed is not None and feed.head < head:
+                feed.head = head
+                self._wake.set()
+
     def published(self, numbers: Iterable[int]) -> dict[int, int]:
         """Return up to which position Kafka has some partitions."""
         return {

@@ -95,12 +95,14 @@ class Ownership:
         """A transaction failed or is in doubt: read the heads again before the next one."""
         self._stale = True
 
-    async def settle(self) -> None:
-        """Read the heads again if they are in doubt; partitions whose term is over are lost."""
-        if self._stale:
-            async with self._owner.db.read() as connection:
-                await self._read_heads(connection)
-            self._stale = False
+    async def settle(self) -> bool:
+        """Read the heads again if they are in doubt, and return whether; partitions whose term is over are lost."""
+        if not self._stale:
+            return False
+        async with self._owner.db.read() as connection:
+            await self._read_heads(connection)
+        self._stale = False
+        return True
 
     async def fence(
         self,

@@ -74,6 +74,15 @@ class Capacity:
             return 0
         return agent.capacity - agent.active - self.pending - self.offered
 
+    def take_row(self, agent: Agent | None) -> None:
+        """Take an agent's row as the truth."""
+        self.agent = agent
+        self.doubted = False
+        self.changes += 1
+        if agent is not None:
+            # Another process gave them a work item.
+            self.idle_since = max(self.idle_since, agent.idle_since)
+
     def count_connection(self, step: int, *, bot: bool) -> None:
         """Count a connection that opened (1) or closed (-1)."""
         if bot:

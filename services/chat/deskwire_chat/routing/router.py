@@ -136,13 +136,12 @@ class Router:
         self._settle(item_id, OfferEnd.WITHDRAWN)
         known = self.agents.known(*key)
         known.pending -= 1
-        known.doubted = known.doubted or doubtful
         known.changes += 1
         self._judge(key)
         if waits is not None:
             self._wait(waits)
         if doubtful:
-            self.doubted.put_nowait(key)
+            self.doubt(key)
         self._dispatch(tenant)
 
     def may_give(self, item: WorkItem, agent_id: str) -> bool:
@@ -187,6 +186,13 @@ class Router:
         self._reconsider(key)
         self._changed(key)
 
+    def doubt(self, key: AgentKey) -> None:
+        """Have an agent's row read before they get anything more, as their state here may be wrong."""
+        if self.agents.get(key) is not None:
+            self.agents.known(*key).doubted = True
+            self._changed(key)
+            self.doubted.put_nowait(key)
+
     def agents_read(self, found: Iterable[tuple[AgentKey, Agent | None]]) -> None:
         """Take agents' rows as the truth, as nothing happened to them while they were read.
 
@@ -194,13 +200,7 @@ class Router:
         """
         keys: list[AgentKey] = []
         for key, agent in found:
-            known = self.agents.known(*key)
-            known.agent = agent
-            known.doubted = False
-            known.changes += 1
-            if agent is not None:
-                # Another process gave them a conversation.
-                known.idle_since = max(known.idle_since, agent.idle_since)
+            self.agents.known(*key).take_row(agent)
             self._judge(key)
             keys.append(key)
         for key in keys:

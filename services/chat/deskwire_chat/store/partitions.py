@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import text, update
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.conversations import PARTITIONS
 from deskwire_chat.store.tables import partitions
+from deskwire_common.db import UnitOfWork
 from deskwire_common.ownership import SlotRows
 
 
@@ -45,6 +46,12 @@ async def save_published(c: AsyncConnection, *, number: int, term: int, position
         .values(published=position)
     )
     return bool(result.rowcount == 1)
+
+
+async def wait_for_commits(numbers: Collection[int], uow: UnitOfWork) -> None:
+    """Return when no transaction that began to commit messages of these partitions is under way any more."""
+    ids = partitions.c.id
+    await uow.execute(select(ids).where(ids.in_(numbers)).order_by(ids).with_for_update())
 
 
 Steps = Mapping[int, tuple[int, int, int]]

@@ -103,6 +103,11 @@ class _Watch:
                 cursor = item.seq
         return found
 
+    def look(self) -> None:
+        """Have the log read."""
+        self.behind = True
+        self.wake.set()
+
     def end(self, error: DeskwireError) -> None:
         """End the watch with an error."""
         self.error = error
@@ -135,6 +140,13 @@ class Watchers:
         for watch in self._watches.get(conversation.conversation_id, ()):
             # A copy, as the writer goes on changing its own.
             watch.saw(replace(conversation))
+
+    def reached(self, numbers: Collection[int]) -> None:
+        """Have the watches of these partitions read the log: it may have messages that nobody reported."""
+        for conversation_id, watches in self._watches.items():
+            if partition_of(conversation_id) in numbers:
+                for watch in watches:
+                    watch.look()
 
     def expel(self) -> None:
         """Have all watches check whether their caller is still admitted."""
@@ -257,6 +269,11 @@ class TappedLog:
     def published(self, numbers: Iterable[int]) -> dict[int, int]:
         """Ask the log."""
         return self._log.published(numbers)
+
+    def reached(self, heads: Mapping[int, int]) -> None:
+        """Tell both how far the log goes."""
+        self._log.reached(heads)
+        self._watchers.reached(heads)
 
     def saved(self, published: Mapping[int, int]) -> None:
         """Tell the log."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -28,6 +27,7 @@ from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
 from deskwire_common.rpc import make_channel
 from deskwire_common.targets import Targets, parse_rules
+from support.listening import listening
 from support.servers import DatabaseServer
 from support.suite import new_id
 
@@ -303,8 +303,8 @@ async def test_a_file_that_is_captured_already(refusal: Refusal, crm: Path) -> N
 
 async def test_one_text_for_every_address_where_no_mariadb_answers(refusal: Refusal) -> None:
     async with (
-        nonsense(b"HTTP/1.1 400 Bad Request\r\n\r\n") as http,
-        nonsense(b"\x01\x00\x00\x00\x0a") as odd,
+        listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as http,
+        listening(b"\x01\x00\x00\x00\x0a") as odd,
     ):
         for address in (
             "127.0.0.1:1", http, odd,
@@ -314,27 +314,6 @@ async def test_one_text_for_every_address_where_no_mariadb_answers(refusal: Refu
             error = await refusal(mariadb_source(f"mysql://u:s3cret@{address}/crm"))
             assert is_unusable(error, "url"), address
             assert error.message == NOT_THERE, address
-
-
-@asynccontextmanager
-async def nonsense(words: bytes) -> AsyncIterator[str]:
-    """The address of something on this machine that says these words and hangs up."""
-    serving: list[Any] = []
-
-    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        serving.append(asyncio.current_task())
-        with suppress(ConnectionError):
-            writer.write(words)
-            await writer.drain()
-            writer.close()
-            await writer.wait_closed()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        await asyncio.gather(*serving)
 
 
 async def test_a_name_that_turns_inward_is_not_followed(mariadb: DatabaseServer) -> None:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -295,8 +294,7 @@ def test_valkey_serves_and_stops(tmp_path: Path):
     process = valkey.process(tmp_path / "valkey", port=port, log=tmp_path / "log")
     process.start()
     process.wait_ready(valkey.probe(HOST, port), timeout=10)
-    begun = time.monotonic()
     process.stop()
+    # By itself: one that has to be killed has another code.
     assert process.exit_code == 0
-    assert time.monotonic() - begun < 3
     assert json.dumps(valkey.probe(HOST, port)()).startswith('"no answer at')

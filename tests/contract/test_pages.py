@@ -98,6 +98,28 @@ CONVERSATION = {
     "epoch": 1,
     "version": 1,
 }
+
+
+def wanted(event_types: list[str]) -> str:
+    """The filter of a subscription, as its column has it."""
+    return json.dumps({"event_types": event_types, "subjects": [], "attributes": {}, "cel": ""})
+
+
+def adapter(adapter_id: str, number: int) -> Row:
+    """The row of an adapter."""
+    return {
+        "subscription_id": adapter_id,
+        "incarnation": uuid(number),
+        "kind": "adapter",
+        "system_id": "crm:main",
+        "filter": wanted([]),
+        "sink": json.dumps({"target": "127.0.0.1:1"}),
+        "secrets": "{}",
+        "state": 1,
+        "version": 1,
+    }
+
+
 LISTED: dict[str, Listing] = {
     "deskwire.chat.v1.ConversationService.ListConversations": Listing(
         lambda number: {
@@ -173,24 +195,19 @@ LISTED: dict[str, Listing] = {
     ),
     "deskwire.events.v1.AdapterRegistryService.ListAdapters": Listing(
         lambda number: {
-            "adapters": {
-                "adapter_id": f"{number:064}",
-                "system_id": "crm:main",
-                "target": "127.0.0.1:1" + "/" * 244,
-                "event_types": json.dumps([f"{each:064}" for each in range(100)]),
-                "accepts": json.dumps([f"{each:064}" for each in range(100)]),
-                "credentials": "{}",
-                "state": 1,
-                "last_error": WIDE * 500,
-                "version": 1,
-            }
+            "subscriptions": {
+                **adapter(f"{number:064}", number),
+                "sink": json.dumps({"target": "127.0.0.1:1" + "/" * 244, "accepts": []}),
+                "filter": wanted([f"{each:064}" for each in range(100)]),
+            },
+            "progress": {"incarnation": uuid(number), "last_error": WIDE * 500},
         }
     ),
     "deskwire.events.v1.AdapterRegistryService.ListDeliveries": Listing(
         lambda number: {
             "deliveries": {
                 "number": number + 1,
-                "adapter_id": "crm",
+                "incarnation": uuid(999_999),
                 "event_id": uuid(number),
                 "event_type": "e" * 64,
                 "outcome": 1,
@@ -198,15 +215,7 @@ LISTED: dict[str, Listing] = {
             }
         },
         request={"adapter_id": "crm"},
-        once={
-            "adapters": {
-                "adapter_id": "crm",
-                "event_types": "[]",
-                "accepts": "[]",
-                "credentials": "{}",
-                "state": 1,
-            }
-        },
+        once={"subscriptions": adapter("crm", 999_999)},
     ),
     "deskwire.cdc.v1.SourceService.ListSources": Listing(
         lambda number: {

@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from deskwire_common.clock import SystemClock
 from deskwire_common.targets import Resolve, Targets, parse_rules
 from deskwire_events import domain
-from deskwire_events.adapters import NOT_THERE, AdapterAway, GrpcAdapter
+from deskwire_events.sinks import NOT_THERE, AdapterSink, Away
 from support import eventually
 from support.listening import listening
 
@@ -77,13 +77,13 @@ class Names:
         return self._last
 
 
-def calling(target: str, names: Resolve, rules: str = "127.0.0.0/8:*") -> GrpcAdapter:
+def calling(target: str, names: Resolve, rules: str = "127.0.0.0/8:*") -> AdapterSink:
     adapter = domain.register(
-        None, tenant="t", adapter_id="a-1", system_id="crm:main", target=target, event_types=(), accepts=(),
-        credentials={}, now=1_767_225_600_000_000,
+        None, tenant="t", adapter_id="a-1", incarnation="i", system_id="crm:main", target=target, event_types=(),
+        accepts=(), credentials={}, now=1_767_225_600_000_000,
     )  # fmt: skip
     targets = Targets(parse_rules(rules), names)
-    return GrpcAdapter(adapter, targets=targets, tls=None, clock=SystemClock())
+    return AdapterSink(adapter, targets=targets, tls=None, clock=SystemClock())
 
 
 async def test_a_name_that_turns_inward_is_not_followed(crm: Any) -> None:
@@ -94,16 +94,15 @@ async def test_a_name_that_turns_inward_is_not_followed(crm: Any) -> None:
         await client.ready()
         # While the connection stands, nothing is resolved; nothing else is dialled either.
         assert names.asked == ["crm.example.org"]
-        await client.push([], "")
         client.forget()
-        with pytest.raises(AdapterAway) as caught:
+        with pytest.raises(Away) as caught:
             await client.ready()
         assert "::1" in caught.value.detail
         assert caught.value.message == NOT_THERE
         assert names.asked == ["crm.example.org"] * 2
     finally:
         await client.close()
-    assert crm.calls == ["Schema", "Auth", "Push"]
+    assert crm.calls == ["Schema", "Auth"]
 
 
 async def test_an_address_is_dialled_as_it_was_checked(crm: Any) -> None:
@@ -123,10 +122,10 @@ async def test_a_new_address_is_found_when_the_old_one_is_gone(crm: Any) -> None
     port = crm.target.rpartition(":")[2]
     client = calling(f"crm.example.org:{port}", Names(["127.0.0.2"], ["127.0.0.1"]))
     try:
-        with pytest.raises(AdapterAway):
+        with pytest.raises(Away):
             await client.ready()
         client.forget()
-        assert (await client.ready()).program == "test/1"
+        assert (await client.schema()).program == "test/1"
     finally:
         await client.close()
 
@@ -217,7 +216,7 @@ async def test_names_that_are_slow_to_resolve_hold_up_nothing_else() -> None:
     finally:
         answered.set()
     for outcome in await asyncio.gather(*asking, return_exceptions=True):
-        assert isinstance(outcome, AdapterAway)
+        assert isinstance(outcome, Away)
 
 
 async def test_a_tenant_has_so_many_streams(start: Any, hub_url: str, tenant: str) -> None:

@@ -15,7 +15,7 @@ from deskwire.events.v1.hub_events_pb2 import RowChanged
 from deskwire_common import events, topics
 from deskwire_common.auth import Role
 from deskwire_common.kafka import ensure_topics
-from deskwire_events.adapters import NOT_THERE
+from deskwire_events.sinks import NOT_THERE
 from support import eventually
 from support.refusals import refusal
 
@@ -92,8 +92,8 @@ async def test_on_every_database(start: Any, database_url: str, crm: Any, tenant
 
         assert [end.event_id for end in await eventually(dead)] == [ids[1]]
         removed = await olga.remove("crm-main")
-        # Registered, dead letter, removed.
-        assert removed.version == 3
+        # Registered, removed; a dead letter is an event about it, and no change.
+        assert removed.version == 2
         assert await refusal(olga.adapter("crm-main")) == ("NOT_FOUND", "ADAPTER_NOT_FOUND")
 
 
@@ -192,7 +192,7 @@ async def test_rejected_is_told_and_passed_over(client: Any, crm: Any, tenant: s
     assert (delivery.event_id, delivery.detail) == (ids[0], "no such customer")
     assert delivery.trace_id == event.trace_id
     adapter = await olga.adapter("crm-main")
-    assert (adapter.dead_letter_count, adapter.version) == (1, 2)
+    assert (adapter.dead_letter_count, adapter.version) == (1, 1)
 
 
 async def test_too_many_dead_letters_stop_an_adapter(
@@ -233,7 +233,8 @@ async def test_after_a_restart_it_goes_on(start: Any, hub_url: str, crm: Any, te
         # Never acknowledged: these come again.
         crm.answer = lambda _item: RETRY
         unsettled = await olga.publish(*invoices("a", 2))
-        await all_of(crm, unsettled)
+        # Only the first of them: the other one waits for it.
+        await all_of(crm, unsettled[:1])
     crm.answer = lambda _item: DELIVERED
     seen = len(crm.got)
     async with start(hub_url) as client:

@@ -15,9 +15,10 @@ from deskwire.common.v1.json_value_pb2 import JsonObject
 from deskwire.events.v1 import event_hub_service_pb2
 from deskwire_common import topics
 from deskwire_common.auth import Role
+from deskwire_common.db import Database
 from deskwire_common.kafka import Reader, cluster_id
-from deskwire_events import domain
-from deskwire_events.domain import Cursor
+from deskwire_events import store
+from deskwire_events.domain import Cursors
 from support.refusals import refusal, refused
 
 hub_pb: Any = event_hub_service_pb2
@@ -110,7 +111,7 @@ async def test_filters(client: Any, tenant: str) -> None:
     )
     async with someone.subscribe(**EARLIEST, event_types=["invoice_sent"]) as stream:
         assert [each.event.event_type for each in await stream.take(1)] == ["invoice_sent"]
-    async with someone.subscribe(**EARLIEST, subject="b") as stream:
+    async with someone.subscribe(**EARLIEST, subjects=["b"]) as stream:
         assert [each.event.subject for each in await stream.take(1)] == ["b"]
     async with someone.subscribe(time=Timestamp(seconds=1)) as stream:
         assert len(await stream.take(3)) == 3
@@ -124,7 +125,9 @@ async def test_another_tenants_events_never_come(client: Any, tenant: str) -> No
         assert [each.event.event_id for each in await stream.take(1)] == mine
 
 
-async def test_cursors_that_cannot_be_used(client: Any, tenant: str, kafka: str) -> None:
+async def test_cursors_that_cannot_be_used(
+    client: Any, tenant: str, kafka: str, hub_url: str
+) -> None:
     someone = client(tenant)
     await someone.publish(*invoices("x", 1))
     async with someone.subscribe(**EARLIEST) as stream:
@@ -134,16 +137,71 @@ async def test_cursors_that_cannot_be_used(client: Any, tenant: str, kafka: str)
     def opened(**start: Any) -> Any:
         return someone.subscribe(**start).__aenter__()
 
-    foreign = domain.encode_cursor(Cursor("another", {place: 0}))
+    secret = await cursor_key(hub_url)
+    foreign = Cursors(secret, "another").encode(tenant, {place: 0})
     error = await refused(opened(cursor=foreign))
     assert (error.code.name, error.reason_name) == ("OUT_OF_RANGE", "CURSOR_EXPIRED")
     # Its offer can be taken.
     async with someone.subscribe(cursor=error.metadata["oldest_cursor"]) as stream:
         await stream.take(1)
-    ahead = domain.encode_cursor(Cursor(await cluster_id(kafka), {place: 10**9}))
+    ours = Cursors(secret, await cluster_id(kafka))
+    ahead = ours.encode(tenant, {place: 10**9})
     assert (await refusal(opened(cursor=ahead)))[1] == "CURSOR_EXPIRED"
-    assert (await refusal(opened(cursor="nonsense")))[1] == "INVALID_CURSOR"
+    # Made by somebody else, or given to somebody else.
+    forged = Cursors(b"guessed", await cluster_id(kafka)).encode(tenant, {place: 0})
+    others = ours.encode("another", {place: 0})
+    for cursor in ("nonsense", forged, others, stream.cursor[:-2], stream.cursor + "AA"):
+        assert (await refusal(opened(cursor=cursor)))[1] == "INVALID_CURSOR", cursor
     assert (await refusal(opened(cursor="x" * 66_000)))[1] == "INVALID_FIELD"
+
+
+async def cursor_key(url: str) -> bytes:
+    """The key that the hubs of a database sign cursors with."""
+    db = await Database.open(url, pool_size=1)
+    try:
+        return await db.run(lambda uow: store.keys.shared(uow, "cursors", b""))
+    finally:
+        await db.close()
+
+
+async def test_conditions(client: Any, tenant: str) -> None:
+    someone = client(tenant)
+    await someone.publish(
+        ("invoice_paid", "a", {"amount": 5, "to": ["x"]}),
+        ("invoice_paid", "a", {"amount": 50, "to": ["x", "y"]}),
+        ("invoice_sent", "b", {}),
+    )
+    rule = "event.data.amount > 10.0 && event.data.to.exists(each, each == 'y')"
+    async with someone.subscribe(**EARLIEST, cel=rule) as stream:
+        (found,) = await stream.take(1)
+        assert found.event.sequence == 2
+    async with someone.subscribe(**EARLIEST, attributes={"subject": "b"}) as stream:
+        assert [each.event.event_type for each in await stream.take(1)] == ["invoice_sent"]
+    walks = "event.data.to.all(a, event.data.to.all(b, a == b))"
+    for wrong in ("event.", "event.data.amount + 'a' ==", "1 + 1", "unknown == 1", walks):
+        error = await refused(someone.subscribe(cel=wrong).__aenter__())
+        assert error.reason_name == "INVALID_FIELD", wrong
+        assert [field for field, _ in error.violations] == ["cel"]
+
+
+async def test_a_reader_that_stalls_holds_back_nobody(client: Any, tenant: str) -> None:
+    someone = client(tenant)
+    async with (
+        someone.subscribe(credit=1, json=True) as stalled,
+        someone.subscribe(json=True) as other,
+    ):
+        sent: list[str] = []
+        for _ in range(30):
+            sent += await someone.publish(
+                *(("invoice_paid", "s", {"text": "x" * 2_000}) for _ in range(100))
+            )
+        got = [json.loads(each.json)["event_id"] for each in await other.take(3_000)]
+        assert got == sent
+        assert len(stalled.events) <= 1
+        # It comes back from a catch-up reader, in order and without a hole.
+        await stalled.credit(10_000)
+        got = [json.loads(each.json)["event_id"] for each in await stalled.take(3_000, timeout=60)]
+        assert got == sent
 
 
 async def test_a_stream_begins_with_start(client: Any, tenant: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,8 @@ from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.ids import RandomIds
 from deskwire_common.migrations import check_schema, migrate
 from deskwire_events import domain, store
-from deskwire_events.domain import Adapter, AdapterState, Delivery, Outcome
+from deskwire_events.domain import Delivery, Outcome, Progress, SinkKind, State, Subscription
+from deskwire_events.store.kept import Dead, Kept, Parked
 
 IDS = RandomIds()
 NOW = 1_767_268_800_654_321
@@ -27,11 +28,12 @@ async def db(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-def adapter(adapter_id: str = "crm-main", tenant: str = "demo") -> Adapter:
+def adapter(adapter_id: str = "crm-main", tenant: str = "demo") -> Subscription:
     return domain.register(
         None,
         tenant=tenant,
         adapter_id=adapter_id,
+        incarnation=IDS.uuid7(),
         system_id="crm:main",
         target="127.0.0.1:7410",
         event_types=["ticket_solved"],
@@ -41,17 +43,18 @@ def adapter(adapter_id: str = "crm-main", tenant: str = "demo") -> Adapter:
     )
 
 
-async def save(db: Database, *adapters: Adapter) -> None:
+async def add(db: Database, *adapters: Subscription) -> None:
     async def work(uow: UnitOfWork) -> None:
         for each in adapters:
-            await store.adapters.save(uow, each)
+            assert await store.subscriptions.add(uow, each)
+            assert not await store.subscriptions.add(uow, each)
 
     await db.run(work)
 
 
-def end(outcome: Outcome = Outcome.DELIVERED, event_id: str = "") -> Delivery:
+def end(outcome: Outcome = Outcome.DELIVERED) -> Delivery:
     return Delivery(
-        event_id=event_id or IDS.uuid7(),
+        event_id=IDS.uuid7(),
         event_type="ticket_solved",
         outcome=outcome,
         detail="нет 🙂",
@@ -61,79 +64,120 @@ def end(outcome: Outcome = Outcome.DELIVERED, event_id: str = "") -> Delivery:
     )
 
 
-async def add(db: Database, adapter_id: str, ends: Sequence[Delivery]) -> None:
-    await db.run(lambda uow: store.deliveries.add(uow, "demo", adapter_id, ends))
-
-
-async def found(db: Database, *, dead: bool = False, below: int | None = None) -> list[Delivery]:
-    async with db.read() as connection:
-        return await store.deliveries.page(
-            connection, "demo", "crm-main", dead_only=dead, below=below, limit=50
-        )
-
-
-async def test_an_adapter_is_read_as_it_was_written(db: Database) -> None:
-    one, two, other = adapter("a"), adapter("b"), adapter("a", "other")
-    await save(db, one, two, other)
-    gone = domain.remove(two, "b", "")
-    await save(db, gone)
-    async with db.read() as connection:
-        assert await store.adapters.get(connection, "demo", "a") == one
-        assert await store.adapters.get(connection, "demo", "b") == gone
-        assert await store.adapters.get(connection, "demo", "A") is None
-        assert await store.adapters.page(connection, "demo", after="", limit=9) == [one]
-        assert await store.adapters.page(connection, "demo", after="a", limit=9) == []
-        assert {each.tenant for each in await store.adapters.every(connection)} == {"demo", "other"}
-
-
-async def test_trouble_is_that_of_one_registration(db: Database) -> None:
-    one = adapter()
-    await save(db, one)
-    await db.run(lambda uow: store.adapters.set_trouble(uow, replace(one, registration=9), "old"))
-    async with db.read() as connection:
-        assert await store.adapters.get(connection, "demo", "crm-main") == one
-    await db.run(lambda uow: store.adapters.set_trouble(uow, one, "away"))
-    async with db.read() as connection:
-        now = await store.adapters.get(connection, "demo", "crm-main")
-    assert now == replace(one, state=AdapterState.RETRYING, last_error="away")
-
-
-async def test_deliveries_are_listed_newest_first(db: Database) -> None:
-    await save(db, adapter())
-    ends = [end(), end(Outcome.REJECTED), end()]
-    await add(db, "crm-main", ends)
-    await add(db, "other", [end()])
-    all_of_them = await found(db)
-    assert [each.event_id for each in all_of_them] == [each.event_id for each in reversed(ends)]
-    assert [replace(each, number=0) for each in all_of_them] == list(reversed(ends))
-    assert [each.event_id for each in await found(db, dead=True)] == [ends[1].event_id]
-    older = await found(db, below=all_of_them[1].number)
-    assert [each.event_id for each in older] == [ends[0].event_id]
-
-
-async def test_an_event_has_only_its_last_end(db: Database) -> None:
-    first = end(Outcome.REJECTED)
-    await add(db, "crm-main", [first, end()])
-    known = await db.run(
-        lambda uow: store.deliveries.dead_letters(
-            uow, "demo", "crm-main", [first.event_id, IDS.uuid7()]
-        )
+def record(offset: int, key: bytes = b"k\xff\x00") -> Kept:
+    return Kept(
+        topic="deskwire.tickets",
+        partition=3,
+        offset=offset,
+        key=key,
+        value=b"\x00{}",
+        headers=[("ce_type", b"ticket_solved"), ("ce_subject", "п".encode())],
+        timestamp=NOW // 1000,
+        event_id=IDS.uuid7(),
+        event_type="ticket_solved",
     )
-    assert known == {first.event_id}
-    await add(db, "crm-main", [end(Outcome.DELIVERED, first.event_id)])
-    listed = await found(db)
-    assert len(listed) == 2
-    assert listed[0].event_id == first.event_id
-    assert not await found(db, dead=True)
 
 
-async def test_trimming_keeps_the_newest_and_all_dead_letters(db: Database) -> None:
-    ends = [end(Outcome.REJECTED), *(end() for _ in range(5))]
-    await add(db, "crm-main", ends)
-    removed = await db.run(lambda uow: store.deliveries.trim(uow, "demo", "crm-main", keep=2))
-    assert removed == 3
-    left = {each.event_id for each in await found(db)}
-    assert left == {ends[0].event_id, ends[4].event_id, ends[5].event_id}
+async def test_a_subscription_is_read_as_it_was_written(db: Database) -> None:
+    one, two, other = adapter("a"), adapter("b"), adapter("a", "other")
+    await add(db, one, two, other)
+    gone = domain.remove(two, "b", "")
+    await db.run(lambda uow: store.subscriptions.save(uow, gone))
+    async with db.read() as connection:
+        of = store.subscriptions
+        assert await of.get(connection, "demo", "a") == one
+        assert await of.get(connection, "demo", "b") == gone
+        assert await of.get(connection, "demo", "A") is None
+        assert await of.page(connection, "demo", after="", limit=9) == [one]
+        assert await of.page(connection, "demo", after="a", limit=9) == []
+        assert await of.count(connection, "demo", SinkKind.ADAPTER) == 1
+        running = {one.incarnation: 1, other.incarnation: 1}
+        assert await of.revisions(connection, range(domain.SLOTS)) == running
+        assert await of.revisions(connection, {one.slot} - {other.slot} or {one.slot})
+        assert {each.tenant for each in await of.load(connection, list(running))} == {
+            "demo",
+            "other",
+        }
+    stopped = replace(one, state=State.STOPPED, revision=2)
+    await db.run(lambda uow: store.subscriptions.save(uow, stopped))
+    async with db.read() as connection:
+        found = await store.subscriptions.revisions(connection, range(domain.SLOTS))
+    assert set(found) == {other.incarnation}
+
+
+async def test_progress_and_places_are_written_over(db: Database) -> None:
+    first, second = Progress(3, 1, 1, failing=True, last_error="нет"), Progress(4, 1)
+    for marks, each in (({("t", 0): 5, ("t", 1): 0, ("u", 0): 9}, first), ({("t", 0): 6}, second)):
+
+        async def work(uow: UnitOfWork, marks=marks, each=each) -> None:
+            await store.places.save(uow, {"i": marks}, {"i": 7})
+            await store.subscriptions.save_progress(uow, {"i": each})
+
+        await db.run(work)
+    async with db.read() as connection:
+        # A topic is written with all its partitions.
+        assert await store.places.load(connection, ["i", "j"]) == {
+            "i": {("t", 0): 6, ("u", 0): 9},
+            "j": {},
+        }
+        assert await store.subscriptions.progress_of(connection, ["i", "j"]) == {"i": second}
+
+
+async def test_parked_records_come_back_in_order_by_key(db: Database) -> None:
+    rows = [
+        Parked("i", record(offset, key), 2, 1, NOW, NOW + offset, "занято")
+        for offset, key in ((7, b"a"), (5, b"a"), (6, b"b"))
+    ]
+    await db.run(lambda uow: store.kept.park(uow, rows))
+    later = replace(rows[1], attempts=3, due=NOW + 99)
+    await db.run(lambda uow: store.kept.park(uow, [later]))
+    async with db.read() as connection:
+        key = ("deskwire.tickets", b"a")
+        assert await store.kept.of_lane(connection, "i", key, 9) == [later, rows[0]]
+        assert await store.kept.of_lane(connection, "i", key, 1) == [later]
+        lanes = await store.kept.lanes(connection, ["i", "j"])
+        assert sorted(lanes["i"]) == [(key, 2, NOW + 99), (("deskwire.tickets", b"b"), 1, NOW + 6)]
+        known = await store.kept.offsets(connection, {"i": {("deskwire.tickets", 3): 6}})
+        assert known == {"i": {("deskwire.tickets", 3): {6, 7}}}
+    await db.run(lambda uow: store.kept.unpark(uow, "i", [("deskwire.tickets", 3, 5)]))
+    async with db.read() as connection:
+        assert await store.kept.of_lane(connection, "i", key, 9) == [rows[0]]
+
+
+async def test_dead_letters_keep_their_record(db: Database) -> None:
+    ends = [end(Outcome.REJECTED), end(Outcome.CONFLICT)]
+    rows = [
+        Dead("i", replace(record(offset), event_id=each.event_id), each)
+        for offset, each in enumerate(ends)
+    ]
+    for _ in range(2):
+        await db.run(lambda uow: store.kept.bury(uow, rows))
+    async with db.read() as connection:
+        found = await store.kept.letters(connection, "i", below=None, limit=9)
+        assert [(replace(each, number=0), kept) for each, kept in found] == [
+            (row.end, row.record) for row in reversed(rows)
+        ]
+        older = await store.kept.letters(connection, "i", below=found[0][0].number, limit=9)
+        assert older == found[1:]
+
+
+async def test_ends_are_listed_newest_first_and_trimmed(db: Database) -> None:
+    ends = [end(), end(Outcome.REJECTED), end()]
+    await db.run(lambda uow: store.deliveries.add(uow, {"i": ends, "j": [end()]}))
+    async with db.read() as connection:
+        found = await store.deliveries.page(connection, "i", below=None, limit=9)
+        assert [replace(each, number=0) for each in found] == list(reversed(ends))
+        older = await store.deliveries.page(connection, "i", below=found[1].number, limit=9)
+        assert older == found[2:]
+        assert await store.deliveries.incarnations(connection, 2) == ["i"]
+    assert await db.run(lambda uow: store.deliveries.trim(uow, "i", keep=2)) == 1
+    async with db.read() as connection:
+        assert await store.deliveries.page(connection, "i", below=None, limit=9) == found[:2]
+
+
+async def test_hubs_share_a_key(db: Database) -> None:
+    first = await db.run(lambda uow: store.keys.shared(uow, "cursors", b"one"))
+    assert await db.run(lambda uow: store.keys.shared(uow, "cursors", b"two")) == first == b"one"
 
 
 async def test_sequences_have_no_holes_under_concurrency(db: Database) -> None:

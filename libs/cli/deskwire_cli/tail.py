@@ -93,7 +93,7 @@ async def subscribe(
     """
     start = hub_pb2.SubscribeStart.FromString(start.SerializeToString())
     start.event_types.extend(event_types)
-    start.subject = subject
+    start.subjects.extend([subject] if subject else [])
     start.credit = CREDIT
     start.json = True
     stub = event_hub_service_pb2_grpc.EventHubServiceStub(channel)

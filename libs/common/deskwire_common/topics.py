@@ -24,7 +24,7 @@ _MAX_NAME: Final = 249
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic of the contract; `retention_ms` in milliseconds, -1 for ever."""
+    """One topic of the contract; `retention_ms` in milliseconds, -1 for ever; `readers` are roles."""
 
     name: str
     description: str
@@ -33,6 +33,7 @@ class Topic:
     partitions: int
     retention_ms: int
     event_types: Mapping[str, str]
+    readers: tuple[str, ...]
     external: bool = False
     examples: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
@@ -71,6 +72,7 @@ def _load() -> dict[str, Topic]:
             partitions=document["partitions"],
             retention_ms=_milliseconds(document["retention"]),
             event_types=MappingProxyType(document.get("event_types") or {}),
+            readers=tuple(document["readers"]),
             external=bool(document.get("external", False)),
             examples=tuple(document.get("examples") or ()),
         )

@@ -11,7 +11,7 @@ from deskwire.events.v1.event_hub_service_pb2_grpc import EventHubServiceService
 from deskwire_common.auth import Role
 from deskwire_common.rpc.table import Service, Table, stream, unary
 from deskwire_events.actions import HUB, MAX_PUBLISH, REGISTRY, AdapterActions, EventActions
-from deskwire_events.subscribe import Subscriptions
+from deskwire_events.streams import Subscriptions
 
 _OWNERS: Final = frozenset({Role.INTEGRATION, Role.OPERATOR})
 _READERS: Final = _OWNERS | {Role.SERVICE}
@@ -26,7 +26,7 @@ TABLE: Final = Table(
             EventActions.publish, _OWNERS | {Role.BOT}, request_bytes=MAX_PUBLISH
         ),
         # Its cursor may be long: it has a place for each captured table.
-        stream(Hub.Subscribe).by(Subscriptions.serve, _SUBSCRIBERS, request_bytes=_LONG),
+        stream(Hub.Subscribe).writing(Subscriptions.serve, _SUBSCRIBERS, request_bytes=_LONG),
         unary(Hub.ListEventTypes).by(EventActions.list_event_types, frozenset(Role)),
     ),
     Service(

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import secrets
 from functools import partial
 
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, shutout
+from deskwire_common.db import Database
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.outbox import Outbox, OutboxRelay
-from deskwire_common.ownership import Owner, join
+from deskwire_common.ownership import Holdings, Owner, Slot, SlotRows, join, slots_table
 from deskwire_common.quota import Quota
 from deskwire_common.targets import Targets, parse_rules
-from deskwire_events import worker
+from deskwire_events import conditions, domain, store
+from deskwire_events import housekeeping as chores
 from deskwire_events.actions import AdapterActions, EventActions
-from deskwire_events.adapters import GrpcAdapter
 from deskwire_events.api import TABLE
 from deskwire_events.config import Settings
-from deskwire_events.delivery import Ledger
-from deskwire_events.subscribe import Subscriptions
-from deskwire_events.worker import Deliveries
+from deskwire_events.domain import Cursors, Filter, Limits, SinkKind, Subscription
+from deskwire_events.running import Begin, Keeper, Ledger, Pusher, Subscriber
+from deskwire_events.sinks import AdapterSink, OpenSink
+from deskwire_events.spine import Spine
+from deskwire_events.streams import Subscriptions
 
 
 async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
@@ -35,16 +39,34 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     outbox = Outbox(dbs.metadata(), clock)
     idempotency = IdempotencyStore(dbs.metadata(), clock)
     owner = Owner(db, clock, ids.uuid7(), lease_seconds=settings.lease_seconds)
-    ledger = Ledger(db, outbox, clock, ids, settings.dead_letter_limit)
+    spine = Spine(settings.kafka, clock)
+    holdings = _holdings()
+    ledger = Ledger(db, outbox, clock, ids, holdings, settings.dead_letter_limit)
     open_adapter = partial(
-        GrpcAdapter,
+        AdapterSink,
         targets=Targets(parse_rules(settings.adapter_targets)),
         tls=runtime.tls,
         clock=clock,
     )
-    deliveries = Deliveries(
-        settings.kafka, ledger, open_adapter, clock, settings.kafka_group_protocol
-    )
+    sinks: dict[SinkKind, OpenSink] = {SinkKind.ADAPTER: open_adapter}
+    limits = Limits(refusals=settings.delivery_attempts, age=settings.delivery_age_seconds)
+
+    def make(begin: Begin) -> Subscriber | None:
+        open_sink = sinks.get(begin.subscription.kind)
+        if open_sink is None:
+            return None
+        return Pusher(
+            begin,
+            _filter(begin.subscription),
+            open_sink(begin.subscription),
+            db=db,
+            spine=spine,
+            clock=clock,
+            limits=limits,
+            dead_letter_limit=settings.dead_letter_limit,
+        )
+
+    keeper = Keeper(db, spine, ledger, holdings, make, clock)
     events = EventActions(db, outbox, idempotency, clock, ids)
     adapters = AdapterActions(
         db=db,
@@ -52,22 +74,26 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         idempotency=idempotency,
         clock=clock,
         ids=ids,
-        kafka=settings.kafka,
+        spine=spine,
         open_adapter=open_adapter,
         max_adapters=settings.max_adapters,
         under_way=Quota(settings.max_registrations),
-        changed=owner.wake.set,
+        changed=keeper.wake.set,
     )
-    subscriptions = Subscriptions(settings.kafka, clock, Quota(settings.max_subscriptions))
+    cursors = Cursors(await _cursor_key(db), await spine.broker.cluster())
+    subscriptions = Subscriptions(spine, cursors, clock, Quota(settings.max_subscriptions))
     relay = OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds)
     owner.employ(relay.KIND, relay.work)
+    owner.add(holdings, keeper, [str(slot) for slot in range(domain.SLOTS)])
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, clock))
-    owner.employ(worker.KIND, deliveries.work, ids=worker.slots_of_adapters, patience=0.0)
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
-    runtime.spawn("trim-deliveries", partial(worker.trim_deliveries, db))
+    runtime.spawn("trim-deliveries", partial(chores.trim_deliveries, db))
+    runtime.spawn("spine", spine.run)
+    runtime.spawn("subscriptions", keeper.run)
+    runtime.spawn("ledger", keeper.save)
 
     async def end_streams() -> None:
-        subscriptions.stopping.set()
+        subscriptions.stop()
 
     runtime.on_drain(end_streams)
 
@@ -75,3 +101,29 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         TABLE, events, subscriptions, adapters, admission=await shutout.follow(runtime, db)
     )
     await join(runtime, owner)
+
+
+def _holdings() -> Holdings[Slot]:
+    table = slots_table(dbs.metadata())
+    rows = SlotRows(
+        table, lambda row: Slot(row.id, row.term, row.owner), mine={"kind": domain.KIND}
+    )
+    return Holdings(domain.KIND, rows)
+
+
+def _filter(subscription: Subscription) -> Filter:
+    """What an adapter or another system gets: never its own, and nothing about itself."""
+    wanted = subscription.wanted
+    return Filter(
+        subscription.tenant,
+        wanted,
+        kinds=subscription.event_types,
+        not_source=subscription.system_id,
+        not_about=(domain.DEAD_LETTERED, subscription.subject),
+        condition=conditions.condition(wanted.cel) if wanted.cel else None,
+    )
+
+
+async def _cursor_key(db: Database) -> bytes:
+    fresh = secrets.token_bytes(32)
+    return await db.run(lambda uow: store.keys.shared(uow, "cursors", fresh))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from deskwire_common.config import DatabaseSettings, KafkaSettings, ServiceSettings, TargetRules
@@ -14,8 +12,12 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
 
     dead_letter_limit: int = Field(default=100, ge=1)
     """Dead letters in a row, without a success between them, that stop an adapter."""
-    kafka_group_protocol: Literal["consumer", "classic"] = "consumer"
-    """`classic` for brokers without KIP-848: older than Kafka 4.0, and the development broker."""
+    delivery_attempts: int = Field(default=20, ge=1)
+    """How often an adapter may refuse one event before it is a dead letter."""
+    delivery_age_seconds: float = Field(default=86_400.0, gt=0)
+    """Seconds after an event's first refusal after which it is a dead letter."""
+    lease_seconds: float = Field(default=3.0, ge=1, le=300)
+    """How long after its last sign of life a dead hub's subscriptions wait for another; the same for all hubs."""
     adapter_targets: TargetRules = "public:*"
     """Addresses that adapters may have: `HOST:PORT` rules with commas, see addresses.md."""
     max_adapters: int = Field(default=50, ge=1)

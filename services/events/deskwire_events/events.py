@@ -6,12 +6,13 @@ from deskwire.events.v1 import adapter_pb2, hub_events_pb2
 from deskwire_common.clock import Clock, to_timestamp
 from deskwire_common.events import DomainEvent, new_event, system_actor
 from deskwire_common.ids import Ids
-from deskwire_events.domain import Adapter, AdapterState, Delivery, Outcome
+from deskwire_events.domain import Delivery, Outcome, Progress, State, Subscription
+from deskwire_events.spine import Lost
 
 _STATES = {
-    AdapterState.ACTIVE: adapter_pb2.ADAPTER_STATE_ACTIVE,
-    AdapterState.RETRYING: adapter_pb2.ADAPTER_STATE_RETRYING,
-    AdapterState.STOPPED: adapter_pb2.ADAPTER_STATE_STOPPED,
+    State.ACTIVE: adapter_pb2.ADAPTER_STATE_ACTIVE,
+    State.RETRYING: adapter_pb2.ADAPTER_STATE_RETRYING,
+    State.STOPPED: adapter_pb2.ADAPTER_STATE_STOPPED,
 }
 _OUTCOMES = {
     Outcome.DELIVERED: adapter_pb2.PUSH_OUTCOME_DELIVERED,
@@ -20,20 +21,27 @@ _OUTCOMES = {
     Outcome.RETRY: adapter_pb2.PUSH_OUTCOME_RETRY,
     Outcome.AUTH_EXPIRED: adapter_pb2.PUSH_OUTCOME_AUTH_EXPIRED,
     Outcome.REJECTED: adapter_pb2.PUSH_OUTCOME_REJECTED,
+    Outcome.RATE_LIMITED: adapter_pb2.PUSH_OUTCOME_RATE_LIMITED,
+    Outcome.CONFLICT: adapter_pb2.PUSH_OUTCOME_CONFLICT,
+    Outcome.UNKNOWN: adapter_pb2.PUSH_OUTCOME_UNKNOWN,
 }
 
 
-def adapter_message(adapter: Adapter) -> adapter_pb2.Adapter:
+def adapter_message(adapter: Subscription, progress: Progress | None = None) -> adapter_pb2.Adapter:
     """The adapter as the contract says it, without credentials."""
+    done = progress or Progress()
+    state = adapter.state
+    if state is State.ACTIVE and done.failing:
+        state = State.RETRYING
     return adapter_pb2.Adapter(
-        adapter_id=adapter.adapter_id,
+        adapter_id=adapter.subscription_id,
         system_id=adapter.system_id,
         target=adapter.target,
-        event_types=adapter.event_types,
-        state=_STATES[adapter.state],
-        last_error=adapter.last_error,
-        delivered_count=adapter.delivered_count,
-        dead_letter_count=adapter.dead_letter_count,
+        event_types=adapter.wanted.event_types,
+        state=_STATES[state],
+        last_error=done.last_error,
+        delivered_count=done.delivered,
+        dead_letter_count=done.dead,
         create_time=to_timestamp(adapter.created_at),
         version=adapter.version,
     )
@@ -53,24 +61,24 @@ def delivery_message(adapter_id: str, delivery: Delivery) -> adapter_pb2.Deliver
     )
 
 
-def registered_event(adapter: Adapter, *, ids: Ids, clock: Clock) -> DomainEvent:
+def registered_event(adapter: Subscription, *, ids: Ids, clock: Clock) -> DomainEvent:
     """By the caller: an adapter was registered."""
     data = hub_events_pb2.AdapterRegistered(adapter=adapter_message(adapter))
-    return new_event(data, subject=adapter.subject, sequence=adapter.version, ids=ids, clock=clock)
+    return new_event(data, subject=adapter.subject, sequence=adapter.sequence, ids=ids, clock=clock)
 
 
-def removed_event(adapter: Adapter, *, ids: Ids, clock: Clock) -> DomainEvent:
+def removed_event(adapter: Subscription, *, ids: Ids, clock: Clock) -> DomainEvent:
     """By the caller: an adapter was removed."""
     data = hub_events_pb2.AdapterRemoved(adapter=adapter_message(adapter))
-    return new_event(data, subject=adapter.subject, sequence=adapter.version, ids=ids, clock=clock)
+    return new_event(data, subject=adapter.subject, sequence=adapter.sequence, ids=ids, clock=clock)
 
 
 def dead_letter_event(
-    adapter: Adapter, delivery: Delivery, sequence: int, *, ids: Ids, clock: Clock
+    adapter: Subscription, delivery: Delivery, sequence: int, *, ids: Ids, clock: Clock
 ) -> DomainEvent:
     """By deskwire, in the trace of the event that was set aside."""
     data = hub_events_pb2.DeliveryDeadLettered(
-        delivery=delivery_message(adapter.adapter_id, delivery)
+        delivery=delivery_message(adapter.subscription_id, delivery)
     )
     return new_event(
         data,
@@ -82,4 +90,26 @@ def dead_letter_event(
         actor=system_actor(),
         trace_id=delivery.trace_id,
         traceparent=delivery.traceparent,
+    )
+
+
+def lost_event(
+    subscription: Subscription, lost: Lost, sequence: int, *, ids: Ids, clock: Clock
+) -> DomainEvent:
+    """By deskwire: records were gone before the subscription got them."""
+    data = hub_events_pb2.DeliveriesLost(
+        subscription_id=subscription.subscription_id,
+        topic=lost.topic,
+        partition=lost.partition,
+        from_offset=lost.wanted,
+        to_offset=lost.kept,
+    )
+    return new_event(
+        data,
+        subject=subscription.subject,
+        sequence=sequence,
+        ids=ids,
+        clock=clock,
+        tenant_id=subscription.tenant,
+        actor=system_actor(),
     )

@@ -22,8 +22,6 @@ def service_settings(plan: Plan, name: str, *, kafka: str, redis: str) -> dict[s
         "DESKWIRE_WS_LISTEN": plan.ports.address("websocket"),
     }
     if plan.broker == "dev":
-        # The development broker doesn't know the group protocol of KIP-848.
-        settings["DESKWIRE_KAFKA_GROUP_PROTOCOL"] = "classic"
         # It forgets all records when it ends, so the databases keep published events as long as topics would.
         settings["DESKWIRE_OUTBOX_KEEP_SECONDS"] = str(7 * 86_400)
     if service == "gateway":

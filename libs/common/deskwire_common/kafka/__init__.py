@@ -9,7 +9,7 @@ from __future__ import annotations
 from deskwire_common.kafka.consumer import Consumer
 from deskwire_common.kafka.producer import DELIVERY_TIMEOUT_MS, MAX_RECORD_BYTES, Producer
 from deskwire_common.kafka.reader import Reader
-from deskwire_common.kafka.records import Headers, Outgoing, Place, Record, patiently
+from deskwire_common.kafka.records import Headers, Outgoing, Place, Record, patiently, split
 from deskwire_common.kafka.topics import cluster_id, ensure_topics
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "cluster_id",
     "ensure_topics",
     "patiently",
+    "split",
 ]

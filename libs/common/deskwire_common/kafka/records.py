@@ -85,17 +85,28 @@ def patiently(ask: Callable[[], Any]) -> Any:
             time.sleep(0.05)
 
 
+Place = tuple[str, int]
+"""Topic and partition."""
+
+
 def good(messages: Iterable[RdMessage]) -> list[Record]:
     """Return the records that were read. Raises Unavailable when a partition can't be read any further."""
-    records = []
+    records, gone = split(messages)
+    if gone:
+        raise Unavailable(f"Kafka: an offset of {gone[0][0]}[{gone[0][1]}] isn't kept")
+    return records
+
+
+def split(messages: Iterable[RdMessage]) -> tuple[list[Record], list[Place]]:
+    """Return the records that were read, and the partitions whose offset isn't kept. Raises Unavailable."""
+    records: list[Record] = []
+    gone: list[Place] = []
     for message in messages:
         error = message.error()
         if error is None:
             records.append(_record(message))
-        elif error.fatal() or error.code() in _OUT_OF_RANGE:
+        elif error.fatal():
             raise Unavailable(f"Kafka: {error.str()}")
-    return records
-
-
-Place = tuple[str, int]
-"""Topic and partition."""
+        elif error.code() in _OUT_OF_RANGE:
+            gone.append((message.topic() or "", message.partition() or 0))
+    return records, gone

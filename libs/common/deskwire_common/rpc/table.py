@@ -119,6 +119,17 @@ class Stream(Generic[RequestT, ResponseT]):
             self._name, use_case, frozenset(roles), streams=True, request_bytes=request_bytes
         )
 
+    def writing(
+        self,
+        use_case: Callable[[OwnerT, RequestT, Context], AsyncGenerator[bytes]],
+        roles: Collection[Role],
+        *,
+        request_bytes: int = REQUEST_BYTES,
+    ) -> Rpc:
+        """Return the row of a stream as in `by`, whose responses the use case has encoded."""
+        row = self.by(use_case, roles, request_bytes=request_bytes)  # type: ignore[arg-type]
+        return replace(row, writes_bytes=True)
+
     def by_encoded(
         self,
         use_case: Callable[[OwnerT, RequestT, Context], AsyncIterator[bytes]],

@@ -1,6 +1,9 @@
-"""The only SQL of the hub: tables, and queries that take an open connection, each limited to one tenant."""
+"""The only SQL of the hub: tables, and queries that take an open connection.
 
-from deskwire_events.store import adapters, deliveries, subjects
+Those that serve requests are limited to one tenant, or take the incarnation of a subscription that was read so.
+"""
+
+from deskwire_events.store import deliveries, kept, keys, places, subjects, subscriptions
 from deskwire_events.store.tables import METADATA
 
-__all__ = ["METADATA", "adapters", "deliveries", "subjects"]
+__all__ = ["METADATA", "deliveries", "kept", "keys", "places", "subjects", "subscriptions"]

@@ -1,4 +1,4 @@
-"""Adapters, deliveries, subjects of external events, the outbox and remembered requests.
+"""Subscriptions, their places, kept records, subjects of external events, the outbox and remembered requests.
 
 Frozen: it spells its own tables and types.
 """
@@ -41,7 +41,8 @@ _AUTO_ID = sa.BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
 
 
 def upgrade() -> None:
-    _adapters()
+    _subscriptions()
+    _kept()
     _external_subjects()
     _outbox()
     _idempotency()
@@ -49,60 +50,125 @@ def upgrade() -> None:
     _ownership()
 
 
-def _adapters() -> None:
-    """Adapters and what was delivered to them."""
+def _subscriptions() -> None:
+    """Subscriptions, how they get on, and where they are."""
     op.create_table(
-        "adapters",
+        "subscriptions",
         sa.Column("tenant_id", _NAME, nullable=False),
-        sa.Column("adapter_id", _NAME, nullable=False),
+        sa.Column("subscription_id", _NAME, nullable=False),
+        sa.Column("incarnation", _ID, nullable=False),
+        sa.Column("slot", sa.SmallInteger(), nullable=False),
+        sa.Column("kind", _NAME, nullable=False),
         sa.Column("system_id", _NAME, nullable=False),
-        sa.Column("target", _LONG_TEXT, nullable=False),
-        sa.Column("event_types", _LONG_TEXT, nullable=False),
-        sa.Column("accepts", _LONG_TEXT, nullable=False),
-        sa.Column("credentials", _LONG_TEXT, nullable=False),
+        sa.Column("filter", _LONG_TEXT, nullable=False),
+        sa.Column("sink", _LONG_TEXT, nullable=False),
+        sa.Column("secrets", _LONG_TEXT, nullable=False),
         sa.Column("state", sa.SmallInteger(), nullable=False),
-        sa.Column("last_error", _LONG_TEXT, nullable=False),
+        sa.Column("reason", _LONG_TEXT, nullable=False),
+        sa.Column("role", _NAME, nullable=False),
+        sa.Column("create_time", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("sequence", sa.BigInteger(), nullable=False),
+        sa.Column("removed", sa.SmallInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant_id", "subscription_id", name="pk_subscriptions"),
+        sa.UniqueConstraint("incarnation", name="uq_subscriptions_incarnation"),
+    )
+    op.create_index("ix_subscriptions_slot", "subscriptions", ["slot"])
+    op.create_table(
+        "progress",
+        sa.Column("incarnation", _ID, nullable=False),
         sa.Column("delivered_count", sa.BigInteger(), nullable=False),
         sa.Column("dead_letter_count", sa.BigInteger(), nullable=False),
         sa.Column("rejected_in_row", sa.BigInteger(), nullable=False),
-        sa.Column("create_time", sa.BigInteger(), nullable=False),
-        sa.Column("version", sa.BigInteger(), nullable=False),
-        sa.Column("registration", sa.BigInteger(), nullable=False),
-        sa.Column("removed", sa.SmallInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("tenant_id", "adapter_id", name="pk_adapters"),
+        sa.Column("failing", sa.SmallInteger(), nullable=False),
+        sa.Column("last_error", _LONG_TEXT, nullable=False),
+        sa.PrimaryKeyConstraint("incarnation", name="pk_progress"),
     )
+    op.create_table(
+        "places",
+        sa.Column("incarnation", _ID, nullable=False),
+        sa.Column("topic", _ascii(249), nullable=False),
+        sa.Column("positions", _LONG_TEXT, nullable=False),
+        sa.Column("term", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("incarnation", "topic", name="pk_places"),
+    )
+    op.create_table(
+        "hub_keys",
+        sa.Column("name", _NAME, nullable=False),
+        sa.Column("secret", sa.LargeBinary(64), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_hub_keys"),
+    )
+
+
+def _record() -> list[sa.Column[object]]:
+    return [
+        sa.Column("key", _BLOB, nullable=False),
+        sa.Column("value", _BLOB, nullable=False),
+        sa.Column("headers", _BLOB, nullable=False),
+        sa.Column("timestamp", sa.BigInteger(), nullable=False),
+        sa.Column("event_id", _ID, nullable=False),
+        sa.Column("event_type", _NAME, nullable=False),
+    ]
+
+
+def _kept() -> None:
+    """Records that wait for their next try, dead letters, and the last ends."""
+    op.create_table(
+        "parked",
+        sa.Column("incarnation", _ID, nullable=False),
+        sa.Column("topic", _ascii(249), nullable=False),
+        sa.Column("partition", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("position", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("lane", _NAME, nullable=False),
+        *_record(),
+        sa.Column("attempts", sa.BigInteger(), nullable=False),
+        sa.Column("refusals", sa.BigInteger(), nullable=False),
+        sa.Column("since", sa.BigInteger(), nullable=False),
+        sa.Column("due", sa.BigInteger(), nullable=False),
+        sa.Column("detail", _LONG_TEXT, nullable=False),
+        sa.PrimaryKeyConstraint("incarnation", "topic", "partition", "position", name="pk_parked"),
+    )
+    op.create_index("ix_parked_incarnation_lane", "parked", ["incarnation", "lane"])
+    op.create_table(
+        "dead",
+        sa.Column("number", _AUTO_ID, autoincrement=True, nullable=False),
+        sa.Column("incarnation", _ID, nullable=False),
+        sa.Column("topic", _ascii(249), nullable=False),
+        sa.Column("partition", sa.Integer(), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        *_record(),
+        sa.Column("outcome", sa.SmallInteger(), nullable=False),
+        sa.Column("detail", _LONG_TEXT, nullable=False),
+        sa.Column("attempts", sa.BigInteger(), nullable=False),
+        sa.Column("time", sa.BigInteger(), nullable=False),
+        sa.Column("trace_id", _NAME, nullable=False),
+        sa.PrimaryKeyConstraint("number", name="pk_dead"),
+        sa.UniqueConstraint(
+            "incarnation",
+            "topic",
+            "partition",
+            "position",
+            name="uq_dead_incarnation_topic_partition_position",
+        ),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_dead_incarnation_number", "dead", ["incarnation", "number"])
     op.create_table(
         "deliveries",
         sa.Column("number", _AUTO_ID, autoincrement=True, nullable=False),
-        sa.Column("tenant_id", _NAME, nullable=False),
-        sa.Column("adapter_id", _NAME, nullable=False),
+        sa.Column("incarnation", _ID, nullable=False),
         sa.Column("event_id", _ID, nullable=False),
         sa.Column("event_type", _NAME, nullable=False),
         sa.Column("outcome", sa.SmallInteger(), nullable=False),
-        sa.Column("dead", sa.SmallInteger(), nullable=False),
         sa.Column("detail", _LONG_TEXT, nullable=False),
         sa.Column("attempts", sa.BigInteger(), nullable=False),
         sa.Column("time", sa.BigInteger(), nullable=False),
         sa.Column("trace_id", _NAME, nullable=False),
         sa.PrimaryKeyConstraint("number", name="pk_deliveries"),
-        sa.UniqueConstraint(
-            "tenant_id",
-            "adapter_id",
-            "event_id",
-            name="uq_deliveries_tenant_id_adapter_id_event_id",
-        ),
         sqlite_autoincrement=True,
     )
-    op.create_index(
-        "ix_deliveries_tenant_id_adapter_id_dead_number",
-        "deliveries",
-        ["tenant_id", "adapter_id", "dead", "number"],
-    )
-    op.create_index(
-        "ix_deliveries_tenant_id_adapter_id_number",
-        "deliveries",
-        ["tenant_id", "adapter_id", "number"],
-    )
+    op.create_index("ix_deliveries_incarnation_number", "deliveries", ["incarnation", "number"])
 
 
 def _external_subjects() -> None:

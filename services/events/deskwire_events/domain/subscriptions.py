@@ -1,0 +1,222 @@
+"""Subscriptions: named, durable, one sink each. An adapter is one."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
+from typing import Any, Final
+
+from deskwire.common.v1 import error_reason_pb2
+from deskwire_common.errors import AlreadyExists, NotFound, PermissionDenied
+from deskwire_events.domain.filters import Wanted
+from deskwire_events.domain.outcomes import Outcome
+
+SLOTS: Final = 64
+"""Parts of all subscriptions, each worked on by one process."""
+KIND: Final = "subscription"
+"""The kind of these slots."""
+DEAD_LETTERED: Final = "delivery_dead_lettered"
+
+
+class SinkKind(StrEnum):
+    """Where a subscription's events go."""
+
+    STREAM = "stream"
+    ADAPTER = "adapter"
+
+
+class State(IntEnum):
+    """How a subscription is; the numbers are the contract's."""
+
+    ACTIVE = 1
+    RETRYING = 2
+    STOPPED = 3
+    PAUSED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A row: whose, what, where to.
+
+    `incarnation` is its id for good, `slot` the part that it belongs to. `sink` is the configuration of its kind,
+    `secrets` what is never shown. `state` is ACTIVE, PAUSED or STOPPED; RETRYING is its progress. `version` counts
+    changes by people, `revision` all that its worker must hear of, `sequence` the events about it.
+    """
+
+    tenant: str
+    subscription_id: str
+    incarnation: str
+    kind: SinkKind
+    system_id: str
+    wanted: Wanted
+    sink: Mapping[str, Any]
+    secrets: Mapping[str, str]
+    state: State
+    reason: str
+    role: str
+    created_at: int
+    """Microseconds."""
+    version: int = 1
+    revision: int = 1
+    sequence: int = 1
+    removed: bool = False
+
+    @property
+    def slot(self) -> int:
+        """The slot that it belongs to."""
+        return slot_of(self.incarnation)
+
+    @property
+    def subject(self) -> str:
+        """Subject and key of its events."""
+        return f"{self.tenant}/{self.subscription_id}"
+
+    @property
+    def target(self) -> str:
+        """An adapter's address."""
+        return str(self.sink.get("target", ""))
+
+    @property
+    def accepts(self) -> tuple[str, ...]:
+        """The event types that an adapter's Schema named; none: all."""
+        return tuple(self.sink.get("accepts", ()))
+
+    @property
+    def event_types(self) -> frozenset[str]:
+        """Event types that are delivered; empty: all."""
+        asked, accepts = frozenset(self.wanted.event_types), frozenset(self.accepts)
+        return asked & accepts if asked and accepts else asked or accepts
+
+    @property
+    def running(self) -> bool:
+        """Whether events are delivered."""
+        return self.state is State.ACTIVE and not self.removed
+
+    def changed(self, **fields: Any) -> Subscription:
+        """It, changed by people: a new version that its worker hears of, with an event."""
+        return replace(
+            self, version=self.version + 1, revision=self.revision + 1, sequence=self.sequence + 1, **fields
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How a subscription gets on; its worker writes it. `rejected_in_row`: dead letters since the last success."""
+
+    delivered: int = 0
+    dead: int = 0
+    rejected_in_row: int = 0
+    failing: bool = False
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The end of one event's way. `number` orders them, 0 before it is stored."""
+
+    event_id: str
+    event_type: str
+    outcome: Outcome
+    detail: str
+    attempts: int
+    time: int
+    """Microseconds."""
+    trace_id: str
+    traceparent: str = ""
+    number: int = 0
+
+
+def slot_of(incarnation: str) -> int:
+    """The slot of a subscription: spread evenly, and never changed."""
+    return zlib.crc32(incarnation.encode()) % SLOTS
+
+
+def register(
+    before: Subscription | None,
+    *,
+    tenant: str,
+    adapter_id: str,
+    incarnation: str,
+    system_id: str,
+    target: str,
+    event_types: Sequence[str],
+    accepts: Sequence[str],
+    credentials: Mapping[str, str],
+    now: int,
+) -> Subscription:
+    """A registered adapter; `before` is the subscription of this id, if there was one. It goes on in its places.
+
+    Raises AlreadyExists when that one was not removed, or has another kind of sink.
+    """
+    if before is not None and (not before.removed or before.kind is not SinkKind.ADAPTER):
+        raise registered_already(adapter_id)
+    fresh = Subscription(
+        tenant=tenant,
+        subscription_id=adapter_id,
+        incarnation=incarnation,
+        kind=SinkKind.ADAPTER,
+        system_id=system_id,
+        wanted=Wanted(event_types=tuple(event_types)),
+        sink={"target": target, "accepts": list(accepts)},
+        secrets=dict(credentials),
+        state=State.ACTIVE,
+        reason="",
+        role="",
+        created_at=now,
+    )
+    if before is None:
+        return fresh
+    return replace(
+        fresh,
+        incarnation=before.incarnation,
+        version=before.version + 1,
+        revision=before.revision + 1,
+        sequence=before.sequence + 1,
+    )
+
+
+def remove(before: Subscription | None, adapter_id: str, system: str) -> Subscription:
+    """A removed adapter; `system` is the caller's when it may only remove its own.
+
+    Raises NotFound (ADAPTER_NOT_FOUND), PermissionDenied.
+    """
+    if before is None or before.removed or before.kind is not SinkKind.ADAPTER:
+        raise not_found(adapter_id)
+    check_system(before.system_id, system)
+    return before.changed(removed=True, secrets={})
+
+
+def check_system(system_id: str, caller: str) -> None:
+    """An integration acts for its own system only. `caller`: its system id, "" for others."""
+    if caller and caller != system_id:
+        raise PermissionDenied(f"a token of system {caller} can't act for {system_id}")
+
+
+def after(progress: Progress, ends: Sequence[Outcome], detail: str) -> Progress:
+    """The progress after these ends, in their order; `detail` is the last dead letter's."""
+    good = sum(end.good for end in ends)
+    row = progress.rejected_in_row
+    for end in ends:
+        row = row + 1 if end.dead else 0
+    dead = len(ends) - good
+    return replace(
+        progress,
+        delivered=progress.delivered + good,
+        dead=progress.dead + dead,
+        rejected_in_row=row,
+        last_error=f"rejected: {detail}" if dead else progress.last_error,
+    )
+
+
+def registered_already(adapter_id: str) -> AlreadyExists:
+    """The error for an adapter_id that is taken."""
+    return AlreadyExists(f"adapter {adapter_id} is registered; remove it first")
+
+
+def not_found(adapter_id: str) -> NotFound:
+    """The error for an adapter that isn't there, or is another tenant's."""
+    return NotFound(
+        f"no adapter {adapter_id}", reason=error_reason_pb2.ERROR_REASON_ADAPTER_NOT_FOUND
+    )

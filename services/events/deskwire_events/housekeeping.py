@@ -1,0 +1,31 @@
+"""What is cleaned up."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from deskwire_common.db import AWAY, Database, UnitOfWork
+from deskwire_common.loops import every
+from deskwire_events import store
+
+#: Ends that are kept per subscription, and seconds between clean-ups.
+KEEP: Final = 10_000
+CLEAN_EVERY: Final = 60.0
+
+
+async def trim_deliveries(db: Database) -> None:
+    """Forget surplus ends of deliveries, until cancelled."""
+
+    async def trim() -> None:
+        async with db.read() as connection:
+            found = await store.deliveries.incarnations(connection, KEEP)
+        for incarnation in found:
+            while await db.run(partial(_trim, incarnation)):
+                pass
+
+    await every(CLEAN_EVERY, trim, failed="deliveries_not_trimmed", outlast=AWAY)
+
+
+async def _trim(incarnation: str, uow: UnitOfWork) -> int:
+    return await store.deliveries.trim(uow, incarnation, keep=KEEP)

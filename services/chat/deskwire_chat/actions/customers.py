@@ -33,7 +33,7 @@ class CustomerActions:
     """The use cases of customers, for the current principal and in its tenant."""
 
     tools: Tools
-    told: CustomersChanged
+    notify: CustomersChanged
     default_region: str = ""
 
     async def get(
@@ -152,11 +152,11 @@ class CustomerActions:
         try:
             answer = await self.tools.once(f"{CUSTOMERS}/{method}", request, attempt)
         except BaseException:
-            self.told({(tenant, each) for each in changed}, in_doubt=True)
+            self.notify({(tenant, each) for each in changed}, in_doubt=True)
             raise
         if not done:
             changed.add(answer.customer.customer_id)
-        self.told({(tenant, each) for each in changed})
+        self.notify({(tenant, each) for each in changed})
         return answer
 
     async def _create(

@@ -15,7 +15,7 @@ from deskwire_chat.actions.tools import Tools
 from deskwire_chat.domain.actors import Actor, ActorRole
 from deskwire_chat.domain.conversations import Conversation
 from deskwire_chat.domain.customers import CUSTOMER_FIELDS, MAX_IDENTITIES, Customer
-from deskwire_chat.domain.history import Provenance, Said
+from deskwire_chat.domain.history import PastMessage, Provenance
 from deskwire_chat.domain.messages import Kind, Message, check_client_msg_id
 from deskwire_chat.events import Occasion
 from deskwire_chat.log.commands import Imported
@@ -73,9 +73,9 @@ class HistoryActions:
                     response = await an_import.store()
                 except BaseException:
                     # The commit may be in doubt.
-                    self.customers.told(an_import.changed, in_doubt=True)
+                    self.customers.notify(an_import.changed, in_doubt=True)
                     raise
-            self.customers.told(an_import.changed)
+            self.customers.notify(an_import.changed)
             return response
 
 
@@ -95,9 +95,9 @@ class _Import:
         self._id = domain.history.conversation_id_of(who.tenant, self._from)
         self._identities = actions.customers.identities_of(request.customer)
         self._values = actions.customers.values_of(request.customer, CUSTOMER_FIELDS)
-        self._said = [_said(place, each) for place, each in enumerate(request.messages)]
-        domain.history.check_once(self._said)
-        domain.history.check_times(self._said, self._tools.now())
+        self._past = [_past(place, each) for place, each in enumerate(request.messages)]
+        domain.history.check_once(self._past)
+        domain.history.check_times(self._past, self._tools.now())
 
     async def store(self) -> history_pb.ImportConversationResponse:
         """Store it, in the order of the conversation's partition."""
@@ -122,12 +122,12 @@ class _Import:
         found = next(iter(await conversations.get_many(c, [self._id])), None)
         if found is not None and await history.came_from(c, self._id) != self._from:
             raise domain.history.not_imported(self._id)
-        stored = await history.known(c, self._id, [each.external_id for each in self._said])
-        said = domain.history.new_of(self._said, stored)
+        stored = await history.known(c, self._id, [each.external_id for each in self._past])
+        past = domain.history.new_of(self._past, stored)
         on = self._tools.occasion(self._who)
         before, after, event = await self._customer(uow, found, on)
-        item = found if found is not None and not said else self._grown(found, after, said, on)
-        items = self._messages(item, after, said, head, on)
+        item = found if found is not None and not past else self._grown(found, after, past, on)
+        items = self._messages(item, after, past, head, on)
         happened = [event] if event is not None else []
         if items:
             on = replace(on, event_id=self._tools.ids.uuid7())
@@ -197,22 +197,22 @@ class _Import:
         self,
         found: Conversation | None,
         customer: Customer,
-        said: Sequence[Said],
+        past: Sequence[PastMessage],
         on: Occasion,
     ) -> Conversation:
         if found is None:
             return domain.history.conversation_of(
-                self._id, self._who.tenant, customer, said, on.traceparent
+                self._id, self._who.tenant, customer, past, on.traceparent
             )
         item = found.copy()
-        domain.history.grow(item, said)
+        domain.history.grow(item, past)
         return item
 
     def _messages(
         self,
         item: Conversation,
         customer: Customer,
-        said: Sequence[Said],
+        past: Sequence[PastMessage],
         head: int,
         on: Occasion,
     ) -> list[Message]:
@@ -235,18 +235,18 @@ class _Import:
                 kind=each.kind,
                 imported=True,
             )
-            for place, each in enumerate(said, 1)
+            for place, each in enumerate(past, 1)
         ]
 
     def _response(self, item: Conversation, stored: int) -> history_pb.ImportConversationResponse:
         return history_pb.ImportConversationResponse(
             conversation=views.messages.conversation(item),
             stored=stored,
-            duplicates=len(self._said) - stored,
+            duplicates=len(self._past) - stored,
         )
 
 
-def _said(place: int, message: history_pb.ImportedMessage) -> Said:
+def _past(place: int, message: history_pb.ImportedMessage) -> PastMessage:
     """Return a message of a request. Raises InvalidArgument that names its field."""
     where = f"messages[{place}]"
     check_client_msg_id(message.external_id)
@@ -259,7 +259,7 @@ def _said(place: int, message: history_pb.ImportedMessage) -> Said:
     time = message.sent_time
     if not 0 <= time.nanos < 1_000_000_000:
         raise InvalidArgument("nanos is 0 to 999,999,999", field=f"{where}.sent_time")
-    return Said(
+    return PastMessage(
         external_id=message.external_id,
         role=role,
         subject="" if role == ActorRole.VISITOR else message.sender_id,

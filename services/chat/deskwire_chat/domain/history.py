@@ -28,7 +28,7 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PastMessage:
     """A message of another system; `sent_at` in microseconds, `body` an encoded Content."""
 
     external_id: str
@@ -63,9 +63,9 @@ def _may_sign_in(customer: Customer, subject: str) -> bool:
     return True
 
 
-def check_times(said: Iterable[Said], now: int) -> None:
+def check_times(past: Iterable[PastMessage], now: int) -> None:
     """Raise InvalidArgument that names the first message from before 1970, or from the future."""
-    for place, each in enumerate(said):
+    for place, each in enumerate(past):
         if not 0 <= each.sent_at <= now:
             raise InvalidArgument(
                 "a message is from 1970 to now, by the server's clock",
@@ -73,10 +73,10 @@ def check_times(said: Iterable[Said], now: int) -> None:
             )
 
 
-def check_once(said: Iterable[Said]) -> None:
+def check_once(past: Iterable[PastMessage]) -> None:
     """Raise InvalidArgument that names the first message whose external_id an earlier one has."""
     seen: set[str] = set()
-    for place, each in enumerate(said):
+    for place, each in enumerate(past):
         if each.external_id in seen:
             raise InvalidArgument(
                 "two messages have this external_id", field=f"messages[{place}].external_id"
@@ -84,25 +84,25 @@ def check_once(said: Iterable[Said]) -> None:
         seen.add(each.external_id)
 
 
-def new_of(said: Sequence[Said], known: Mapping[str, Message]) -> Sequence[Said]:
+def new_of(past: Sequence[PastMessage], known: Mapping[str, Message]) -> Sequence[PastMessage]:
     """Return the messages that aren't stored yet; `known` are the stored ones by external_id.
 
     Raises AlreadyExists (CLIENT_MSG_ID_REUSED) for one that is stored otherwise, FailedPrecondition (INVALID_STATE) for
     a new one before a stored one, as it can't get its place any more.
     """
     first_new = next(
-        (place for place, each in enumerate(said) if each.external_id not in known), len(said)
+        (place for place, each in enumerate(past) if each.external_id not in known), len(past)
     )
-    for place, each in enumerate(said):
+    for place, each in enumerate(past):
         stored = known.get(each.external_id)
         if stored is None:
             continue
         if place > first_new:
             raise FailedPrecondition(
-                f"message {said[first_new].external_id!r} isn't there yet, but {each.external_id!r} after it is: "
+                f"message {past[first_new].external_id!r} isn't there yet, but {each.external_id!r} after it is: "
                 "its place is taken, so it can't be imported any more",
                 reason=reasons.ERROR_REASON_INVALID_STATE,
-                metadata={"state": "CLOSED", "external_id": said[first_new].external_id},
+                metadata={"state": "CLOSED", "external_id": past[first_new].external_id},
                 field=f"messages[{first_new}]",
             )
         if not _is_same(stored, each):
@@ -112,23 +112,27 @@ def new_of(said: Sequence[Said], known: Mapping[str, Message]) -> Sequence[Said]
                 metadata={"external_id": each.external_id},
                 field=f"messages[{place}]",
             )
-    return said[first_new:]
+    return past[first_new:]
 
 
-def _is_same(stored: Message, said: Said) -> bool:
+def _is_same(stored: Message, past: PastMessage) -> bool:
     """Whether a stored message is this one; one that was changed since can't be compared with its text."""
     return (
-        stored.role == int(said.role)
-        and stored.created_at == said.sent_at
-        and (stored.body == said.body or bool(stored.changed_at))
+        stored.role == int(past.role)
+        and stored.created_at == past.sent_at
+        and (stored.body == past.body or bool(stored.changed_at))
     )
 
 
 def conversation_of(
-    conversation_id: str, tenant: str, customer: Customer, said: Sequence[Said], traceparent: str
+    conversation_id: str,
+    tenant: str,
+    customer: Customer,
+    past: Sequence[PastMessage],
+    traceparent: str,
 ) -> Conversation:
     """Return the conversation that its first messages make, without them: closed, with the times it had."""
-    times = [each.sent_at for each in said]
+    times = [each.sent_at for each in past]
     item = Conversation(
         conversation_id=conversation_id,
         tenant=tenant,
@@ -144,19 +148,19 @@ def conversation_of(
         closed_at=max(times),
         traceparent=traceparent,
     )
-    _take(item, said)
+    _take(item, past)
     return item
 
 
-def grow(item: Conversation, said: Sequence[Said]) -> None:
+def grow(item: Conversation, past: Sequence[PastMessage]) -> None:
     """Change a conversation, in place, as more of its messages make it."""
     item.version += 1
-    _take(item, said)
+    _take(item, past)
 
 
-def _take(item: Conversation, said: Sequence[Said]) -> None:
-    item.closed_at = max(item.closed_at, *(each.sent_at for each in said))
-    for each in said:
+def _take(item: Conversation, past: Sequence[PastMessage]) -> None:
+    item.closed_at = max(item.closed_at, *(each.sent_at for each in past))
+    for each in past:
         if each.role in _DESK and each.subject and each.kind == Kind.TEXT:
             item.assigned_at = item.assigned_at or each.sent_at
             item.agent_id, item.agent_is_bot = each.subject, each.role == ActorRole.BOT

@@ -28,35 +28,35 @@ class CustomerFeed:
     def __init__(self, db: Database, audience: Audience) -> None:
         self._db = db
         self._audience = audience
-        self._untold: dict[CustomerKey, bool] = {}
+        self._unsent: dict[CustomerKey, bool] = {}
         self._wake = asyncio.Event()
 
     def changed(self, keys: Collection[CustomerKey], *, in_doubt: bool = False) -> None:
         """Have customers sent. `in_doubt`: the transaction that changed them may not have ended yet."""
         for key in keys:
-            self._untold[key] = in_doubt or self._untold.get(key, False)
+            self._unsent[key] = in_doubt or self._unsent.get(key, False)
         if keys:
             self._wake.set()
 
     async def run(self) -> None:
         """Send until cancelled; outlasts a database that is away."""
         await every(
-            _RETRY_SECONDS, self._round, failed="customers_not_told", outlast=AWAY, wake=self._wake
+            _RETRY_SECONDS, self._round, failed="customers_not_sent", outlast=AWAY, wake=self._wake
         )
 
     async def _round(self) -> None:
-        while self._untold:
-            some = dict(list(self._untold.items())[:_CHUNK])
+        while self._unsent:
+            some = dict(list(self._unsent.items())[:_CHUNK])
             for key in some:
-                del self._untold[key]
+                del self._unsent[key]
             try:
-                await self._tell(some)
+                await self._send(some)
             except BaseException:
                 for key, in_doubt in some.items():
-                    self._untold[key] = in_doubt or self._untold.get(key, False)
+                    self._unsent[key] = in_doubt or self._unsent.get(key, False)
                 raise
 
-    async def _tell(self, some: Mapping[CustomerKey, bool]) -> None:
+    async def _send(self, some: Mapping[CustomerKey, bool]) -> None:
         tenants: dict[str, list[str]] = {}
         for tenant, customer_id in sorted(some):
             tenants.setdefault(tenant, []).append(customer_id)

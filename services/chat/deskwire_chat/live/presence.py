@@ -73,7 +73,7 @@ class Presence:
 
     async def run(self) -> None:
         """Tell of users who left, until cancelled."""
-        await every(_TICK_SECONDS, self._round, failed="presence_not_told", at_once=False)
+        await every(_TICK_SECONDS, self._round, failed="presence_not_sent", at_once=False)
 
     async def _round(self) -> None:
         gone: dict[UserKey, None] = {}
@@ -102,7 +102,7 @@ class Presence:
                 }
         except (DeskwireError, SQLAlchemyError) as error:
             # The next connection that opens or closes corrects this.
-            get_logger().warning("presence_not_told", error=type(error).__name__)
+            get_logger().warning("presence_not_sent", error=type(error).__name__)
         return found
 
     def _tell(self, item: Conversation, user: UserKey) -> None:

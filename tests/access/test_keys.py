@@ -136,6 +136,20 @@ async def test_wrong_secrets(access: Access) -> None:
     assert (await exchange(access, mine)).token
 
 
+async def test_guessing_gets_slow_and_locks_nobody_out(access: Access) -> None:
+    mine = (await create(access)).secret
+    assert (await exchange(access, mine)).token
+    wrong = SPOILT["another digit"](mine, "")
+
+    async def guess() -> tuple[str, str]:
+        return await refusal(exchange(access, wrong))
+
+    ends = [await guess() for _ in range(30)]
+    assert ends[0] == INVALID
+    assert ends[-1] == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+    assert (await exchange(access, mine)).token
+
+
 async def test_a_disabled_tenants_keys_give_no_tokens(access: Access) -> None:
     made = await create(access)
     stub, tenant = access.tenants(), access.desk.tenant

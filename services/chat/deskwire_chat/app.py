@@ -56,6 +56,7 @@ from deskwire_chat.streams.slots import Slots
 from deskwire_chat.streams.watch import TappedLog, Watchers
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
+from deskwire_common.auth import Guesses
 from deskwire_common.clock import to_micros
 from deskwire_common.config import split_address
 from deskwire_common.db import Database
@@ -330,7 +331,7 @@ async def _serve(
         AgentActions(tools, router, keeper.look),
         OfferActions(tools, router, log.writer),
         TenantActions(tools, keeper.look),
-        IntegrationKeyActions(tools, runtime.signer),
+        IntegrationKeyActions(tools, runtime.signer, Guesses(runtime.clock)),
         live.links,
         forward=live.peers.unary,
         admission=log.admission,

@@ -18,6 +18,7 @@ from deskwire_common.auth.grants import (
     TENANTS_MEMBER,
     Grant,
 )
+from deskwire_common.auth.guesses import Guesses
 from deskwire_common.auth.keys import ALGORITHM, KeysError, KeySet, VerifyingKey
 from deskwire_common.auth.principals import (
     ANY_TENANT,
@@ -47,6 +48,7 @@ __all__ = [
     "Admission",
     "AgentKey",
     "Grant",
+    "Guesses",
     "KeySet",
     "KeysError",
     "Principal",

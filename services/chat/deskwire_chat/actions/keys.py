@@ -13,7 +13,14 @@ from deskwire_chat.domain.access import IntegrationKey
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.store import keys, tenants
 from deskwire_common import texts
-from deskwire_common.auth import Role, TokenSigner, current_principal, tenant_disabled
+from deskwire_common.auth import (
+    Guesses,
+    Role,
+    TokenSigner,
+    current_peer,
+    current_principal,
+    tenant_disabled,
+)
 from deskwire_common.db import UnitOfWork
 from deskwire_common.errors import Unauthenticated
 from deskwire_common.logging import get_logger
@@ -31,6 +38,7 @@ class IntegrationKeyActions:
 
     tools: Tools
     signer: TokenSigner
+    guesses: Guesses
 
     async def create(
         self, request: keys_pb.CreateIntegrationKeyRequest
@@ -107,20 +115,13 @@ class IntegrationKeyActions:
     ) -> keys_pb.ExchangeIntegrationKeyResponse:
         """Return a token for a secret.
 
-        Raises Unauthenticated (INTEGRATION_KEY_INVALID), PermissionDenied (TENANT_DISABLED).
+        Raises Unauthenticated (INTEGRATION_KEY_INVALID), PermissionDenied (TENANT_DISABLED), ResourceExhausted
+        (RATE_LIMITED).
         """
         # A text of another form is refused like a wrong secret, after the same work.
         key_id, secret = domain.access.read_secret(request.secret) or ("", b"")
-        async with self.tools.db.read() as c:
-            found = await keys.get(c, key_id)
-            tenant = await tenants.get(c, found.tenant if found else "")
-        try:
-            key = domain.access.opened(found, secret)
-        except Unauthenticated:
-            get_logger().warning("integration_key_refused", key_id=key_id)
-            raise
-        if tenant is not None and tenant.disabled:
-            raise tenant_disabled(key.tenant)
+        with self.guesses.one(key_id, current_peer(), secret):
+            key = await self._opened(key_id, secret)
         response = keys_pb.ExchangeIntegrationKeyResponse(
             tenant_id=key.tenant, system_id=key.system_id
         )
@@ -136,3 +137,16 @@ class IntegrationKeyActions:
         )
         get_logger().info("integration_key_exchanged", key_id=key_id)
         return response
+
+    async def _opened(self, key_id: str, secret: bytes) -> IntegrationKey:
+        async with self.tools.db.read() as c:
+            found = await keys.get(c, key_id)
+            tenant = await tenants.get(c, found.tenant if found else "")
+        try:
+            key = domain.access.opened(found, secret)
+        except Unauthenticated:
+            get_logger().warning("integration_key_refused", key_id=key_id)
+            raise
+        if tenant is not None and tenant.disabled:
+            raise tenant_disabled(key.tenant)
+        return key

@@ -194,6 +194,6 @@ async def test_what_cannot_be_a_name_is_refused(access: Access) -> None:
         (tenants.CreateTenant, create(request_id="r", tenant_id="")),
         (tenants.CreateTenant, create(request_id="r", tenant_id="t", display_name="a\nb")),
         (tenants.CreateTenant, create(tenant_id="t")),
-        (agents.CreateAgent, agents_pb.CreateAgentRequest(request_id="r", agent_id="a/b")),
+        (agents.CreateAgent, agents_pb.CreateAgentRequest(request_id="r", agent_id="a\u00e9")),
     ):
         assert await refusal(call(request)) == ("INVALID_ARGUMENT", "INVALID_FIELD")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deskwire_cdc import store
-from deskwire_cdc.domain.customers import CustomerCall, Refusal, without
+from deskwire_cdc.domain.customers import CustomerCall, Refusal, missing_fields, without
 from deskwire_cdc.domain.sources import Source
 from deskwire_cdc.sinks.customers import Outcome
 from deskwire_common.db import Database, UnitOfWork
@@ -24,6 +24,15 @@ def test_what_is_left_of_a_call() -> None:
     assert without(left, ("mobile",)) is None
     assert without(call, ()) is None
     assert without(call, ("email",)) is None  # the same call again would never end
+
+
+def test_blanks_are_nothing_that_a_customer_lacks() -> None:
+    values = {"display_name": "Ana", "email": " \u00a0", "mobile": "+49"}
+    call = CustomerCall("cdc:1", (("crm", "1"),), values, ("mobile",), 0)
+    rest = missing_fields(call, {"display_name": "", "email": "", "mobile": "+49"})
+    assert rest is not None
+    assert rest.mask == ("display_name",)
+    assert missing_fields(call, {"display_name": "Ana"}) is None
 
 
 def test_the_last_word_on_a_row_counts() -> None:

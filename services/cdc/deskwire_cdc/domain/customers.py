@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from deskwire_cdc.domain.changes import Json, NumberedChange, Row
 from deskwire_cdc.domain.sources import CustomerRule, Source
+from deskwire_common import texts
 
 VISITOR_NAMESPACE = "visitor"
 CUSTOMER_FIELDS = ("display_name", "email", "mobile")
@@ -81,7 +82,10 @@ def missing_fields(call: CustomerCall, known: Mapping[str, str]) -> CustomerCall
     mask = tuple(
         name
         for name in CUSTOMER_FIELDS
-        if name not in call.mask and call.values.get(name) and not known.get(name)
+        if name not in call.mask
+        # Chat keeps nothing of blanks.
+        and texts.trimmed(call.values.get(name, ""))
+        and not known.get(name)
     )
     if not mask:
         return None

@@ -6,20 +6,16 @@ a change that wasn't made, and nothing is lost when nobody knows whether a commi
 
 from __future__ import annotations
 
-import asyncio
+import operator
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Final
 
 from deskwire_chat import views
 from deskwire_chat.live.audience import Audience
 from deskwire_chat.log.group import CustomerKey
 from deskwire_chat.store import conversations, customers
+from deskwire_common.backlog import Backlog
 from deskwire_common.db import AWAY, Database, UnitOfWork
-from deskwire_common.loops import every
-
-_RETRY_SECONDS: Final = 1.0
-_CHUNK: Final = 200
 
 
 class CustomerFeed:
@@ -28,33 +24,18 @@ class CustomerFeed:
     def __init__(self, db: Database, audience: Audience) -> None:
         self._db = db
         self._audience = audience
-        self._unsent: dict[CustomerKey, bool] = {}
-        self._wake = asyncio.Event()
+        self._changed = Backlog[CustomerKey, bool](
+            self._send, join=operator.or_, failed="customers_not_sent", outlast=AWAY
+        )
 
     def changed(self, keys: Collection[CustomerKey], *, in_doubt: bool = False) -> None:
         """Have customers sent. `in_doubt`: the transaction that changed them may not have ended yet."""
         for key in keys:
-            self._unsent[key] = in_doubt or self._unsent.get(key, False)
-        if keys:
-            self._wake.set()
+            self._changed.add(key, in_doubt)
 
     async def run(self) -> None:
         """Send until cancelled; outlasts a database that is away."""
-        await every(
-            _RETRY_SECONDS, self._round, failed="customers_not_sent", outlast=AWAY, wake=self._wake
-        )
-
-    async def _round(self) -> None:
-        while self._unsent:
-            some = dict(list(self._unsent.items())[:_CHUNK])
-            for key in some:
-                del self._unsent[key]
-            try:
-                await self._send(some)
-            except BaseException:
-                for key, in_doubt in some.items():
-                    self._unsent[key] = in_doubt or self._unsent.get(key, False)
-                raise
+        await self._changed.run()
 
     async def _send(self, some: Mapping[CustomerKey, bool]) -> None:
         tenants: dict[str, list[str]] = {}

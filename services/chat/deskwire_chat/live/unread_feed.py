@@ -6,27 +6,22 @@ the other, so that an earlier one never comes last.
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-from collections.abc import Collection
+import operator
 from typing import Final
 
 from deskwire_chat import views
 from deskwire_chat.domain.actors import UserKey
-from deskwire_chat.domain.conversations import participants
+from deskwire_chat.domain.conversations import Conversation, participants
 from deskwire_chat.live.audience import Audience
 from deskwire_chat.store import conversations
 from deskwire_chat.store.unread import Reader, unread
+from deskwire_common.backlog import Backlog
 from deskwire_common.db import AWAY, Database
-from deskwire_common.loops import every
 
-_RETRY_SECONDS: Final = 1.0
-_CHUNK: Final = 100
-_Change = tuple[str, UserKey | None]
-"""A conversation, and the only user whose count changed in it."""
-
+_EVERYBODY: Final[UserKey] = ("", 0, "")
+"""Stands for all participants."""
 _WAITING: Final = 50_000
-"""Changes that may wait; the next Head or Synced tells more than that."""
+"""Conversations that may wait; the next Head or Synced tells more than that."""
 
 
 class UnreadFeed:
@@ -35,8 +30,9 @@ class UnreadFeed:
     def __init__(self, db: Database, audience: Audience) -> None:
         self._db = db
         self._audience = audience
-        self._changed: dict[_Change, None] = {}
-        self._wake = asyncio.Event()
+        self._changed = Backlog[str, frozenset[UserKey]](
+            self._tell, join=operator.or_, failed="unread_not_counted", outlast=AWAY
+        )
 
     def read_on(self, conversation_id: str, user: UserKey) -> None:
         """Have a user told who has read on in a conversation."""
@@ -44,43 +40,38 @@ class UnreadFeed:
 
     def redacted(self, conversation_id: str) -> None:
         """Have all participants of a conversation told in which a message was redacted."""
-        self._note(conversation_id, None)
+        self._note(conversation_id, _EVERYBODY)
 
-    def _note(self, conversation_id: str, user: UserKey | None) -> None:
+    def _note(self, conversation_id: str, user: UserKey) -> None:
         if len(self._changed) < _WAITING:
-            self._changed[conversation_id, user] = None
-            self._wake.set()
+            self._changed.add(conversation_id, frozenset({user}))
 
     async def run(self) -> None:
         """Count and send until cancelled; outlasts a database that is away."""
-        await every(
-            _RETRY_SECONDS, self._round, failed="unread_not_counted", outlast=AWAY, wake=self._wake
-        )
+        await self._changed.run()
 
-    async def _round(self) -> None:
-        while self._changed:
-            some = dict.fromkeys(itertools.islice(self._changed, _CHUNK))
-            for each in some:
-                del self._changed[each]
-            try:
-                await self._tell(some)
-            except BaseException:
-                self._changed |= some
-                raise
-
-    async def _tell(self, some: Collection[_Change]) -> None:
-        ids = list({conversation_id for conversation_id, _ in some})
+    async def _tell(self, some: dict[str, frozenset[UserKey]]) -> None:
         async with self._db.read() as c:
-            found = {each.conversation_id: each for each in await conversations.get_many(c, ids)}
+            found = {
+                each.conversation_id: each for each in await conversations.get_many(c, list(some))
+            }
             readers = [
-                Reader(conversation_id, user[1], user[2], item.head_seq)
+                reader
                 for conversation_id, item in found.items()
-                for user in participants(item)
-                if ((conversation_id, user) in some or (conversation_id, None) in some)
-                and self._audience.connections_of(user)
+                for user, reader in readers_of(self._audience, item)
+                if user in some[conversation_id] or _EVERYBODY in some[conversation_id]
             ]
             counts = await unread(c, readers) if readers else {}
         for reader, count in counts.items():
             item = found[reader.conversation_id]
             push = views.frames.unread_push(item, count)
             self._audience.deliver([(item.tenant, reader.role, reader.subject)], push)
+
+
+def readers_of(audience: Audience, item: Conversation) -> list[tuple[UserKey, Reader]]:
+    """Return the participants of a conversation who have a connection."""
+    return [
+        (user, Reader(item.conversation_id, user[1], user[2], item.head_seq))
+        for user in participants(item)
+        if audience.connections_of(user)
+    ]

@@ -134,13 +134,9 @@ class Committer:
 
     def _settle_later(self, commands: Sequence[Grouped | Accept]) -> None:
         """Have done what a commit in doubt left undone; what follows from the next try was done already."""
-        if commands:
-            agents = {
-                (each.item.tenant, each.agent.agent_id)
-                for each in commands
-                if not isinstance(each, Put)
-            }
-            self._with.in_doubt({each.conversation_id for each in commands}, agents)
+        for each in commands:
+            agents = [] if isinstance(each, Put) else [(each.item.tenant, each.agent.agent_id)]
+            self._with.in_doubt(each.conversation_id, agents)
 
     def _ours(self, commands: list[Grouped]) -> tuple[list[Grouped], dict[int, Partition]]:
         """Return the commands that may still be written, with their partitions; refuse the others."""
@@ -291,7 +287,7 @@ class Committer:
             self._failed(command, error)
             if isinstance(error, CommitInDoubt):
                 had = {(each.tenant, each.agent_id) for each in (before, copy) if each is not None}
-                self._with.in_doubt([command.conversation_id], had)
+                self._with.in_doubt(command.conversation_id, had)
             return
         if copy is not None and before is not None and copy.version != before.version:
             if self._ownership.partitions.get(number) is mine:

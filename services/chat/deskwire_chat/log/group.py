@@ -84,7 +84,7 @@ class Collaborators:
     introduce: Callable[[Conversation], None]
     customers_changed: CustomersChanged
     redacted: Callable[[str], None]
-    in_doubt: Callable[[Iterable[str], Iterable[AgentKey]], None]
+    in_doubt: Callable[[str, Iterable[AgentKey]], None]
     limits: OpeningLimits = field(default_factory=OpeningLimits)
     region: str = ""
 

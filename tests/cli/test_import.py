@@ -60,7 +60,7 @@ def written(path: Path, *documents: Any) -> Path:
 
 
 def read(path: Path, *documents: Any, sent_at: int = 0) -> tuple[Form, list[Dialogue], Balance]:
-    form = Form("demo", "old", sent_at, NOW)
+    form = Form("old", sent_at, NOW)
     balance = Balance()
     rules = Rules(SPEAKERS, customer_begins=False, check=form.check)
     return form, list(dialogues_of(written(path, *documents), rules, balance)), balance
@@ -366,6 +366,7 @@ def test_a_dry_run_and_a_strict_one_send_nothing(file: Path) -> None:
     "wrong",
     [
         ("--source", "a b"),
+        ("--source", "visitor"),
         ("--source", "s" * 49),
         ("--sent-at", "yesterday"),
         ("--as", "x"),

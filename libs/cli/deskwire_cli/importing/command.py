@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import Progress
 
-from deskwire_cli.importing.requests import Form, time_of
+from deskwire_cli.importing.requests import VISITOR, Form, time_of
 from deskwire_cli.importing.sender import Outcome, Sender
 from deskwire_cli.machine.problem import Problem
 from deskwire_cli.plain import plain
@@ -87,7 +87,7 @@ def import_file(
     Exit 0: everything is there. 1: it was cut off, or the file can't be read. 4: all else is there, and something was
     left out.
     """
-    form = _form(tenant, source, sent_at)
+    form = _form(source, sent_at)
     speakers = who_is_who(_KNOWN, _ALLOWED, as_)
     rules = Rules(speakers, customer_begins=False, check=form.check)
     with progress_bar() as progress:
@@ -108,9 +108,11 @@ def import_file(
     raise typer.Exit(0 if balance.is_whole else LEFT_OUT)
 
 
-def _form(tenant: str, source: str, sent_at: str) -> Form:
-    if not _SOURCE.fullmatch(source):
-        raise typer.BadParameter("1 to 48 of letters, digits and . _ : @ -", param_hint="--source")
+def _form(source: str, sent_at: str) -> Form:
+    if not _SOURCE.fullmatch(source) or source == VISITOR:
+        raise typer.BadParameter(
+            "1 to 48 of letters, digits and . _ : @ -, and not visitor", param_hint="--source"
+        )
     now = now_micros(SystemClock())
     try:
         micros = time_of(sent_at) if sent_at else 0
@@ -120,7 +122,7 @@ def _form(tenant: str, source: str, sent_at: str) -> Form:
         ) from None
     if not 0 <= micros <= now:
         raise typer.BadParameter("a time is from 1970 to now", param_hint="--sent-at")
-    return Form(tenant, source, micros, now)
+    return Form(source, micros, now)
 
 
 def _token(suite: Suite, tenant: str) -> str:

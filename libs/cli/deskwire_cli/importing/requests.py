@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from deskwire.chat.v1 import conversation_pb2, customer_pb2, history_service_pb2
 from deskwire.common.v1 import actor_pb2
-from deskwire_cli.recorded.dialogues import (
-    Dialogue,
-    LeftOut,
-    Speaker,
-    Turn,
-)
+from deskwire_cli.recorded.dialogues import Dialogue, LeftOut, Speaker, Turn
 from deskwire_cli.recorded.oddities import Kind
 from deskwire_common import texts
-from deskwire_common.auth import Principal, Role, checked_principal
+from deskwire_common.auth import email_fault, id_fault, is_subject, mobile_fault, name_fault
 from deskwire_common.clock import to_micros
 
 REQUEST_BYTES: Final = 1_000_000
@@ -33,9 +27,13 @@ _ROLES: Final = {
     Speaker.BOT: actor_pb2.ROLE_BOT,
     Speaker.NOTE: actor_pb2.ROLE_AGENT,
 }
-_NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
-_LENGTHS: Final = {"display_name": 128, "email": 254, "mobile": 64}
-_ID: Final = 255
+_FIELDS: Final = (
+    ("display_name", "name", name_fault),
+    ("email", "email", email_fault),
+    ("mobile", "mobile", mobile_fault),
+)
+VISITOR: Final = "visitor"
+"""The namespace of visitors' ids, which are those of their tokens."""
 _IDENTITIES: Final = 16
 _TURN_ID: Final = 64
 _FRAMING: Final = 8
@@ -52,7 +50,6 @@ class Form:
     `now` is the latest time that a turn may have. Both are microseconds since 1970.
     """
 
-    tenant: str
     source: str
     sent_at: int
     now: int
@@ -91,45 +88,22 @@ class Form:
         told = raw if isinstance(raw, dict) else {"id": raw} if raw is not None else {}
         customer = customer_pb2.Customer()
         if told.get("id") is not None:
-            customer.identities.add(namespace=self.source, value=_customer_id(told["id"]))
+            customer.identities.add(
+                namespace=self.source, value=_customer_id(self.source, told["id"])
+            )
         else:
             customer.identities.add(
                 namespace=f"{self.source}:conversation", value=dialogue.dialogue_id
             )
-        for name, key in (("display_name", "name"), ("email", "email"), ("mobile", "mobile")):
-            value = told.get(key)
-            if value is None or value == "":
+        for name, key, fault in _FIELDS:
+            if told.get(key) is None:
                 continue
-            if not _is_line(value, _LENGTHS[name]):
+            kept = _kept(told[key], fault)
+            if kept is None:
                 fields.append((Kind.CUSTOMER_FIELD, 0))
-                continue
-            setattr(customer, name, value)
-        self._identities(told, customer, fields)
+            setattr(customer, name, kept or "")
+        _add_identities(told, customer, fields)
         return customer
-
-    def _identities(
-        self, told: Mapping[str, Any], customer: customer_pb2.Customer, fields: Fields
-    ) -> None:
-        """Add who the customer is in other systems, and as a visitor."""
-        ids = told.get("ids", {})
-        others: list[tuple[object, object]] = (
-            list(ids.items()) if isinstance(ids, dict) else [(None, ids)]
-        )
-        if told.get("visitor") is not None:
-            others.append(("visitor", told["visitor"]))
-        for namespace, value in others:
-            text = str(value) if _is_id(value) else ""
-            is_full = len(customer.identities) == _IDENTITIES
-            if (
-                is_full
-                or not isinstance(namespace, str)
-                or not _NAMESPACE.fullmatch(namespace)
-                or not _is_line(text, _ID)
-                or (namespace == "visitor" and not self._is_subject(text))
-            ):
-                fields.append((Kind.CUSTOMER_FIELD, 0))
-                continue
-            customer.identities.add(namespace=namespace, value=text)
 
     # ------------------------------------------------------------------------------------ messages
 
@@ -154,16 +128,16 @@ class Form:
         )
         by, name = turn.raw.get("by"), turn.raw.get("name")
         if by is not None and turn.speaker is not Speaker.CUSTOMER:
-            text = str(by) if _is_id(by) else ""
-            if self._is_subject(text):
+            text = _id_text(by)
+            if is_subject(text):
                 message.sender_id = text
             else:
                 fields.append((Kind.SPEAKER_FIELD, turn.number))
-        if name is not None and name != "":
-            if _is_line(name, _LENGTHS["display_name"]):
-                message.sender_name = name
-            else:
+        if name is not None:
+            kept = _kept(name, name_fault)
+            if kept is None:
                 fields.append((Kind.SPEAKER_FIELD, turn.number))
+            message.sender_name = kept or ""
         micros = self._time(turn)
         message.sent_time.FromMicroseconds(micros)
         return message
@@ -181,13 +155,6 @@ class Form:
         if not 0 <= micros <= self.now:
             raise LeftOut(Kind.TIME_OUT_OF_RANGE, turn.number)
         return micros
-
-    def _is_subject(self, text: str) -> bool:
-        try:
-            checked_principal(Principal(self.tenant, Role.AGENT, text))
-        except ValueError:
-            return False
-        return True
 
 
 def time_of(given: object) -> int:
@@ -225,11 +192,41 @@ def _content(turn: Turn) -> conversation_pb2.Content:
     return conversation_pb2.Content(text=turn.text)
 
 
-def _customer_id(raw: object) -> str:
-    text = str(raw) if _is_id(raw) else ""
-    if not _is_line(text, _ID):
+def _add_identities(
+    told: Mapping[str, Any], customer: customer_pb2.Customer, fields: Fields
+) -> None:
+    """Add who the customer is in other systems, and as a visitor."""
+    ids = told.get("ids", {})
+    others: list[tuple[object, object]] = (
+        list(ids.items()) if isinstance(ids, dict) else [(None, ids)]
+    )
+    if told.get("visitor") is not None:
+        others.append((VISITOR, told["visitor"]))
+    for namespace, value in others:
+        text = _id_text(value)
+        if (
+            not isinstance(namespace, str)
+            or (not is_subject(text) if namespace == VISITOR else id_fault(namespace, text))
+            or len(customer.identities) == _IDENTITIES
+        ):
+            fields.append((Kind.CUSTOMER_FIELD, 0))
+            continue
+        customer.identities.add(namespace=namespace, value=text)
+
+
+def _customer_id(source: str, raw: object) -> str:
+    text = _id_text(raw)
+    if id_fault(source, text):
         raise LeftOut(Kind.BAD_CUSTOMER)
     return text
+
+
+def _kept(raw: object, fault: Callable[[str], str]) -> str | None:
+    """Return a name or an address as it is kept; None when it can't be kept."""
+    if not isinstance(raw, str):
+        return None
+    kept = texts.trimmed(raw)
+    return None if fault(kept) else kept
 
 
 def _turn_id(turn: Turn) -> str:
@@ -237,16 +234,16 @@ def _turn_id(turn: Turn) -> str:
     raw = turn.raw.get("id")
     if raw is None:
         return str(turn.number)
-    text = str(raw) if _is_id(raw) else ""
-    if not _is_line(text, _TURN_ID) or text.endswith(" "):
+    text = _id_text(raw)
+    if (
+        not (texts.has_seen(text) and texts.is_line(text) and len(text) <= _TURN_ID)
+        # A blank at the end would be the same as none to MariaDB.
+        or text.endswith(" ")
+    ):
         raise LeftOut(Kind.BAD_TURN_ID, turn.number)
     return text
 
 
-def _is_id(raw: object) -> bool:
-    return isinstance(raw, str | int) and not isinstance(raw, bool)
-
-
-def _is_line(text: object, length: int) -> bool:
-    """Whether a name or an id can be kept: one visible line of up to `length` characters."""
-    return isinstance(text, str) and len(text) <= length and bool(texts.line_or_none(text))
+def _id_text(raw: object) -> str:
+    """Return an id as text; "" when it is no text and no whole number."""
+    return str(raw) if isinstance(raw, str | int) and not isinstance(raw, bool) else ""

@@ -19,7 +19,7 @@ from deskwire_common.errors import DeadlineExceeded, DeskwireError, Unauthentica
 from deskwire_common.loops import Backoff
 from deskwire_common.rpc import domain_errors
 
-AT_ONCE: Final = 8
+AT_ONCE: Final = 12
 """How many dialogues are under way at once."""
 PATIENCE: Final = 60.0
 """Seconds for which a request is tried again while the suite is away or busy."""

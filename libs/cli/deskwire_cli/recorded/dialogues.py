@@ -226,7 +226,7 @@ def _id(document: Mapping[str, Any]) -> str:
     if isinstance(raw, bool) or not isinstance(raw, str | int):
         raise LeftOut(Kind.BAD_ID)
     text = str(raw)
-    if not texts.has_seen(text) or len(text) > ID_CHARACTERS or has_lone_surrogate(text):
+    if not (texts.has_seen(text) and texts.is_line(text) and len(text) <= ID_CHARACTERS):
         raise LeftOut(Kind.BAD_ID)
     return text
 
@@ -237,14 +237,14 @@ def _oddity(raw: Mapping[str, Any]) -> Kind | None:
     text = raw["text"]
     if not isinstance(text, str):
         return Kind.NULL if text is None else Kind.NOT_TEXT
-    if has_lone_surrogate(text):
+    if _has_lone_surrogate(text):
         return Kind.LONE_SURROGATE
     if not texts.has_seen(text):
         return Kind.EMPTY if not text else Kind.BLANK if text.isspace() else Kind.INVISIBLE
     return Kind.TOO_LONG if len(text) > MAX_TEXT else None
 
 
-def has_lone_surrogate(text: str) -> bool:
+def _has_lone_surrogate(text: str) -> bool:
     """Whether a text holds half a character, which has no UTF-8."""
     try:
         text.encode()

@@ -35,8 +35,10 @@ MAX_BYTES: Final = 1024 * 1024
 """The most bytes of a request."""
 _WAITING: Final = 16
 """How many imports a tenant may have under way; each holds its request in memory."""
-_AT_ONCE: Final = 2
-"""How many of them wait in the log's lanes, so that messages never stand behind more than these of one tenant."""
+_AT_ONCE: Final = 8
+"""How many of a tenant's wait in the log's lanes: they are written together, so more would not be faster."""
+_AT_ONCE_OF_ALL: Final = 16
+"""How many of all tenants' wait there, in front of messages."""
 _ATTEMPTS: Final = 4
 
 
@@ -58,6 +60,7 @@ class HistoryActions:
     writer: LogWriter
     customers: CustomerActions
     _quota: Quota = field(default_factory=lambda: Quota(_WAITING))
+    _all: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE_OF_ALL))
     _turns: WeakValueDictionary[str, asyncio.Semaphore] = field(default_factory=WeakValueDictionary)
 
     async def import_conversation(
@@ -68,14 +71,18 @@ class HistoryActions:
         with self._quota.taken(principal.tenant, "imports under way"):
             an_import = _Import(self, request, Actor.of(principal))
             turn = self._turns.setdefault(principal.tenant, asyncio.Semaphore(_AT_ONCE))
-            async with turn:
+            async with turn, self._all:
+                began = self.tools.clock.monotonic()
                 try:
                     response = await an_import.store()
                 except BaseException:
                     # The commit may be in doubt.
                     self.customers.notify(an_import.changed, in_doubt=True)
                     raise
-            self.customers.notify(an_import.changed)
+                self.customers.notify(an_import.changed)
+                if response.stored:
+                    # Half of the time belongs to messages: the next import waits as long as this one took.
+                    await asyncio.sleep(self.tools.clock.monotonic() - began)
             return response
 
 
@@ -104,7 +111,7 @@ class _Import:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 response: history_pb.ImportConversationResponse = await self._writer.bring_in(
-                    self._id, self._work
+                    self._id, len(self._past), self._work
                 )
             except WriteConflict:
                 # For example: another import made the same customer meanwhile.

@@ -12,7 +12,7 @@ from deskwire_chat.domain.actors import ActorRole
 from deskwire_chat.domain.conversations import Conversation, State
 from deskwire_chat.domain.customers import VISITOR_NAMESPACE, Customer
 from deskwire_chat.domain.messages import Kind, Message
-from deskwire_common.auth import Principal, Role, checked_principal
+from deskwire_common.auth import is_subject
 from deskwire_common.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 
 _NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "deskwire:history")
@@ -49,18 +49,9 @@ def conversation_id_of(tenant: str, came_from: Provenance) -> str:
 def visitor_of(customer: Customer) -> str:
     """Return the subject of the visitor that a customer is; "" when they are none."""
     for identity in customer.identities:
-        if identity.namespace == VISITOR_NAMESPACE and _may_sign_in(customer, identity.value):
+        if identity.namespace == VISITOR_NAMESPACE and is_subject(identity.value):
             return identity.value
     return ""
-
-
-def _may_sign_in(customer: Customer, subject: str) -> bool:
-    """Whether a visitor's token may have this subject: an identity may have others."""
-    try:
-        checked_principal(Principal(customer.tenant, Role.VISITOR, subject))
-    except ValueError:
-        return False
-    return True
 
 
 def check_times(past: Iterable[PastMessage], now: int) -> None:

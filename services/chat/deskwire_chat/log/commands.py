@@ -68,8 +68,6 @@ def reply_to(future: asyncio.Future[Stored]) -> Reply:
 class Committing(Protocol):
     """Writes the commands that are alone in their transaction (commit.Committer)."""
 
-    async def bring_in(self, command: Import) -> None: ...
-
     async def alter(self, command: Alter) -> None: ...
 
     async def accept(self, command: Accept) -> None: ...
@@ -294,7 +292,7 @@ class Imported:
 
 @dataclass(slots=True)
 class Import(_Command):
-    """A part of another system's conversation, in a transaction of its own.
+    """A part of another system's conversation: `size` messages, in a transaction without anything but imports.
 
     `work` gets the transaction and the partition's head, and decides without writing. The result goes to `future` after
     the commit.
@@ -303,13 +301,10 @@ class Import(_Command):
     is_alone = True
 
     conversation_id: str
+    size: int
     work: Callable[[UnitOfWork, int], Awaitable[Imported]]
     future: asyncio.Future[Any]
     term: int = 0
-
-    async def commit(self, committing: Committing) -> None:
-        """Write it, and answer."""
-        await committing.bring_in(self)
 
     def refuse(self, error: Exception) -> None:
         """Answer with the error: nothing was stored."""

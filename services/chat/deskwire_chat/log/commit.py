@@ -39,8 +39,6 @@ from deskwire_common.db import (
     CommitInDoubt,
     Database,
     Statements,
-    WriteConflict,
-    is_unique_violation,
 )
 from deskwire_common.errors import DeskwireError, Internal, Unavailable
 from deskwire_common.lines import line_held
@@ -96,10 +94,10 @@ class Committer:
         in_doubt: list[Grouped] = []
         for attempt in range(_ATTEMPTS):
             if attempt:
-                self._forget(commands)
+                self.forget(commands)
                 await asyncio.sleep(0.02 * 4**attempt)
             try:
-                await self._settle()
+                await self.settle()
                 commands, began_with = self._ours(commands)
                 if not commands:
                     return
@@ -116,7 +114,7 @@ class Committer:
             self._finish(group)
             self._settle_later(in_doubt)
             return
-        self._forget(commands)
+        self.forget(commands)
         self._settle_later(in_doubt)
         if not isinstance(error, DeskwireError) and len(commands) > 1:
             # One of them can't be stored: write each by itself, so that it fails alone.
@@ -126,7 +124,7 @@ class Committer:
         for command in commands:
             command.give_up(error, self._held)
 
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
         """Read the heads again if they are in doubt; what a commit in doubt has stored is to be published, too."""
         if await self._ownership.settle():
             owned = self._ownership.partitions
@@ -153,13 +151,13 @@ class Committer:
                 command.not_ours()
         return ours, theirs
 
-    def _check_held(self, began_with: Mapping[int, Partition]) -> None:
+    def check_held(self, began_with: Mapping[int, Partition]) -> None:
         """Raise unless memory still belongs to the terms that a group began with."""
         owned = self._ownership.partitions
         if any(owned.get(number) is not mine for number, mine in began_with.items()):
             raise Unavailable("a partition was lost meanwhile")
 
-    def _forget(self, commands: Sequence[Command]) -> None:
+    def forget(self, commands: Sequence[Command]) -> None:
         self._memory.forget(command.conversation_id for command in commands)
         self._ownership.doubt()
 
@@ -176,7 +174,7 @@ class Committer:
         if statements is not None and all(_is_plain(each, known) for each in commands):
             for command in commands:
                 self._put(group, cast("Put", command))
-            self._check_held(began_with)
+            self.check_held(began_with)
             if group.heads:
                 published = self._log.published(group.heads)
                 moves = steps(began_with, group.heads)
@@ -190,7 +188,7 @@ class Committer:
                         self._put(group, command)
                     else:
                         await command.decide(uow, group)
-                self._check_held(began_with)
+                self.check_held(began_with)
                 if group.heads:
                     published = self._log.published(group.heads)
                     await self._ownership.fence(uow, began_with, group.heads, published)
@@ -252,8 +250,8 @@ class Committer:
     async def accept(self, command: Accept) -> None:
         """Give an agent the conversation whose offer they claimed, and answer."""
         try:
-            await self._settle()
-            began_with = self._owned(command)
+            await self.settle()
+            began_with = self.owned(command)
             group = await self._transact([command], began_with)
         except Exception as error:  # noqa: BLE001 - the caller gets it
             self._failed(command, error)
@@ -270,14 +268,14 @@ class Committer:
         before: Conversation | None = None
         copy: Conversation | None = None
         try:
-            await self._settle()
-            began_with = self._owned(command)
+            await self.settle()
+            began_with = self.owned(command)
             ((number, mine),) = began_with.items()
             known = await self._memory.load([command])
             before = known.conversations.get(command.conversation_id)
             copy = before.copy() if before is not None else None
             async with self._db.transaction() as uow:
-                self._check_held(began_with)
+                self.check_held(began_with)
                 await self._ownership.fence(uow, began_with, {number: mine.head})
                 result = await command.work(uow, copy)
                 if copy is not None and before is not None and copy.version != before.version:
@@ -295,35 +293,7 @@ class Committer:
             self._altered(before, copy)
         command.answer(result)
 
-    async def bring_in(self, command: Import) -> None:
-        """Write a part of another system's conversation, and answer; nobody is pushed anything."""
-        try:
-            await self._settle()
-            began_with = self._owned(command)
-            ((number, mine),) = began_with.items()
-            async with self._db.transaction() as uow:
-                found = await command.work(uow, mine.head)
-                self._check_held(began_with)
-                head = mine.head + len(found.messages)
-                if found.flush is not None:
-                    await self._ownership.fence(uow, began_with, {number: head})
-                    await self._outbox.add(uow, await found.flush(uow))
-                    await uow.commit()
-        except Exception as error:  # noqa: BLE001 - the caller gets it
-            conflict = is_unique_violation(error)
-            self._failed(command, WriteConflict("another import was faster") if conflict else error)
-            return
-        if found.messages:
-            mine.head = head
-            METRICS.partition_head.labels(str(number)).set(head)
-            METRICS.messages_imported.inc(len(found.messages))
-            # Memory has no keys of these messages: it reads the conversation again when that is used.
-            self._memory.forget([command.conversation_id])
-            self._memory.update(found.conversation)
-            self._log.imported(number, head)
-        command.answer(found.result)
-
-    def _owned(self, command: Accept | Alter | Import) -> dict[int, Partition]:
+    def owned(self, command: Accept | Alter | Import) -> dict[int, Partition]:
         """Return the partition of a command. Raises NotOwner when this process doesn't own it any more."""
         number = partition_of(command.conversation_id)
         mine = self._ownership.partitions.get(number)
@@ -331,9 +301,9 @@ class Committer:
             raise NotOwner
         return {number: mine}
 
-    def _failed(self, command: Accept | Alter | Import, error: Exception) -> None:
+    def _failed(self, command: Accept | Alter, error: Exception) -> None:
         if not isinstance(error, DeskwireError) or error.temporary:
-            self._forget([command])
+            self.forget([command])
         command.refuse(error)
 
     def _altered(self, before: Conversation, after: Conversation) -> None:

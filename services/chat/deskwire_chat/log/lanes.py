@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Final, Protocol
 
-from deskwire_chat.log.commands import Command, Committing, Grouped, Mark, Propose, Put
+from deskwire_chat.log.commands import (
+    Command,
+    Committing,
+    Grouped,
+    Import,
+    Mark,
+    Propose,
+    Put,
+)
 from deskwire_common.db import Database, Statements
 from deskwire_common.pacing import Pace
 
 GROUP: Final = 500
-"""Most commands in one transaction."""
+"""Most commands in one transaction, and most messages of imports."""
 _SPACING: Final = 0.025
 _MANY: Final = 4
 """A transaction of this many commands is followed by the next after `_SPACING` seconds: fewer, with more in each."""
@@ -27,6 +36,12 @@ class Writing(Committing, Protocol):
     """Writes commands (commit.Committer)."""
 
     async def write(self, commands: list[Grouped], statements: Statements | None) -> None: ...
+
+
+class Importing(Protocol):
+    """Writes imports (imports.Importer)."""
+
+    async def bring_in(self, commands: Sequence[Import]) -> None: ...
 
 
 class Lane:
@@ -47,6 +62,15 @@ class Lane:
         """Queue a command."""
         self.queue.append(command)
         self.wake.set()
+
+    def imports(self, first: Import) -> list[Import]:
+        """Return the imports that are written in one transaction: the first one, and those that stand next to it."""
+        found, room = [first], GROUP - first.size
+        while self.queue and isinstance(each := self.queue[0], Import) and each.size <= room:
+            self.queue.popleft()
+            room -= each.size
+            found.append(each)
+        return found
 
     def may_join(self) -> bool:
         """Whether its next commands may be written together with another lane's."""
@@ -71,8 +95,9 @@ class Lane:
 class Lanes:
     """All lanes: two, but one on SQLite, which has one writer anyway."""
 
-    def __init__(self, db: Database, writing: Writing) -> None:
+    def __init__(self, db: Database, writing: Writing, importing: Importing) -> None:
         self._writing = writing
+        self._importing = importing
         count = 1 if db.dialect == "sqlite" else 2
         own = db.dialect == "postgresql"
         self._lanes = [Lane(db.statements() if own else None) for _ in range(count)]
@@ -134,7 +159,7 @@ class Lanes:
                 # A group of both lanes always goes over the same connection: its server process has warm caches.
                 await self._writing.write(group, (self._lanes[0] if others else lane).statements)
             else:
-                await self._alone(lane.queue.popleft())
+                await self._alone(lane)
         finally:
             for each in (lane, *others):
                 each.free.set()
@@ -145,6 +170,9 @@ class Lanes:
             return []
         return [each for each in self._lanes if each is not lane and each.may_join()]
 
-    async def _alone(self, command: Command | Mark) -> None:
-        if not isinstance(command, (Put, Propose)):
+    async def _alone(self, lane: Lane) -> None:
+        command = lane.queue.popleft()
+        if isinstance(command, Import):
+            await self._importing.bring_in(lane.imports(command))
+        elif not isinstance(command, (Put, Propose)):
             await command.commit(self._writing)

@@ -25,6 +25,7 @@ from deskwire_chat.log.commands import (
 )
 from deskwire_chat.log.commit import Committer, Log
 from deskwire_chat.log.group import Collaborators
+from deskwire_chat.log.imports import Importer
 from deskwire_chat.log.lanes import Lanes
 from deskwire_chat.log.memory import Memory
 from deskwire_chat.owners.errors import NotOwner
@@ -59,10 +60,11 @@ class LogWriter:
         self._held = held
         self._closing = False
         self.memory = Memory(db, updated)
-        self._lanes = Lanes(
-            db,
-            Committer(db, outbox, ownership, collaborators, self.memory, self._held, log, clock),
+        committer = Committer(
+            db, outbox, ownership, collaborators, self.memory, self._held, log, clock
         )
+        importer = Importer(db, outbox, ownership, self.memory, log, committer)
+        self._lanes = Lanes(db, committer, importer)
 
     def submit(self, command: Command) -> None:
         """Queue a command.
@@ -105,11 +107,14 @@ class LogWriter:
         return await future
 
     async def bring_in(
-        self, conversation_id: str, work: Callable[[UnitOfWork, int], Awaitable[Imported]]
+        self,
+        conversation_id: str,
+        size: int,
+        work: Callable[[UnitOfWork, int], Awaitable[Imported]],
     ) -> Any:
         """Store a part of another system's conversation, in order with its partition's other commands; see Import."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.submit(Import(conversation_id, work, future))
+        self.submit(Import(conversation_id, size, work, future))
         return await future
 
     async def accept(

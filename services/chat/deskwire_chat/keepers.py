@@ -15,7 +15,9 @@ from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.routing.router import Router
 from deskwire_chat.store import agents, conversations, tenants
 from deskwire_chat.store.conversations import HeldConversation
-from deskwire_common.db import AWAY, Database
+from deskwire_common.db import AWAY, CommitInDoubt, ConnectionLost, Database
+from deskwire_common.errors import DeskwireError
+from deskwire_common.logging import get_logger
 from deskwire_common.loops import every
 from deskwire_common.metrics import METRICS
 
@@ -137,9 +139,18 @@ class AbsenceKeeper:
         since = max(gone_since, held.assigned_at)
         if not seconds or self._router.agents.now() - since < seconds * 1_000_000:
             return False
-        return await self._conversations.put_back(
-            held.conversation_id,
-            held.agent_id,
-            TransferCause.AGENT_ABSENT,
-            unless=partial(self._router.agents.is_connected, held.tenant, held.agent_id),
-        )
+        try:
+            return await self._conversations.put_back(
+                held.conversation_id,
+                held.agent_id,
+                TransferCause.AGENT_ABSENT,
+                unless=partial(self._router.agents.is_connected, held.tenant, held.agent_id),
+            )
+        except (ConnectionLost, CommitInDoubt):
+            raise
+        except DeskwireError as error:
+            # The others needn't wait for it.
+            get_logger().warning(
+                "not_put_back", conversation_id=held.conversation_id, error=str(error)
+            )
+            return False

@@ -322,7 +322,7 @@ async def test_what_ends_a_stream(on_sqlite: Start, signer: TokenSigner) -> None
         for each in held:
             await write(each, message(new_id(), 1))
             await results(each, 1)
-        assert await ended(me.stream()) == "OVERLOADED"
+        assert await ended(me.stream()) == "RATE_LIMITED"
         assert await ended(other.stream()) == "OVERLOADED"
         held[0].cancel()
         await eventually(partial(stores, me))

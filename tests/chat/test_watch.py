@@ -290,7 +290,7 @@ async def test_who_may_watch_what(on_sqlite: Start, signer: TokenSigner) -> None
         held = [me.watch(talk), alice.watch(talk)]
         for each in held:
             await each.until(1)
-        assert await me.watch(talk).end() == "OVERLOADED"
+        assert await me.watch(talk).end() == "RATE_LIMITED"
         there = rival.watch(theirs)
         await there.until(1)
         assert await rival.watch(theirs).end() == "OVERLOADED"

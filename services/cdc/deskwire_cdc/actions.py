@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from google.protobuf.message import Message
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire.cdc.v1 import source_pb2
 from deskwire.cdc.v1 import source_service_pb2 as pb
@@ -24,7 +25,7 @@ from deskwire_common.ids import Ids
 from deskwire_common.logging import get_logger
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import page
-from deskwire_common.quota import Quota, too_many
+from deskwire_common.quota import Quota, Turns, too_many
 
 SERVICE: Final = "deskwire.cdc.v1.SourceService"
 CREATE: Final = f"{SERVICE}/CreateSource"
@@ -52,6 +53,7 @@ class SourceActions:
     max_sources: int
     max_tables: int
     under_way: Quota
+    _turns: Turns = field(default_factory=Turns)
 
     async def create_source(self, request: pb.CreateSourceRequest) -> pb.CreateSourceResponse:
         """Check the external database, remember the source, and put in place what captures it.
@@ -69,7 +71,8 @@ class SourceActions:
             with self.under_way.taken(source.tenant_id, "sources being created"):
                 # Before the transaction: the external database may be slow.
                 source = await self._checked(source)
-            response = await self._once(CREATE, request, lambda uow: self._create(uow, source))
+            async with self._turns.of(source.tenant_id):
+                response = await self._once(CREATE, request, lambda uow: self._create(uow, source))
             self.wake.set()
         async with self.db.read() as connection:
             live = await store.sources.get(connection, source.tenant_id, source.source_id)
@@ -120,6 +123,7 @@ class SourceActions:
     async def _create(self, uow: UnitOfWork, source: Source) -> pb.CreateSourceResponse:
         version = await store.sources.next_version(uow, source.tenant_id, source.source_id)
         created = replace(source, version=version)
+        await self._check_room(uow.connection, source)
         if not await store.sources.add(uow, created):
             raise _taken(source)
         event = events.source_created(created, ids=self.ids, clock=self.clock)
@@ -214,7 +218,10 @@ class SourceActions:
         async with self.db.read() as connection:
             if await store.sources.get(connection, source.tenant_id, source.source_id):
                 raise _taken(source)
-            tables = await store.sources.captured_tables(connection, source.tenant_id)
+            await self._check_room(connection, source)
+
+    async def _check_room(self, connection: AsyncConnection, source: Source) -> None:
+        tables = await store.sources.captured_tables(connection, source.tenant_id)
         if len(tables) >= self.max_sources:
             raise too_many("sources", self.max_sources, retry_after=60.0)
         if sum(tables) + len(source.tables) > self.max_tables:

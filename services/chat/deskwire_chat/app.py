@@ -52,7 +52,6 @@ from deskwire_chat.routing.reader import AgentReader
 from deskwire_chat.routing.router import Router
 from deskwire_chat.streams.forward import Forwarders, WatchForwarder
 from deskwire_chat.streams.send import MessageStreams
-from deskwire_chat.streams.slots import Slots
 from deskwire_chat.streams.watch import TappedLog, Watchers
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, rpc
@@ -65,8 +64,10 @@ from deskwire_common.kafka import ensure_topics
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.locks import locked
 from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
 from deskwire_common.outbox import Outbox, OutboxRelay
 from deskwire_common.ownership import Owner
+from deskwire_common.quota import Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class _Log:
     presence: Presence
     customer_feed: CustomerFeed
     unread_feed: UnreadFeed
-    slots: Slots
+    slots: Quota
     watchers: Watchers
     publisher: Publisher
     writer: LogWriter
@@ -184,7 +185,7 @@ async def _log(
     presence = Presence(db, audience, is_ours=routing.is_ours)
     customer_feed, unread_feed = CustomerFeed(db, audience), UnreadFeed(db, audience)
     doubts = Doubts(db, audience, router, is_ours=routing.is_ours)
-    slots = Slots(settings.max_streams, settings.max_tenant_streams)
+    slots = Quota(settings.max_tenant_streams, settings.max_streams, show=METRICS.chat_streams.set)
     watchers = Watchers(db, admission.admit, slots)
     publisher = Publisher(db, await runtime.producer("chat-messages"))
     writer = LogWriter(

@@ -18,13 +18,13 @@ from deskwire_chat import views
 from deskwire_chat.domain.actors import Actor
 from deskwire_chat.log.commands import Put, Stored
 from deskwire_chat.log.writer import LogWriter
-from deskwire_chat.streams.slots import Admit, Slots
 from deskwire_common import telemetry
 from deskwire_common.auth import Principal, Role, current_principal
 from deskwire_common.errors import DeskwireError, stopping
 from deskwire_common.lines import MOST, OwnLines
 from deskwire_common.metrics import METRICS
 from deskwire_common.pagination import fit
+from deskwire_common.quota import Quota
 from deskwire_common.validation import Validator
 
 WINDOW: Final = 1_000
@@ -53,8 +53,8 @@ class MessageStreams:
         writer: LogWriter,
         way: Callable[[Any], Way],
         validator: Validator,
-        admit: Admit,
-        slots: Slots,
+        admit: Callable[[Principal], None],
+        slots: Quota,
     ) -> None:
         """`way` makes a Way to the owners from the context of a call (streams.forward.Forwarders)."""
         self._writer = writer
@@ -72,7 +72,7 @@ class MessageStreams:
         principal = current_principal()
         if self._stopping:
             raise stopping()
-        with self._slots.one(principal.tenant):
+        with self._slots.taken(principal.tenant, "open streams"):
             stream = _Stream(self._writer, self._way(context), self._validator, principal)
             reading = asyncio.create_task(stream.read(requests, self._admit), name="stream-read")
             stream.reads_with(reading)
@@ -144,7 +144,9 @@ class _Stream:
         self._closed = True
         self._writer.forget_line(self, self._held)
 
-    async def read(self, requests: AsyncIterator[pb.StreamMessagesRequest], admit: Admit) -> None:
+    async def read(
+        self, requests: AsyncIterator[pb.StreamMessagesRequest], admit: Callable[[Principal], None]
+    ) -> None:
         """Take messages while there is room. Raises what ends the stream."""
         async for request in requests:
             admit(self.principal)

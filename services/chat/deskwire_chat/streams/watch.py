@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -29,11 +29,11 @@ from deskwire_chat.log.commands import Stored
 from deskwire_chat.log.commit import Log
 from deskwire_chat.owners.errors import NotOwner
 from deskwire_chat.store import conversations, messages
-from deskwire_chat.streams.slots import Admit, Slots
 from deskwire_common.auth import Principal, current_principal
 from deskwire_common.db import Database
 from deskwire_common.errors import DeskwireError, OutOfRange, stopping
 from deskwire_common.pagination import ANSWER_BYTES, fit
+from deskwire_common.quota import Quota
 
 CHECKPOINT: Final = 15.0
 """Seconds of silence after which a watcher is sent its cursor again."""
@@ -117,7 +117,7 @@ class _Watch:
 class Watchers:
     """All watches of this process; they are of conversations in its partitions."""
 
-    def __init__(self, db: Database, admit: Admit, slots: Slots) -> None:
+    def __init__(self, db: Database, admit: Callable[[Principal], None], slots: Quota) -> None:
         self._db = db
         self._admit = admit
         self._slots = slots
@@ -182,7 +182,7 @@ class Watchers:
         if self._stopping:
             raise stopping()
         conversation_id = request.conversation_id.lower()
-        with self._slots.one(principal.tenant):
+        with self._slots.taken(principal.tenant, "open streams"):
             conversation = await self._visible(Actor.of(principal), conversation_id)
             _check_cursor(request, conversation)
             if self._stopping:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.events.v1 import adapter_registry_service_pb2 as registry_pb
@@ -16,7 +18,7 @@ from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import PageKey, page
-from deskwire_common.quota import Quota, too_many
+from deskwire_common.quota import Quota, Turns, too_many
 from deskwire_events import domain, events, store
 from deskwire_events.actions.checks import check_ascii, check_text, is_ascii
 from deskwire_events.callers import tenant_caller
@@ -47,6 +49,7 @@ class AdapterActions:
     max_adapters: int
     under_way: Quota
     changed: Callable[[], None]
+    _turns: Turns = field(default_factory=Turns)
 
     async def register(
         self, request: registry_pb.RegisterAdapterRequest
@@ -91,13 +94,13 @@ class AdapterActions:
         # The adapter may be slow, or silent: it is asked under no lock and in no transaction.
         with self.under_way.taken(principal.tenant, "registrations under way"):
             accepts = await self._introduce(adapter(None))
-        await self._check_room(principal.tenant, adapter)
         selection = domain.topics_of(adapter(None, accepts).event_types)
         latest = await self.spine.begin(selection, principal.tenant, "latest")
 
         async def work(uow: UnitOfWork) -> registry_pb.RegisterAdapterResponse:
             before = await store.subscriptions.lock(uow, principal.tenant, wanted.adapter_id)
             after = adapter(before, accepts)
+            await self._check_count(uow.connection, principal.tenant)
             if before is not None:
                 await store.subscriptions.save(uow, after)
             elif not await store.subscriptions.add(uow, after):
@@ -113,7 +116,8 @@ class AdapterActions:
             await self._record(uow, events.registered_event(after, ids=self.ids, clock=self.clock))
             return registry_pb.RegisterAdapterResponse(adapter=events.adapter_message(after))
 
-        return await self.idempotency.once(self.db, method=REGISTER, request=request, work=work)
+        async with self._turns.of(principal.tenant):
+            return await self.idempotency.once(self.db, method=REGISTER, request=request, work=work)
 
     async def _check_room(
         self, tenant: str, adapter: Callable[[Subscription | None], Subscription]
@@ -122,7 +126,10 @@ class AdapterActions:
         adapter_id = adapter(None).subscription_id
         async with self.db.read() as connection:
             adapter(await store.subscriptions.get(connection, tenant, adapter_id))
-            count = await store.subscriptions.count(connection, tenant, SinkKind.ADAPTER)
+            await self._check_count(connection, tenant)
+
+    async def _check_count(self, connection: AsyncConnection, tenant: str) -> None:
+        count = await store.subscriptions.count(connection, tenant, SinkKind.ADAPTER)
         if count >= self.max_adapters:
             raise too_many("adapters", self.max_adapters, retry_after=60.0)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -20,6 +20,7 @@ from deskwire.common.v1 import error_reason_pb2
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.errors import FailedPrecondition, Unavailable, from_rpc_error
 from deskwire_common.logging import get_logger
+from deskwire_common.quota import Threads
 from deskwire_common.rpc import Tls, make_channel
 from deskwire_common.targets import TargetRefused, Targets, grpc_target
 from deskwire_events.domain import Outcome, Result, Subscription, outcome_of
@@ -41,8 +42,8 @@ NOT_THERE: Final = "no adapter answers there that this hub may call"
 """All that a tenant is told, whether a rule forbids the address, nothing answers, or what answers is no adapter."""
 _ITEM_OVERHEAD: Final = 96
 """Bytes of a PushItem beside the event and its JSON: attempt, traceparent, tags."""
-_RESOLVING: Final = ThreadPoolExecutor(32, thread_name_prefix="resolve")
-"""Threads of their own: a tenant's slow name server holds one for half a minute, and commits must not wait for it."""
+_RESOLVING: Final = Threads("resolve", 32, per_tenant=4)
+"""A tenant's slow name server holds a thread for half a minute, for which no commit and no other tenant may wait."""
 # As gRPC for C, Go, Java, .NET, Node.js and Rust say that a message is over a limit.
 _IS_SIZE: Final = re.compile(
     r"^(RESOURCE_EXHAUSTED|OUT_OF_RANGE): .*(larger than max|exceeds (the )?max|too large)",
@@ -171,8 +172,8 @@ class AdapterSink(Sink):
         """A channel to the addresses that the name stands for now; gRPC resolves nothing itself."""
         await self.close()
         host, _, port = self._target.rpartition(":")
-        found = await asyncio.get_running_loop().run_in_executor(
-            _RESOLVING, self._targets.addresses, host, int(port)
+        found = await _RESOLVING.run(
+            self._tenant, partial(self._targets.addresses, host, int(port))
         )
         # bare: retries, deadlines and traces of pushes are the hub's own.
         self._channel = make_channel(

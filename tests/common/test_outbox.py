@@ -4,51 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from deskwire.common.v1.actor_pb2 import Actor
 from deskwire_common import db as dbs
-from deskwire_common import events, topics
+from deskwire_common import topics
 from deskwire_common.clock import SystemClock, to_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import InvalidArgument, Unavailable
-from deskwire_common.events import DomainEvent
-from deskwire_common.exact import json_object
-from deskwire_common.ids import RandomIds
-from deskwire_common.kafka import Producer, Reader, ensure_topics
+from deskwire_common.kafka import ensure_topics
 from deskwire_common.outbox import Faults, Outbox, OutboxRelay
-from deskwire_common.ownership import Owner, members_table, slots_table, spread
+from deskwire_common.ownership import spread
 from deskwire_common.topics import Topic
 from support import eventually
-
-METADATA = dbs.metadata()
-TABLE = Outbox(METADATA).table
-members_table(METADATA)
-slots_table(METADATA)
-SUBJECTS = sa.Table(
-    "subjects",
-    METADATA,
-    sa.Column("name", dbs.Name, primary_key=True),
-    sa.Column("version", dbs.UInt32, nullable=False),
-)
-Seen = dict[str, list[int]]
-LEASE = 1.0
+from support.outbox import SUBJECTS, Seen, event, opened, outbox, published, relay
 
 
 @pytest.fixture
 async def db(database_url: str) -> AsyncIterator[Database]:
-    database = await Database.open(database_url)
-    async with database.engine.begin() as connection:
-        await connection.run_sync(METADATA.create_all)
-    yield database
-    await database.close()
+    async with opened(database_url) as database:
+        yield database
 
 
 @pytest.fixture
@@ -56,25 +35,6 @@ async def topic(kafka: str) -> Topic:
     made = replace(topics.EXTERNAL, name=f"test-{uuid.uuid4().hex}", partitions=3)
     await ensure_topics(kafka, [made])
     return made
-
-
-def outbox() -> Outbox:
-    """Each process has its own, of the same table."""
-    return Outbox(dbs.metadata())
-
-
-def event(topic: Topic, subject: str, sequence: int, text: str = "") -> DomainEvent:
-    return events.new_event(
-        json_object({"text": text}),
-        subject=subject,
-        sequence=sequence,
-        ids=RandomIds(),
-        clock=SystemClock(),
-        event_type="order_paid",
-        tenant_id="acme",
-        actor=Actor(subject="me"),
-        topic=topic,
-    )
 
 
 async def happen(db: Database, box: Outbox, topic: Topic, subject: str, count: int) -> None:
@@ -89,45 +49,6 @@ async def happen(db: Database, box: Outbox, topic: Topic, subject: str, count: i
         await box.add(uow, [event(topic, subject, number) for number in numbers])
 
     await db.run(work)
-
-
-@asynccontextmanager
-async def relay(
-    db: Database, box: Outbox, kafka: str, *, name: str = "relay", **options: Any
-) -> AsyncIterator[tuple[OutboxRelay, asyncio.Task[None]]]:
-    """A process with a relay, which ends without a word."""
-    producer = Producer(kafka, "relay")
-    await producer.start()
-    made = OutboxRelay(db, box, producer, poll=0.05, **options)
-    owner = Owner(db, SystemClock(), RandomIds().uuid7(), lease_seconds=LEASE, look_seconds=0.05)
-    owner.employ(made.KIND, made.work)
-    await owner.start(name, "")
-    task = asyncio.create_task(owner.run())
-    try:
-        yield made, task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await producer.purge_and_rebuild()  # the end of a process waits for nothing
-        await producer.close()
-
-
-async def published(kafka: str, topic: Topic) -> Seen:
-    """The sequences of each subject as they stand on the topic, repetitions too."""
-    reader = Reader(kafka, [topic.name])
-    await reader.start()
-    found: Seen = defaultdict(list)
-    try:
-        ends = await reader.end_offsets()
-        async with asyncio.timeout(30):
-            while any(reader.positions[place] < end for place, end in ends.items()):
-                for record in await reader.read():
-                    each = events.decode(topic, record.value, record.headers)
-                    assert record.key.decode() == each.subject
-                    found[each.subject].append(each.sequence)
-    finally:
-        await reader.close()
-    return dict(found)
 
 
 def first_ones(seen: Seen) -> Seen:

@@ -11,6 +11,7 @@ from deskwire_cli.chat import chat
 from deskwire_cli.down import down
 from deskwire_cli.importing import import_file
 from deskwire_cli.machine.problem import Problem
+from deskwire_cli.outbox import outbox_app
 from deskwire_cli.replay import replay
 from deskwire_cli.status import status
 from deskwire_cli.tail import tail
@@ -40,6 +41,7 @@ app.command("import")(import_file)
 app.add_typer(tenant_app)
 app.add_typer(agent_app)
 app.add_typer(key_app)
+app.add_typer(outbox_app)
 
 
 def main() -> None:

@@ -103,12 +103,12 @@ class Runtime(Generic[SettingsT]):
         await check_schema(db, package)
         return db
 
-    async def producer(self, client_id: str = "") -> Producer:
-        """Start a producer of DESKWIRE_KAFKA; the broker need not be there yet."""
+    async def producer(self, client_id: str = "", *, strict: bool = False) -> Producer:
+        """Start a producer of DESKWIRE_KAFKA; the broker need not be there yet. `strict`: see Producer."""
         from deskwire_common.kafka import Producer  # noqa: PLC0415 (an optional part of this library)
 
         kafka: str = getattr(self.settings, "kafka")  # noqa: B009 - of the mixin
-        producer = Producer(kafka, client_id or self.name)
+        producer = Producer(kafka, client_id or self.name, strict=strict)
         await producer.start()
         self.stack.push_async_callback(producer.close)
         return producer

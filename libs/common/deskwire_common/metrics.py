@@ -164,6 +164,15 @@ class Metrics:
         self.outbox_depth = _gauge("outbox_depth", "Events waiting for Kafka.")
         self.outbox_lag_seconds = _gauge("outbox_lag_seconds", "Age of the oldest waiting event.")
         self.outbox_published = _counter("outbox_published_total", "Events published.", "topic")
+        self.outbox_parked = _gauge(
+            "outbox_parked", "Events that Kafka refuses, and later ones of their keys."
+        )
+        self.outbox_refused = _counter(
+            "outbox_refused_total",
+            "Events that were parked as Kafka refuses them.",
+            "topic",
+            "reason",
+        )
         self.kafka_produce_seconds = _histogram(
             "kafka_produce_seconds", "From a batch of records to its delivery.", _FAST
         )

@@ -60,7 +60,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     )
     sources = supervisor.Supervisor(parts)
     owner.employ(supervisor.KIND, sources.work, ids=sources.ids, patience=0.0)
-    relay = OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds)
+    relay = OutboxRelay(
+        db, outbox, await runtime.producer(strict=True), keep=settings.outbox_keep_seconds
+    )
     owner.employ(relay.KIND, relay.work)
     measure = partial(housekeeping.measure_outbox, db, outbox, runtime.clock)
     runtime.spawn("outbox-gauges", measure)

@@ -144,9 +144,8 @@ async def _storage(settings: Settings, runtime: Runtime[Settings]) -> _Storage:
     # The tables get a MetaData of their own, as one process may build chat twice.
     outbox = Outbox(dbs.metadata(), runtime.clock)
     idempotency = IdempotencyStore(dbs.metadata(), runtime.clock)
-    relay = OutboxRelay(
-        db, outbox, await runtime.producer("chat-outbox"), keep=settings.outbox_keep_seconds
-    )
+    producer = await runtime.producer("chat-outbox", strict=True)
+    relay = OutboxRelay(db, outbox, producer, keep=settings.outbox_keep_seconds)
     owner = Owner(
         db,
         runtime.clock,

@@ -82,7 +82,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     )
     cursors = Cursors(await _cursor_key(db), await spine.broker.cluster())
     subscriptions = Subscriptions(spine, cursors, clock, Quota(settings.max_subscriptions))
-    relay = OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds)
+    relay = OutboxRelay(
+        db, outbox, await runtime.producer(strict=True), keep=settings.outbox_keep_seconds
+    )
     owner.employ(relay.KIND, relay.work)
     owner.add(holdings, keeper, [str(slot) for slot in range(domain.SLOTS)])
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, clock))

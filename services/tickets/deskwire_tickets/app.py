@@ -36,7 +36,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         ids=runtime.ids,
     )
     owner = Owner(db, runtime.clock, runtime.ids.uuid7(), lease_seconds=settings.lease_seconds)
-    relay = OutboxRelay(db, outbox, await runtime.producer(), keep=settings.outbox_keep_seconds)
+    relay = OutboxRelay(
+        db, outbox, await runtime.producer(strict=True), keep=settings.outbox_keep_seconds
+    )
     owner.employ(relay.KIND, relay.work)
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, runtime.clock))
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))

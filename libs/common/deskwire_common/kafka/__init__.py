@@ -7,7 +7,14 @@ own, which hands the results to the event loop.
 from __future__ import annotations
 
 from deskwire_common.kafka.consumer import Consumer
-from deskwire_common.kafka.producer import DELIVERY_TIMEOUT_MS, MAX_RECORD_BYTES, Producer
+from deskwire_common.kafka.producer import (
+    DELIVERY_TIMEOUT_MS,
+    MAX_RECORD_BYTES,
+    TOPIC_REASONS,
+    Failure,
+    Producer,
+    Undelivered,
+)
 from deskwire_common.kafka.reader import Reader
 from deskwire_common.kafka.records import Headers, Outgoing, Place, Record, patiently, split
 from deskwire_common.kafka.topics import cluster_id, ensure_topics
@@ -15,13 +22,16 @@ from deskwire_common.kafka.topics import cluster_id, ensure_topics
 __all__ = [
     "DELIVERY_TIMEOUT_MS",
     "MAX_RECORD_BYTES",
+    "TOPIC_REASONS",
     "Consumer",
+    "Failure",
     "Headers",
     "Outgoing",
     "Place",
     "Producer",
     "Reader",
     "Record",
+    "Undelivered",
     "cluster_id",
     "ensure_topics",
     "patiently",

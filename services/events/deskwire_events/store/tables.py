@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from deskwire_common import db
 from deskwire_common.idempotency import idempotency_table
-from deskwire_common.outbox import outbox_table, published_table
+from deskwire_common.outbox import Outbox
 from deskwire_common.ownership import members_table, slots_table
 from deskwire_common.shutout import shut_out_places_table, shut_out_table
 
@@ -139,8 +139,7 @@ hub_keys = sa.Table(
     sa.Column("secret", sa.LargeBinary(64), nullable=False),
 )
 
-outbox_table(METADATA)
-published_table(METADATA)
+Outbox(METADATA)
 members_table(METADATA)
 slots_table(METADATA)
 idempotency_table(METADATA)

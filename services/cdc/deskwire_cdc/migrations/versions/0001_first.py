@@ -144,6 +144,7 @@ def _outbox() -> None:
         sa.Column("event_id", _ID, nullable=False),
         sa.Column("headers", _BLOB, nullable=False),
         sa.Column("value", _BLOB, nullable=False),
+        sa.Column("size", sa.Integer(), nullable=False),
         sa.Column("traceparent", _NAME, nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_outbox"),
@@ -157,12 +158,29 @@ def _outbox() -> None:
         sa.Column("event_id", _ID, nullable=False),
         sa.Column("headers", _BLOB, nullable=False),
         sa.Column("value", _BLOB, nullable=False),
+        sa.Column("size", sa.Integer(), nullable=False),
         sa.Column("traceparent", _NAME, nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("published_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_outbox_published"),
     )
     op.create_index("ix_outbox_published_published_at", "outbox_published", ["published_at"])
+    op.create_table(
+        "outbox_parked",
+        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("topic", _ascii(249), nullable=False),
+        sa.Column("key", _text(512), nullable=False),
+        sa.Column("event_id", _ID, nullable=False),
+        sa.Column("headers", _BLOB, nullable=False),
+        sa.Column("value", _BLOB, nullable=False),
+        sa.Column("size", sa.Integer(), nullable=False),
+        sa.Column("traceparent", _NAME, nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("reason", _ascii(64), nullable=False),
+        sa.Column("parked_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_outbox_parked"),
+    )
+    op.create_index("ix_outbox_parked_topic_key", "outbox_parked", ["topic", "key"])
 
 
 def _idempotency() -> None:

@@ -12,6 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up down status test lint format protos docs wheel bench-message bench-connections bench-headline bench-growth \
+	bench-outbox \
 	soak fuzz clean
 
 help: ## this list
@@ -65,6 +66,10 @@ bench-headline: setup ## 3,000 messages a second while 100,000 connections are u
 bench-growth: setup ## CPU a message at 1,000, 10,000 and 100,000 connections, as a plot
 	@scripts/system-packages
 	@exec $(PY) tests/bench/growth.py $(ARGS)
+
+bench-outbox: setup ## from a commit to Kafka through the outbox, and how fast a relay empties one
+	@scripts/system-packages
+	@exec $(PY) tests/bench/outbox.py $(ARGS)
 
 soak: setup ## kill -9 of everything under load 50 times each, and outages of a minute (ROUNDS=n for more)
 	@scripts/system-packages

@@ -16,9 +16,14 @@ import pytest
 from deskwire.cdc.v1 import source_service_pb2, source_service_pb2_grpc
 from deskwire.chat.v1 import agent_service_pb2 as agents_pb
 from deskwire.chat.v1 import tenant_service_pb2 as tenants_pb
-from deskwire.events.v1 import access_events_pb2, event_hub_service_pb2, event_hub_service_pb2_grpc
+from deskwire.events.v1 import (
+    access_events_pb2,
+    chat_events_pb2,
+    event_hub_service_pb2,
+    event_hub_service_pb2_grpc,
+)
 from deskwire.tickets.v1 import ticket_service_pb2, ticket_service_pb2_grpc
-from deskwire_common import events, topics
+from deskwire_common import events
 from deskwire_common.auth import ANY_TENANT, Principal, Role, TokenSigner, acting_as
 from deskwire_common.clock import SystemClock
 from deskwire_common.db import Database
@@ -37,6 +42,8 @@ from support.suite import new_id
 
 TENANT_DISABLED = ("PERMISSION_DENIED", "TENANT_DISABLED")
 AGENT_DISABLED = ("PERMISSION_DENIED", "AGENT_DISABLED")
+OF_TENANTS = (access_events_pb2.TenantEnabled, access_events_pb2.TenantDisabled)
+OF_AGENTS = (chat_events_pb2.AgentEnabled, chat_events_pb2.AgentDisabled)
 
 
 @dataclass
@@ -186,29 +193,30 @@ async def test_a_disabled_agent_is_shut_out_and_nobody_else_of_the_id(
 
 
 async def told(kafka: str, *facts: tuple[str, int, bool]) -> None:
-    """Publish (tenant, sequence, whether it was disabled or enabled)."""
+    """Publish (tenant or tenant/agent, sequence, whether it was disabled or enabled)."""
     records = []
     with acting_as(Principal(ANY_TENANT, Role.OPERATOR, "root")):
-        for tenant, sequence, disabled in facts:
-            kind = access_events_pb2.TenantDisabled if disabled else access_events_pb2.TenantEnabled
+        for subject, sequence, disabled in facts:
+            tenant, _, agent = subject.partition("/")
+            kinds = OF_AGENTS if agent else OF_TENANTS
             event = events.new_event(
-                kind(),
-                subject=tenant,
+                kinds[disabled](),
+                subject=subject,
                 sequence=sequence,
                 ids=RandomIds(),
                 clock=SystemClock(),
                 tenant_id=tenant,
             )
             value, headers = events.encode(event), events.headers(event)
-            records.append((topics.ACCESS.name, tenant.encode(), value, headers))
+            records.append((event.target.name, subject.encode(), value, headers))
     producer = Producer(kafka, "told")
     await producer.start()
     await producer.send_batch(records)
     await producer.close()
 
 
-def is_out(shut_out: ShutOut, tenant: str) -> bool:
-    return shut_out.admission.refusal(tenant, "alice", agent=True) is not None
+def is_out(shut_out: ShutOut, tenant: str, agent: str = "alice") -> bool:
+    return shut_out.admission.refusal(tenant, agent, agent=True) is not None
 
 
 @pytest.fixture
@@ -232,6 +240,19 @@ async def test_it_is_complete_from_the_start_and_remembered(db: Database, kafka:
     second = ShutOut(db, kafka)
     await second.start()
     assert (is_out(second, gone), is_out(second, back)) == (False, True)
+    await second.close()
+
+
+async def test_agents_of_every_name_are_remembered(db: Database, kafka: str) -> None:
+    tenant, long = new_id(), "auth0|" + "x/" * 124 + "y"
+    await told(kafka, (f"{tenant}/{long}", 2, True), (f"{tenant}/bob", 2, True))
+    first = ShutOut(db, kafka)
+    await first.start()
+    await first.close()
+    await told(kafka, (f"{tenant}/bob", 3, False))
+    second = ShutOut(db, kafka)
+    await second.start()
+    assert [is_out(second, tenant, each) for each in (long, "bob", "alice")] == [True, False, False]
     await second.close()
 
 

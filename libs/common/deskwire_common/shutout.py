@@ -55,7 +55,7 @@ def shut_out_table(metadata: sa.MetaData) -> sa.Table:
         "shut_out",
         metadata,
         sa.Column("tenant_id", dbs.Name, primary_key=True),
-        sa.Column("agent_id", dbs.Name, primary_key=True),
+        sa.Column("agent_id", dbs.Subject, primary_key=True),
         sa.Column("sequence", dbs.UInt32, nullable=False),
         sa.Column("disabled", sa.Boolean, nullable=False),
     )
@@ -175,11 +175,15 @@ class ShutOut:
 
     def _take(self, facts: Iterable[Fact]) -> None:
         """Learn what is newer than what is known."""
+        fresh = False
         for fact in facts:
             key = fact.tenant_id, fact.agent_id
             known = self._known.get(key)
             if known is None or fact.sequence > known.sequence:
                 self._known[key] = self._unsaved[key] = fact
+                fresh = True
+        if not fresh:
+            return
         shut = [key for key, fact in self._known.items() if fact.disabled]
         self.admission.update(
             [tenant for tenant, agent in shut if not agent], [key for key in shut if key[1]]

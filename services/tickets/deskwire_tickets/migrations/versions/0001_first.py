@@ -200,7 +200,7 @@ def _shut_out() -> None:
     op.create_table(
         "shut_out",
         sa.Column("tenant_id", _NAME, nullable=False),
-        sa.Column("agent_id", _NAME, nullable=False),
+        sa.Column("agent_id", _ascii(255), nullable=False),
         sa.Column("sequence", sa.BigInteger(), nullable=False),
         sa.Column("disabled", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("tenant_id", "agent_id", name="pk_shut_out"),

@@ -250,6 +250,7 @@ async def test_customers_are_matched_filled_and_never_overwritten(d: Desk) -> No
     made = (await crm.UpsertCustomer(known)).customer
     request = a_request(
         said(0),
+        said(1, role=AGENT),
         customer=customer("4711", namespace="crm:main", display_name="L.", email="li@example.org"),
     )
     request.customer.identities.add(namespace="visitor", value="li-na")
@@ -268,6 +269,13 @@ async def test_customers_are_matched_filled_and_never_overwritten(d: Desk) -> No
     assert [each.conversation_id for each in theirs.conversations] == [
         answer.conversation.conversation_id
     ]
+    # The visitor who looks into it has read it in the other system.
+    told = await talks_of(d, Role.VISITOR, "li-na").ListMessages(
+        conversation_service_pb2.ListMessagesRequest(
+            conversation_id=answer.conversation.conversation_id
+        )
+    )
+    assert (len(told.messages), told.unread) == (2, 0)
     assert await refusal(
         talks_of(d, Role.VISITOR, "eve").GetConversation(
             conversation_service_pb2.GetConversationRequest(

@@ -1,8 +1,8 @@
 """How many messages of a conversation somebody hasn't read, counted from the log and their receipt.
 
 Nothing is written for it when a message is stored. What is counted are the texts and files of others after the last
-message that the reader has read; not what was redacted, and no notes, edits and redactions. To the desk, what deskwire
-says in an agent's name (the greeting) is no message of somebody else's.
+message that the reader has read; not what was redacted or imported, and no notes, edits and redactions. To the desk,
+what deskwire says in an agent's name (the greeting) is no message of somebody else's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import Select, func, literal, select, tuple_, union_all
+from sqlalchemy import Select, false, func, literal, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.actors import Actor, ActorRole
@@ -83,5 +83,6 @@ def _count(place: int, reader: Reader, after: int) -> Select[int, int]:
         columns.seq > after,
         columns.seq <= reader.head,
         columns.kind.in_(_KINDS),
+        columns.imported == false(),
         others,
     )

@@ -219,6 +219,9 @@ class Metrics:
             "gateway_resumes_total", "Sessions resumed, lossless or lossy.", "outcome"
         )
         self.gateway_refused = _counter("gateway_refused_total", "Frames refused.", "reason")
+        self.gateway_rests = _counter(
+            "gateway_rests_total", "Pauses in reading from clients that send far too fast."
+        )
         self.gateway_link_items = _histogram(
             "gateway_link_items", "Items per batch on the link to chat.", _SIZES
         )

@@ -35,11 +35,11 @@ from deskwire_chat.live.doubts import Doubts
 from deskwire_chat.live.heads import Heads
 from deskwire_chat.live.link import READS, Links
 from deskwire_chat.live.link_frames import LinkFrames
+from deskwire_chat.live.lookups import Lookups
 from deskwire_chat.live.offer_feed import OfferFeed, OfferPushes
 from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.queue_feed import QueueFeed
 from deskwire_chat.live.receipts import Receipts
-from deskwire_chat.live.tasks import Tasks
 from deskwire_chat.live.unread_feed import UnreadFeed
 from deskwire_chat.log.commands import Held
 from deskwire_chat.log.group import Collaborators
@@ -237,7 +237,9 @@ def _live(
     """Make what serves the streams of gateways and integrators, and the forwarding to other owners."""
     db, router, ownership = storage.db, routing.router, routing.ownership
     audience, presence, writer = routing.audience, log.presence, log.writer
-    receipts = Receipts(db, audience, log.unread_feed, writer.memory, runtime.clock)
+    reads = asyncio.Semaphore(READS)
+    lookups = Lookups(db, writer.memory, reads)
+    receipts = Receipts(db, audience, log.unread_feed, writer.memory, lookups, runtime.clock)
     queue_feed = QueueFeed(
         db,
         audience,
@@ -247,7 +249,6 @@ def _live(
     offer_feed = OfferFeed(
         db, routing.offers, router, seconds=settings.offer_seconds, is_ours=routing.is_ours
     )
-    tasks, reads = Tasks(), asyncio.Semaphore(READS)
     frames = LinkFrames(
         db,
         audience,
@@ -256,12 +257,12 @@ def _live(
         router,
         receipts,
         presence,
+        lookups,
         runtime.validator,
-        tasks,
         reads,
     )
     heads = Heads(db, ownership, presence, queue_feed, routing.offers, reads)
-    links = Links(log.connections, frames, heads, ownership, tasks, runtime.verifier)
+    links = Links(log.connections, frames, heads, ownership, runtime.verifier)
     peers = Peers(
         ownership,
         lambda address: rpc.make_channel(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import Final, Protocol
+from typing import Final
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.errors import ResourceExhausted
+from deskwire_common.fair import Shares
 from deskwire_gateway.limits import Limits
 from deskwire_gateway.session import Session
 
@@ -17,6 +18,13 @@ OTHER_COST: Final = 0.25
 """Tokens that any other frame takes."""
 CALL_COST: Final = 4.0
 """Tokens that an Rpc takes: a unary call is some ten times a Send's work."""
+SYNC_COST: Final = 2.0
+"""Tokens that a Sync takes, which reads from the database."""
+TYPING_RATE: Final = 5.0
+"""Typings a second that go on: everybody in the conversation gets each of them."""
+_TYPING_BURST: Final = 10
+_DEBT_SECONDS: Final = 1.0
+"""For how many seconds of its rate a bucket may be in debt."""
 _MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 """Bytes of a worker's Sends that wait for their answers: long Sends fill the memory before their number is too high."""
 _BURST_SECONDS: Final = 2.0
@@ -75,24 +83,18 @@ class TenantRates:
             del self._buckets[tenant]
 
 
-class Waiting(Protocol):
-    """The Sends that wait to be stored (sends.Sends)."""
-
-    bytes: int
-
-    @property
-    def count(self) -> int: ...
-
-
 class Admission:
     """Decides what may go on to chat."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._tenants = TenantRates(limits.tenant_send_rate)
+        self.room = Shares(_MAX_WAITING_BYTES)
+        """Bytes of this worker's Sends without an answer; none counts for fewer than `least_bytes`."""
+        self.least_bytes = max(1, _MAX_WAITING_BYTES // limits.max_pending_sends)
 
-    def admit(self, session: Session, send: frame_pb2.Send, waiting: Waiting) -> None:
-        """Raise ResourceExhausted unless a Send may go on; `waiting` is what this worker has without an answer.
+    def admit(self, session: Session, tenant: str, send: frame_pb2.Send) -> None:
+        """Raise ResourceExhausted unless a Send may go on.
 
         A Send that is refused here holds the line of its conversation.
         """
@@ -104,7 +106,7 @@ class Admission:
                 f"{limits.max_unacked_sends} Sends are without their SendAck; wait for those",
                 retry_after=0.5,
             )
-        if waiting.count >= limits.max_pending_sends or waiting.bytes >= _MAX_WAITING_BYTES:
+        if self.room.is_full(tenant):
             raise ResourceExhausted(
                 "too many messages wait to be stored",
                 retry_after=1 + random.random(),  # noqa: S311 - a spread, no secret
@@ -112,8 +114,8 @@ class Admission:
         pause = self.take(session, SEND_COST)
         if pause:
             raise self.too_fast(pause)
-        if limits.tenant_send_rate and session.principal is not None:
-            pause = self._tenants.take(session.principal.tenant, session.seen)
+        if limits.tenant_send_rate:
+            pause = self._tenants.take(tenant, session.seen)
             if pause:
                 raise ResourceExhausted(
                     f"more than {limits.tenant_send_rate:g} messages a second of your tenant",
@@ -124,21 +126,42 @@ class Admission:
             session.release(send.conversation_id)
 
     def take(self, session: Session, cost: float) -> float:
-        """Take tokens from a session's bucket; return the seconds to wait when there aren't enough, else 0."""
+        """Take tokens from a session's bucket; return the seconds to wait when there aren't enough, else 0.
+
+        What is refused was read, too, and takes a little: the bucket is in debt then.
+        """
         limits = self._limits
-        budget = session.budget if session.budget >= 0 else float(limits.send_burst)
         budget = min(
             float(limits.send_burst),
-            budget + (session.seen - session.budget_at) * limits.send_rate,
+            session.budget + (session.seen - session.budget_at) * limits.send_rate,
         )
         session.budget_at = session.seen
-        enough = budget >= cost
-        session.budget = budget - cost if enough else budget
-        return 0.0 if enough else (cost - budget) / limits.send_rate + 0.05
+        if budget >= cost:
+            session.budget = budget - cost
+            return 0.0
+        session.budget = max(budget - OTHER_COST, -_DEBT_SECONDS * limits.send_rate)
+        return (cost - session.budget) / limits.send_rate + 0.05
 
-    def call_cost(self) -> float:
-        """Return the tokens that an Rpc takes: at most what a bucket can hold."""
-        return min(CALL_COST, self._limits.send_burst)
+    def rest(self, session: Session) -> float:
+        """Return for how many seconds nothing more should be read of a client: while much of its bucket is debt."""
+        if session.budget > -_DEBT_SECONDS * self._limits.send_rate / 2:
+            return 0.0
+        return -session.budget / self._limits.send_rate
+
+    def may_type(self, session: Session) -> bool:
+        """Return whether a Typing may go on; otherwise it is dropped, as it is worth nothing later."""
+        if self.take(session, OTHER_COST):
+            return False
+        # A bucket in one number, the time at which it is full (the generic cell rate algorithm, ITU-T I.371).
+        full_at = max(session.typing_full_at, session.seen) + 1 / TYPING_RATE
+        if full_at - session.seen > _TYPING_BURST / TYPING_RATE:
+            return False
+        session.typing_full_at = full_at
+        return True
+
+    def cost(self, tokens: float) -> float:
+        """Return the tokens that a frame takes: at most what a bucket can hold."""
+        return min(tokens, self._limits.send_burst)
 
     def too_fast(self, pause: float) -> ResourceExhausted:
         """Return the error for what comes some seconds too early."""

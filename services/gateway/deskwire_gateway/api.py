@@ -11,7 +11,9 @@ from typing import Final
 import grpc
 
 from deskwire.gateway.v1.gateway_service_pb2_grpc import GatewayServiceServicer as Gateway
+from deskwire_common import rpc
 from deskwire_common.auth import Role
+from deskwire_common.errors import DeskwireError
 from deskwire_common.metrics import METRICS
 from deskwire_common.pagination import ANSWER_BYTES
 from deskwire_common.rpc.table import Context, Service, Table, stream, unary
@@ -36,6 +38,7 @@ class _Stream:
         self._bytes = 0
         self._wake = asyncio.Event()
         self._closed = False
+        self._rest = 0.0
 
     def send(self, data: bytes) -> None:
         """Queue one encoded Batch; a reader that is too slow is closed instead."""
@@ -55,6 +58,16 @@ class _Stream:
         """End the stream after what is queued; the Goodbye in it gives the reason."""
         self._closed = True
         self._wake.set()
+
+    def rest(self, seconds: float) -> None:
+        """Read nothing more of the client for a while."""
+        self._rest = seconds
+
+    async def rested(self) -> None:
+        """Wait until reading may go on."""
+        pause, self._rest = self._rest, 0.0
+        if pause:
+            await asyncio.sleep(pause)
 
     async def batches(self) -> AsyncIterator[bytes]:
         """Yield the batches for the client, joined up to the size of one gRPC message."""
@@ -81,9 +94,13 @@ class Connections:
         self._protocol = protocol
 
     async def connect(
-        self, requests: AsyncIterator[bytes], _context: Context
+        self, requests: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[bytes]:
         """Serve one connection."""
+        try:
+            self._protocol.registry.check_room()
+        except DeskwireError as error:
+            await rpc.refuse(context, error)
         transport = _Stream()
         self._protocol.registry.open(transport)
 
@@ -92,6 +109,7 @@ class Connections:
                 async for data in requests:
                     if transport.session is not None:
                         self._protocol.receive(transport.session, data)
+                        await transport.rested()
             transport.close(1000, "")
 
         reading = asyncio.create_task(read())

@@ -68,8 +68,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
 
 
 def _limits(settings: Settings) -> Limits:
-    """Return the settings that limit a connection: Limits has the same names."""
-    return Limits(**{field.name: getattr(settings, field.name) for field in fields(Limits)})
+    """Return the settings that limit connections: Limits has the same names."""
+    given = {field.name: getattr(settings, field.name) for field in fields(Limits)}
+    return Limits(**given | {"max_connections": room_for(settings.max_connections)})
 
 
 def _with_chat(
@@ -103,7 +104,8 @@ def _with_chat(
     runtime.stack.push_async_callback(in_flight.close)
     numbers = itertools.count(1)
     syncs = Syncs(owners, registry, numbers)
-    sends = Sends(owners, registry, syncs, numbers)
+    admission = Admission(registry.limits)
+    sends = Sends(owners, registry, syncs, admission, numbers)
     links = LinkPool(
         settings.chat_target,
         connect,
@@ -124,7 +126,7 @@ def _with_chat(
     return Protocol(
         registry,
         Handshake(registry, runtime.verifier, runtime.validator),
-        Admission(registry.limits),
+        admission,
         sends,
         syncs,
         Signals(owners),
@@ -140,27 +142,24 @@ async def _serve(
 ) -> None:
     """Open the ports."""
     shared = settings.worker is not None
-    limit = room_for(settings.max_connections)
     get_logger().info(
         "limits",
         **asdict(protocol.registry.limits),
-        max_connections=limit,
         accept_rate=settings.accept_rate,
         max_buffered_bytes=settings.max_buffered_bytes,
         worker=settings.worker,
     )
     host, port = settings.ws_address
-    server = await websocket.listen(
+    server = websocket.listen(
         protocol,
         host,
         port,
-        max_connections=limit,
         max_buffered=settings.max_buffered_bytes,
         accept_rate=settings.accept_rate,
         reuse_port=shared,
     )
     runtime.stack.callback(server.close)
-    runtime.extra_ports["ws"] = server.sockets[0].getsockname()[1]
+    runtime.extra_ports["ws"] = server.port
 
     async def stop_listening() -> None:
         server.close()

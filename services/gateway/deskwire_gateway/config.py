@@ -22,7 +22,9 @@ class Settings(ServiceSettings):
     worker: int | None = None
     """Which of the workers this process is; set by the one that starts them."""
     max_connections: int = Field(default=18_000, ge=1)
-    """Connections of one process; fewer where its limit of file descriptors is lower."""
+    """WebSockets and Connect streams of one process; fewer where its limit of file descriptors is lower."""
+    max_tenant_connections: int = Field(default=0, ge=0)
+    """Sessions of one tenant in one process, also those that may be resumed; 0: no limit."""
     ping_interval: float = Field(default=25.0, ge=0.1, le=600)
     """Seconds between heartbeats of agents and bots; three intervals without a sign of life end a connection."""
     visitor_ping_interval: float = Field(default=50.0, ge=0.1, le=600)
@@ -40,7 +42,7 @@ class Settings(ServiceSettings):
     max_pending_sends: int = Field(default=100_000, ge=1)
     """Sends of all connections that have no answer yet."""
     send_rate: float = Field(default=200.0, gt=0)
-    """Sends a second of one connection; an Rpc counts four, other frames a quarter."""
+    """Sends a second of one connection; an Rpc counts four, a Sync two, other frames a quarter."""
     send_burst: int = Field(default=400, ge=1)
     """Sends of one connection that may come at once."""
     tenant_send_rate: float = Field(default=0.0, ge=0)

@@ -7,7 +7,7 @@ from typing import Final
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.auth import Principal, Role, TokenVerifier
-from deskwire_common.errors import DeskwireError, PermissionDenied
+from deskwire_common.errors import DeskwireError, PermissionDenied, ResourceExhausted
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
 from deskwire_gateway.registry import Registry
@@ -37,8 +37,6 @@ class Handshake:
             if principal.role not in _MAY_CONNECT:
                 raise PermissionDenied(f"role {principal.role.value} connects over gRPC calls only")
         except DeskwireError as error:
-            METRICS.gateway_refused.labels(error.reason_name).inc()
-            session.transport.send(error_batch(error))
             self._turn_away(session, error)
             return
         if hello.HasField("resume"):
@@ -47,10 +45,15 @@ class Handshake:
                 _set_token(earlier, hello.token, principal, expires)
                 self._resume(earlier, session, hello.resume.last_number)
                 return
+        try:
+            self._registry.check_tenant(principal.tenant)
+        except DeskwireError as error:
+            self._turn_away(session, error)
+            return
         _set_token(session, hello.token, principal, expires)
         session.client = hello.client
         session.device_id = hello.device_id
-        self._registry.enter(session)
+        self._registry.enter(session, principal)
         self._welcome(session)
         if hello.HasField("resume"):
             session.transport.send(encoded(resumed=frame_pb2.Resumed(reset=True)))
@@ -58,11 +61,18 @@ class Handshake:
 
     def _turn_away(self, session: Session, error: DeskwireError) -> None:
         """Say Goodbye: for good only when neither time nor a new token of the same kind can help."""
+        METRICS.gateway_refused.labels(error.reason_name).inc()
+        session.transport.send(error_batch(error))
         expired = error.reason == reasons.ERROR_REASON_TOKEN_EXPIRED
-        curable = expired or error.temporary
+        if isinstance(error, ResourceExhausted):
+            code = Close.NO_ROOM
+        elif expired or error.temporary:
+            code = Close.TOKEN_EXPIRED
+        else:
+            code = Close.TOKEN_REFUSED
         self._registry.goodbye(
             session,
-            Close.TOKEN_EXPIRED if curable else Close.TOKEN_REFUSED,
+            code,
             error.reason,
             error.message,
             after=error.retry_after or (_FETCH_SECONDS if expired else 0.0),

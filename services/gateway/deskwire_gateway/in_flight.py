@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 from deskwire_common.errors import ResourceExhausted
+from deskwire_common.fair import Shares
 from deskwire_gateway.session import Session
 
 _MAX_IN_FLIGHT: Final = 1_000
@@ -21,7 +22,7 @@ class InFlight:
         """`max_calls`: how many one session may have."""
         self._max_calls = max_calls
         self._tasks: dict[Session, dict[int, asyncio.Task[None]]] = {}
-        self._count = 0
+        self._room = Shares(_MAX_IN_FLIGHT)
 
     def of(self, session: Session) -> Collection[int]:
         """Return the numbers of a session's calls."""
@@ -34,15 +35,16 @@ class InFlight:
                 f"{self._max_calls} calls are without their result; wait for those",
                 retry_after=0.5,
             )
-        if self._count >= _MAX_IN_FLIGHT:
+        if self._room.is_full(_tenant(session)):
             raise ResourceExhausted("too many calls are under way", retry_after=1.0)
 
     def begin(self, session: Session, number: int, work: Coroutine[None, None, None]) -> None:
         """Run a call as a task until it ends, or its session does."""
         task = asyncio.create_task(work, name=f"call-{session.number}-{number}")
         self._tasks.setdefault(session, {})[number] = task
-        self._count += 1
-        task.add_done_callback(lambda _done: self._ended(session, number))
+        tenant = _tenant(session)
+        self._room.take(tenant)
+        task.add_done_callback(lambda _done: self._ended(session, tenant, number))
 
     def end(self, session: Session) -> None:
         """End the calls of a session that is over."""
@@ -53,7 +55,7 @@ class InFlight:
         """Wait a while for the results of the calls in flight."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._count:
+                while self._tasks:
                     await asyncio.sleep(0.01)
 
     async def close(self) -> None:
@@ -63,9 +65,14 @@ class InFlight:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _ended(self, session: Session, number: int) -> None:
-        self._count -= 1
+    def _ended(self, session: Session, tenant: str, number: int) -> None:
+        self._room.give_back(tenant)
         mine = self._tasks[session]
         del mine[number]
         if not mine:
             del self._tasks[session]
+
+
+def _tenant(session: Session) -> str:
+    assert session.principal is not None  # noqa: S101 - callers have said Hello
+    return session.principal.tenant

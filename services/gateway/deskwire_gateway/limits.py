@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class Limits:
     """Seconds, bytes and messages per second; the settings of the same names describe them."""
 
+    max_connections: int
+    max_tenant_connections: int
     ping_interval: float
     visitor_ping_interval: float
     hello_timeout: float

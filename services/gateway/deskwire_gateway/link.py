@@ -17,6 +17,7 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_common import rpc
 from deskwire_common.auth import TokenSigner
+from deskwire_common.fair import FairQueue
 from deskwire_common.logging import get_logger
 from deskwire_common.loops import Backoff
 from deskwire_common.metrics import METRICS
@@ -29,6 +30,10 @@ METHOD: Final = "/deskwire.shard.v1.ShardService/Link"
 
 _BATCH_ITEMS: Final = 200
 _BATCH_BYTES: Final = 65_536
+_FEW_BYTES: Final = 524_288
+"""While no more than this waits to go up, connections don't take turns."""
+_QUANTUM_BYTES: Final = 16_384
+"""How much goes up for a tenant in its turn."""
 _QUEUE_BYTES: Final = 256 * 1024 * 1024
 """More than the items of a worker's Sends and connections together (admission)."""
 _FIRST_PAUSE: Final = 0.1
@@ -79,22 +84,26 @@ class Link:
         self._pool = pool
         self._answered = answered
         self._pace = link_pace()
-        self._up: deque[bytes] | None = None
-        self._up_bytes = 0
+        self._first: deque[bytes] = deque()
+        """What goes up before everything else: the greeting, and the snapshot."""
+        self._up: FairQueue[bytes] | None = None
+        """What waits to go up, None without a stream; what a connection brings keeps its order."""
         self._wake = asyncio.Event()
         self._frames_out = METRICS.gateway_frames.labels("out")
         self._bytes_out = METRICS.gateway_bytes.labels("out")
 
-    def put(self, item: bytes) -> None:
-        """Queue an encoded item (items.up_item). Before the stream is open it is dropped: the snapshot has it."""
-        if not self.is_open or self._up is None:
+    def put(self, item: bytes, session: Session) -> None:
+        """Queue an encoded item (items.up_item) of a session after its Hello.
+
+        Before the stream is open it is dropped: the snapshot has it.
+        """
+        queue, who = self._up, session.principal
+        if not self.is_open or queue is None or who is None:
             return
-        self._up_bytes += len(item)
-        if self._up_bytes > _QUEUE_BYTES:
+        queue.put(item, len(item), who.tenant, session.number)
+        if queue.size > _QUEUE_BYTES:
             # Chat doesn't read. Start again with a snapshot, so that the queue doesn't grow without end.
             self._up = None
-        else:
-            self._up.append(item)
         self._wake.set()
 
     async def run(self, pause: float) -> None:
@@ -124,8 +133,8 @@ class Link:
             METHOD, request_serializer=None, response_deserializer=pb.LinkResponse.FromString
         )
         call = method(metadata=rpc.stream_metadata(self._signer.service_token()))
-        greeting = self._pool.greeting()
-        self._up, self._up_bytes = deque([greeting]), len(greeting)
+        self._first = deque([self._pool.greeting()])
+        self._up = FairQueue(few=_FEW_BYTES, quantum=_QUANTUM_BYTES)
         self._wake.set()
         writing = asyncio.create_task(self._write(call))
         try:
@@ -147,21 +156,23 @@ class Link:
             if queue is None:
                 await call.done_writing()
                 return
-            if not queue:
+            if not queue and not self._first:
                 self._wake.clear()
                 await self._wake.wait()
                 await asyncio.sleep(self._pace.pause(loop.time()))
                 continue
-            parts: list[bytes] = []
-            size = 0
-            while queue and len(parts) < _BATCH_ITEMS and size < _BATCH_BYTES:
-                item = queue.popleft()
-                size += len(item)
-                parts.append(item)
-            self._up_bytes -= size
+            parts = self._next_first() or queue.take(_BATCH_ITEMS, _BATCH_BYTES)
             METRICS.gateway_link_items.observe(len(parts))
             self._pace.began(loop.time(), len(parts))
             await call.write(b"".join(parts))
+
+    def _next_first(self) -> list[bytes]:
+        parts: list[bytes] = []
+        size = 0
+        while self._first and len(parts) < _BATCH_ITEMS and size < _BATCH_BYTES:
+            parts.append(self._first.popleft())
+            size += len(parts[-1])
+        return parts
 
     # ---------------------------------------------------------------------------------------- down
 
@@ -174,8 +185,7 @@ class Link:
         if first is None or self._up is None:
             return False
         self.address = owners.address
-        self._up.extend(first)
-        self._up_bytes += sum(map(len, first))
+        self._first.extend(first)
         self._wake.set()
         self.is_open = True
         return True

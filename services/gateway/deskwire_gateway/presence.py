@@ -16,20 +16,20 @@ class Presence:
 
     def attach(self, session: Session) -> None:
         """Tell chat about a connection after its Hello."""
-        self._to_all(attach(session))
+        self._to_all(attach(session), session)
 
     def detach(self, session: Session) -> None:
         """Tell chat that a connection is gone. Its Sends stay: they may have been stored."""
-        self._to_all(detach(session.number))
+        self._to_all(detach(session.number), session)
 
     def park(self, session: Session) -> None:
         """Tell chat that a connection broke and may come back."""
-        self._to_all(up_item(park=pb.Park(connection_id=session.number)))
+        self._to_all(up_item(park=pb.Park(connection_id=session.number)), session)
 
     def unpark(self, session: Session) -> None:
         """Tell chat that a connection is there again."""
-        self._to_all(up_item(unpark=pb.Unpark(connection_id=session.number)))
+        self._to_all(up_item(unpark=pb.Unpark(connection_id=session.number)), session)
 
-    def _to_all(self, item: bytes) -> None:
+    def _to_all(self, item: bytes, session: Session) -> None:
         for link in self._owners.links.values():
-            link.put(item)
+            link.put(item, session)

@@ -24,7 +24,8 @@ from deskwire_common.errors import (
 )
 from deskwire_common.metrics import METRICS
 from deskwire_common.validation import Validator
-from deskwire_gateway.admission import OTHER_COST, Admission
+from deskwire_gateway.admission import CALL_COST, OTHER_COST, SYNC_COST, Admission
+from deskwire_gateway.arrivals import Hellos
 from deskwire_gateway.calls import Calls
 from deskwire_gateway.frames import refuse_by_name, too_large
 from deskwire_gateway.handshake import Handshake
@@ -74,15 +75,24 @@ class Protocol:
         self._validator = validator
         self._clock = clock
         self._trace = trace
+        self._hellos = Hellos(self._receive)
         self._max_bytes = registry.limits.max_message_bytes
         self._bytes_in = METRICS.gateway_bytes.labels("in")
         self._frames_in = METRICS.gateway_frames.labels("in")
 
     def receive(self, session: Session, data: bytes) -> None:
-        """Handle one message of a client."""
+        """Handle one message of a client; the first ones, up to its Hello, when it is their turn."""
         if session.closed:
             return
         session.seen = self._clock.monotonic()
+        if session.principal is None:
+            self._hellos.receive(session, data)
+        else:
+            self._receive(session, data)
+
+    def _receive(self, session: Session, data: bytes) -> None:
+        if session.closed:
+            return
         self._bytes_in.inc(len(data))
         if len(data) > self._max_bytes:
             self.refuse_large(session, data)
@@ -94,6 +104,15 @@ class Protocol:
             return
         if batch.ack and session.ring is not None:
             session.ring.acked(min(batch.ack, session.sent))
+        if not batch.frames:
+            self._admission.take(session, OTHER_COST)
+        self._frames(session, batch)
+        if session.budget < 0 and (pause := self._admission.rest(session)):
+            # The client sends far too fast.
+            METRICS.gateway_rests.inc()
+            session.transport.rest(pause)
+
+    def _frames(self, session: Session, batch: frame_pb2.Batch) -> None:
         for frame in batch.frames:
             try:
                 self._frame(session, frame)
@@ -178,8 +197,10 @@ class Protocol:
 
     def _send(self, session: Session, frame: frame_pb2.Frame) -> None:
         send = frame.send
+        assert session.principal is not None  # noqa: S101 - `_frame` has seen to it
+        tenant = session.principal.tenant
         try:
-            self._admission.admit(session, send, self._sends)
+            self._admission.admit(session, tenant, send)
         except DeskwireError as error:
             METRICS.gateway_refused.labels(error.reason_name).inc()
             session.hold(send.conversation_id, send.client_msg_id)
@@ -196,13 +217,15 @@ class Protocol:
             ):
                 send.traceparent = telemetry.current_traceparent()
         session.unacked += 1
-        self._sends.send(session, send)
+        self._sends.send(session, tenant, send)
 
     def _sync(self, session: Session, frame: frame_pb2.Frame) -> None:
-        if self._may_go_on(session, frame.sync.conversation_id):
+        if self._may_go_on(session, frame.sync.conversation_id, self._admission.cost(SYNC_COST)):
             self._syncs.sync(session, frame.sync)
 
     def _ping(self, session: Session, frame: frame_pb2.Frame) -> None:
+        # Beyond the rate, too, as it is a sign of life: but then little more is read.
+        self._admission.take(session, OTHER_COST)
         session.transport.send(pong(frame.ping.id))
 
     def _delivered(self, session: Session, frame: frame_pb2.Frame) -> None:
@@ -220,14 +243,13 @@ class Protocol:
 
     def _typing(self, session: Session, frame: frame_pb2.Frame) -> None:
         self._validator.check(frame.typing)
-        # Over the rate the frame is dropped: it is worth nothing later.
-        if not self._admission.take(session, OTHER_COST):
+        if self._admission.may_type(session):
             self._signals.typing(session, frame.typing)
 
     def _rpc(self, session: Session, frame: frame_pb2.Frame) -> None:
         rpc = frame.rpc
         try:
-            pause = self._admission.take(session, self._admission.call_cost())
+            pause = self._admission.take(session, self._admission.cost(CALL_COST))
             if pause:
                 raise self._admission.too_fast(pause)
             self._calls.call(session, rpc)
@@ -237,18 +259,22 @@ class Protocol:
             session.transport.send(encoded(rpc_result=result))
 
     def _refresh(self, session: Session, frame: frame_pb2.Frame) -> None:
+        pause = self._admission.take(session, self._admission.cost(CALL_COST))
+        if pause:
+            raise self._admission.too_fast(pause)
         self._handshake.refresh(session, frame.refresh)
 
-    def _pong(self, _session: Session, _frame: frame_pb2.Frame) -> None:
+    def _pong(self, session: Session, _frame: frame_pb2.Frame) -> None:
         """Any message is a sign of life."""
+        self._admission.take(session, OTHER_COST)
 
     def _goodbye(self, session: Session, _frame: frame_pb2.Frame) -> None:
         session.transport.close(1000, "goodbye")
         self.registry.end(session)
 
-    def _may_go_on(self, session: Session, conversation_id: str) -> bool:
-        """Return whether the rate allows a frame that isn't a Send; otherwise it is refused for now."""
-        pause = self._admission.take(session, OTHER_COST)
+    def _may_go_on(self, session: Session, conversation_id: str, cost: float = OTHER_COST) -> bool:
+        """Return whether the rate allows a frame about a conversation; otherwise it is refused for now."""
+        pause = self._admission.take(session, cost)
         if pause:
             error = self._admission.too_fast(pause)
             METRICS.gateway_refused.labels(error.reason_name).inc()

@@ -8,7 +8,8 @@ for heartbeats, time-outs and token ends.
 from __future__ import annotations
 
 import math
-from collections import deque
+import random
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -16,8 +17,10 @@ from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_common.auth import Principal, Role
 from deskwire_common.clock import Clock
+from deskwire_common.errors import ResourceExhausted
 from deskwire_common.ids import Ids
 from deskwire_common.metrics import METRICS
+from deskwire_common.quota import too_many
 from deskwire_gateway.in_flight import InFlight
 from deskwire_gateway.limits import Limits
 from deskwire_gateway.ring import Budget, Ring
@@ -29,6 +32,10 @@ from deskwire_wire.protobytes import varint
 
 _SILENT_AFTER: Final = 3
 """Ping intervals without a sign of life after which a connection is closed."""
+_ALONE: Final = 1.0
+"""Seconds for which a connection without a Hello needn't make room for another one."""
+_COME_BACK: Final = 5.0
+"""Seconds, on average, after which a client may try again for which there was no room."""
 
 
 class Presence(Protocol):
@@ -65,12 +72,14 @@ class Registry:
         self.by_number = sessions
         """Sessions after their Hello."""
         self.connections = 0
+        """Of all transports, before their Hello, too."""
         self.presence = presence
         self._in_flight = in_flight
         self._ids = ids
         self._clock = clock
         self._changed = changed
         self._last_number = 0
+        self._of_tenant: Counter[str] = Counter()
         self._wheel = Wheel(min(limits.ping_interval, limits.visitor_ping_interval))
         self._greeting: deque[tuple[float, Session]] = deque()
         self._parked: deque[tuple[float, Session]] = deque()
@@ -93,8 +102,34 @@ class Registry:
         METRICS.gateway_connections.labels(transport.name).inc()
         return session
 
-    def enter(self, session: Session) -> None:
-        """Take in a session after its Hello."""
+    def check_room(self) -> None:
+        """Raise ResourceExhausted (OVERLOADED) when no more connections may open.
+
+        Then the one that has been without its Hello for longest makes room for another one, unless it has just come.
+        """
+        if self.connections < self.limits.max_connections:
+            return
+        before = self._clock.monotonic() + self.limits.hello_timeout - _ALONE
+        while self._greeting and self._greeting[0][0] <= before:
+            _, session = self._greeting.popleft()
+            if session.principal is None and not session.closed and not session.is_waiting:
+                error = _no_room()
+                again = error.retry_after or 0.0
+                self.goodbye(session, Close.NO_ROOM, error.reason, error.message, after=again)
+                return
+        METRICS.gateway_refused.labels("NO_ROOM").inc()
+        raise _no_room()
+
+    def check_tenant(self, tenant: str) -> None:
+        """Raise ResourceExhausted (RATE_LIMITED) when a tenant may have no more sessions."""
+        limit = self.limits.max_tenant_connections
+        if limit and self._of_tenant[tenant] >= limit:
+            raise too_many("connections here", limit, retry_after=_come_back())
+
+    def enter(self, session: Session, principal: Principal) -> None:
+        """Take in the session of a user after its Hello."""
+        session.principal = principal
+        self._of_tenant[principal.tenant] += 1
         session.connected_at = self._clock.now().timestamp()
         self.by_number[session.number] = session
         self._wheel.add(session)
@@ -119,6 +154,8 @@ class Registry:
         session.parked = self._clock.monotonic()
         self._parked.append((session.parked, session))
         self.presence.park(session)
+        if len(self._parked) > self.limits.max_connections:
+            self._end_first_parked()
 
     def end(self, session: Session) -> None:
         """End a session for good."""
@@ -128,7 +165,11 @@ class Registry:
         if session.ring is not None:
             session.ring.clear()
         self._wheel.discard(session)
-        if self.by_number.pop(session.number, None) is not None:
+        if self.by_number.pop(session.number, None) is not None and session.principal is not None:
+            tenant = session.principal.tenant
+            self._of_tenant[tenant] -= 1
+            if not self._of_tenant[tenant]:
+                del self._of_tenant[tenant]
             self.presence.detach(session)
             self._in_flight.end(session)
             self._changed(session)
@@ -177,6 +218,12 @@ class Registry:
                 spread=spread,
             )
 
+    def _end_first_parked(self) -> None:
+        """End the session that has waited longest for its client, if it still waits."""
+        parked, session = self._parked.popleft()
+        if session.parked == parked:
+            self.end(session)
+
     # --------------------------------------------------------------------------------------- pushes
 
     def push(self, session: Session, data: bytes) -> None:
@@ -214,7 +261,7 @@ class Registry:
         now = self._clock.monotonic()
         while self._greeting and self._greeting[0][0] <= now:
             _, session = self._greeting.popleft()
-            if session.principal is None:
+            if session.principal is None and not session.is_waiting:
                 self.goodbye(
                     session,
                     Close.HELLO_REQUIRED,
@@ -222,9 +269,7 @@ class Registry:
                     "no Hello came in time",
                 )
         while self._parked and self._parked[0][0] + self.limits.resume_window <= now:
-            parked, session = self._parked.popleft()
-            if session.parked == parked:
-                self.end(session)
+            self._end_first_parked()
         wall = self._clock.now().timestamp()
         for session in self._wheel.turn():
             if session.expires <= wall:
@@ -244,3 +289,13 @@ class Registry:
                     reasons.ERROR_REASON_UNSPECIFIED,
                     "nothing was heard of you",
                 )
+
+
+def _no_room() -> ResourceExhausted:
+    return ResourceExhausted(
+        "there is no room for more connections here; come back later", retry_after=_come_back()
+    )
+
+
+def _come_back() -> float:
+    return _COME_BACK * (0.5 + random.random())  # noqa: S311 - a spread, no secret

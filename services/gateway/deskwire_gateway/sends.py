@@ -20,6 +20,7 @@ from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_common.errors import DeskwireError, Unavailable
 from deskwire_common.lines import line_held
 from deskwire_common.metrics import METRICS
+from deskwire_gateway.admission import Admission
 from deskwire_gateway.items import attach, detach
 from deskwire_gateway.link import Link
 from deskwire_gateway.owner_map import OwnerMap
@@ -41,16 +42,19 @@ _RESTARTS: Final = 60.0
 class _Pending:
     """A Send without an answer.
 
-    `head` is its encoded LinkSend without the term. `not_taken`: the shard that it was sent to isn't its owner.
-    `behind` is the client_msg_id of an earlier one of its line that was refused for now: it mustn't be stored before
-    that one comes again. `breaks` counts the links that broke while it was on them.
+    `head` is its encoded LinkSend without the term, `room` the bytes that it takes of the room for all.
+    `not_taken`: the shard that it was sent to isn't its owner. `behind` is the client_msg_id of an earlier one of its
+    line that was refused for now: it mustn't be stored before that one comes again. `breaks` counts the links that
+    broke while it was on them.
     """
 
     session: Session
+    tenant: str
     conversation_id: str
     client_msg_id: str
     hash: int
     head: bytes
+    room: int
     since: float
     not_taken: bool = False
     behind: str = ""
@@ -66,42 +70,47 @@ class Sends:
     """All Sends of this worker that have no answer yet."""
 
     def __init__(
-        self, owners: OwnerMap, registry: Registry, syncs: Syncs, numbers: Iterator[int]
+        self,
+        owners: OwnerMap,
+        registry: Registry,
+        syncs: Syncs,
+        admission: Admission,
+        numbers: Iterator[int],
     ) -> None:
         """`numbers` are those that name Sends and Syncs on the links."""
         self._owners = owners
         self._registry = registry
         self._syncs = syncs
         self._numbers = numbers
-        self.bytes = 0
-        """Bytes of those that have no answer yet."""
+        self._room = admission.room
+        self._least = admission.least_bytes
         self._pending: dict[int, _Pending] = {}
         self._lines: dict[str, list[int]] = {}
 
-    @property
-    def count(self) -> int:
-        """How many have no answer yet."""
-        return len(self._pending)
-
-    def send(self, session: Session, send: frame_pb2.Send) -> None:
+    def send(self, session: Session, tenant: str, send: frame_pb2.Send) -> None:
         """Pass a Send on, and keep it until its answer."""
         number = next(self._numbers)
         conversation_id = send.conversation_id
-        pending = _Pending(
-            session,
-            conversation_id,
-            send.client_msg_id,
-            crc32(conversation_id.encode()),
-            # Fields 1 to 3 of LinkSend, by hand: this is the hot path.
+        # Fields 1 to 3 of LinkSend, by hand: this is the hot path.
+        head = (
             b"\x08"
             + varint(session.number)
             + b"\x10"
             + varint(number)
-            + nested(b"\x1a", send.SerializeToString()),
+            + nested(b"\x1a", send.SerializeToString())
+        )
+        pending = _Pending(
+            session,
+            tenant,
+            conversation_id,
+            send.client_msg_id,
+            crc32(conversation_id.encode()),
+            head,
+            max(len(head), self._least),
             asyncio.get_running_loop().time(),
         )
         self._pending[number] = pending
-        self.bytes += len(pending.head)
+        self._room.take(tenant, pending.room)
         line = self._lines.get(conversation_id)
         if line is None:
             self._lines[conversation_id] = [number]
@@ -109,7 +118,7 @@ class Sends:
             line.append(number)
         owner = self._owners.owner_of(pending.hash)
         if owner is not None:
-            owner[0].put(pending.item(owner[1]))
+            owner[0].put(pending.item(owner[1]), session)
 
     def answered(self, item: pb.LinkDownItem) -> None:
         """Take the answer to a Send, or to a Sync."""
@@ -130,7 +139,7 @@ class Sends:
         pending = self._pending.pop(number, None)
         if pending is None:
             return None
-        self.bytes -= len(pending.head)
+        self._room.give_back(pending.tenant, pending.room)
         line = self._lines[pending.conversation_id]
         if len(line) == 1:
             del self._lines[pending.conversation_id]
@@ -203,11 +212,12 @@ class Sends:
 
     def of_shard(self, address: str) -> list[bytes]:
         """Return the un-answered items of a shard whose link is new, in their order."""
-        return self._again(
+        again = self._again(
             (number, term, pending)
             for number, pending in list(self._pending.items())
             if (term := self._owners.term_at(pending.hash, address))
         )
+        return [item for item, _ in again]
 
     def moved(self, partitions: set[int]) -> None:
         """Send the un-answered Sends of some partitions to the new owners, in their order."""
@@ -218,8 +228,8 @@ class Sends:
                 if owner is not None:
                     per_link.setdefault(owner[0], []).append((number, owner[1], pending))
         for link, entries in per_link.items():
-            for item in self._again(entries):
-                link.put(item)
+            for item, session in self._again(entries):
+                link.put(item, session)
 
     def link_broke(self, address: str, *, on_item: bool) -> None:
         """Give up the Sends whose links broke too often: sent again, they might break the next link for everybody.
@@ -235,24 +245,24 @@ class Sends:
             if pending.breaks > MAX_REPEATS and (on_item or pending.since < before):
                 self._give_back_line(number)
 
-    def _again(self, entries: Iterable[tuple[int, int, _Pending]]) -> list[bytes]:
+    def _again(self, entries: Iterable[tuple[int, int, _Pending]]) -> list[tuple[bytes, Session]]:
         """Return the encoded items for the present owner of some Sends; an entry is a number, a term and the Send.
 
         A connection that is gone is attached once more, so that its un-answered Sends are stored.
         """
-        items: list[bytes] = []
-        gone: dict[int, None] = {}
+        items: list[tuple[bytes, Session]] = []
+        gone: dict[int, Session] = {}
         for number, term, pending in entries:
             if pending.behind:
                 self._give_back(number, line_held(pending.behind))
                 continue
-            connection = pending.session.number
-            if connection not in self._registry.by_number and connection not in gone:
-                gone[connection] = None
-                items.append(attach(pending.session))
+            session = pending.session
+            if session.number not in self._registry.by_number and session.number not in gone:
+                gone[session.number] = session
+                items.append((attach(session), session))
             pending.not_taken = False
-            items.append(pending.item(term))
-        items += [detach(connection) for connection in gone]
+            items.append((pending.item(term), session))
+        items += [(detach(number), session) for number, session in gone.items()]
         return items
 
     async def drain(self, seconds: float = 5.0) -> None:

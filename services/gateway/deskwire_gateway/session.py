@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, Protocol
 
 from deskwire.common.v1 import actor_pb2
@@ -25,6 +26,10 @@ class Transport(Protocol):
         """Close after the batches that were sent."""
         ...
 
+    def rest(self, seconds: float) -> None:
+        """Read nothing more of the client for a while; what it sends meanwhile waits at its side."""
+        ...
+
 
 class _Parked:
     """The transport of a session whose connection broke: what is sent stays in the ring."""
@@ -38,6 +43,9 @@ class _Parked:
     def close(self, code: int, text: str) -> None:
         """Do nothing: the connection is closed."""
 
+    def rest(self, seconds: float) -> None:
+        """Do nothing: there is nothing to read."""
+
 
 PARKED: Final = _Parked()
 """Carries every session whose connection broke."""
@@ -48,7 +56,7 @@ class Session:
 
     `sent` is the number of the last numbered message. `parked` is when its connection broke, 0 while it has one.
     `token` is what an agent's or bot's calls are made with; a visitor's isn't kept. `held` are the conversations in
-    which a Send was refused for now; None while there is none.
+    which a Send was refused for now; None while there is none. `is_waiting`: its Hello has come and wasn't read yet.
     """
 
     __slots__ = (
@@ -61,6 +69,7 @@ class Session:
         "expires",
         "faults",
         "held",
+        "is_waiting",
         "number",
         "parked",
         "principal",
@@ -70,6 +79,7 @@ class Session:
         "session_id",
         "token",
         "transport",
+        "typing_full_at",
         "unacked",
     )
 
@@ -89,10 +99,12 @@ class Session:
         self.expires = 0.0
         self.unacked = 0
         self.faults = 0
-        self.budget = -1.0
+        self.budget = math.inf
         self.budget_at = now
+        self.typing_full_at = 0.0
         self.held: HeldLines[str] | None = None
         self.closed = False
+        self.is_waiting = False
 
     def actor(self) -> actor_pb2.Actor:
         """Return who is connected, for chat and the directory. Only for sessions after their Hello."""

@@ -25,7 +25,7 @@ class Signals:
             delivered_seq=delivered,
             read_seq=read,
         )
-        self._put(conversation_id, up_item(receipt=receipt))
+        self._put(session, conversation_id, up_item(receipt=receipt))
 
     def typing(self, session: Session, typing: frame_pb2.Typing) -> None:
         """Pass on that a user is typing, or has stopped."""
@@ -34,9 +34,9 @@ class Signals:
             conversation_id=typing.conversation_id,
             typing=typing.typing,
         )
-        self._put(typing.conversation_id, up_item(typing=item))
+        self._put(session, typing.conversation_id, up_item(typing=item))
 
-    def _put(self, conversation_id: str, item: bytes) -> None:
+    def _put(self, session: Session, conversation_id: str, item: bytes) -> None:
         owner = self._owners.owner_of(crc32(conversation_id.encode()))
         if owner is not None:
-            owner[0].put(item)
+            owner[0].put(item, session)

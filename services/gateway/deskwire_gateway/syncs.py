@@ -54,7 +54,7 @@ class Syncs:
         link = owner[0] if owner is not None else self._owners.any_link()
         self._pending[number] = _Pending(session, sync.conversation_id, item, link)
         if link is not None:
-            link.put(item)
+            link.put(item, session)
 
     def answered(self, number: int) -> None:
         """Take the answer to a Sync, if it is one."""
@@ -86,7 +86,7 @@ class Syncs:
             else:
                 pending.link = other
                 if other is not None:
-                    other.put(pending.item)
+                    other.put(pending.item, pending.session)
 
     def _give_up(self, pending: _Pending, error: DeskwireError) -> None:
         METRICS.gateway_refused.labels(error.reason_name).inc()

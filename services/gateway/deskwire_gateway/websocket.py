@@ -9,17 +9,20 @@ import asyncio
 import json
 import logging
 import math
+import socket
 import time
 from http import HTTPStatus
 from typing import Any, Final
 
 import picows
+from picows.picows import WSProtocol  # type: ignore[attr-defined] # as picows itself does
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
-from deskwire_common.errors import InvalidArgument
+from deskwire_common.errors import InvalidArgument, ResourceExhausted
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_gateway.admission import Bucket
+from deskwire_gateway.arrivals import Acceptor
 from deskwire_gateway.frames import slow_reader
 from deskwire_gateway.protocol import READABLE, Protocol
 from deskwire_gateway.session import Session
@@ -30,12 +33,16 @@ PATH: Final = "/ws"
 _READ_BUFFER: Final = 2_048
 _LAST_WORDS: Final = 10.0
 """Seconds for which a connection that ends waits for its client to read what was sent."""
+_UPGRADE_SECONDS: Final = 5.0
+"""Seconds in which the upgrade request has to be complete."""
+_BACKLOG: Final = 4_096
+"""Connections that wait in the kernel until they are accepted."""
 
 
 class _Connection(picows.WSListener):
     """One WebSocket; also the Transport of its session."""
 
-    __slots__ = ("_max_buffered", "_parts", "_protocol", "_ws", "session")
+    __slots__ = ("_max_buffered", "_parts", "_protocol", "_resting", "_ws", "session")
 
     name = "websocket"
 
@@ -46,6 +53,7 @@ class _Connection(picows.WSListener):
         self._ws: Any = None
         self.session: Session | None = None
         self._parts: bytearray | None = None
+        self._resting = False
 
     # picows calls these
 
@@ -127,35 +135,89 @@ class _Connection(picows.WSListener):
                 loop.call_later(_LAST_WORDS, ws.underlying_transport.abort)
             ws.disconnect()
 
+    def rest(self, seconds: float) -> None:
+        """Read nothing more of the client for a while."""
+        ws = self._ws
+        if ws is None or self._resting:
+            return
+        self._resting = True
+        ws.underlying_transport.pause_reading()
+        asyncio.get_running_loop().call_later(seconds, self._go_on)
 
-async def listen(
+    def _go_on(self) -> None:
+        self._resting = False
+        if self._ws is not None:
+            self._ws.underlying_transport.resume_reading()
+
+
+def listen(
     protocol: Protocol,
     host: str,
     port: int,
     *,
-    max_connections: int,
     max_buffered: int,
     accept_rate: float = 0.0,
     reuse_port: bool = False,
-) -> asyncio.Server:
+) -> Acceptor:
     """Serve WebSockets at /ws, and GET /health. Raises OSError when the port is taken.
 
     `accept_rate`: new connections a second; others are told when to come back. 0: no limit.
     `reuse_port`: other processes listen on it too, and the kernel spreads connections over them.
     """
-    limit = protocol.registry.limits.max_message_bytes
-    rate = Bucket(accept_rate, time.monotonic()) if accept_rate else None
     # picows logs clients' mistakes as errors; this service logs its own.
-    logging.getLogger("picows").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("picows.server")
+    logger.setLevel(logging.CRITICAL)
+    upgrades = _Upgrades(protocol, max_buffered, accept_rate)
 
-    def accept(request: Any) -> Any:
+    def made() -> WSProtocol:
+        # As picows.ws_create_server does, which accepts all that wait at once.
+        return WSProtocol(
+            None,  # host and port,
+            None,  # and path: of a client
+            False,
+            upgrades.answer,
+            logger,
+            True,  # disconnect_on_exception
+            _UPGRADE_SECONDS,
+            False,  # automatic pings: none
+            0.0,
+            0.0,
+            picows.WSAutoPingStrategy.PING_WHEN_IDLE,
+            True,  # automatic pongs
+            READABLE * protocol.registry.limits.max_message_bytes,
+            None,  # more headers: of a client
+            _READ_BUFFER,
+        )
+
+    listening = socket.create_server(
+        (host, port),
+        family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+        backlog=_BACKLOG,
+        reuse_port=reuse_port,
+    )
+    acceptor = Acceptor(listening, made)
+    acceptor.start()
+    return acceptor
+
+
+class _Upgrades:
+    """Answers to the requests with which connections begin."""
+
+    def __init__(self, protocol: Protocol, max_buffered: int, accept_rate: float) -> None:
+        self._protocol = protocol
+        self._max_buffered = max_buffered
+        self._rate = Bucket(accept_rate, time.monotonic()) if accept_rate else None
+
+    def answer(self, request: Any) -> Any:
+        """Return picows' response to a request; None: 404."""
+        registry = self._protocol.registry
         path = request.path.decode("ascii", "replace").partition("?")[0]
         if path == "/health":
             return _answer(
-                HTTPStatus.OK, {"status": "SERVING", "connections": protocol.registry.connections}
+                HTTPStatus.OK, {"status": "SERVING", "connections": registry.connections}
             )
         if path != PATH:
-            return None  # 404
+            return None
         offered = {
             part.strip() for part in request.headers.get("sec-websocket-protocol", "").split(",")
         }
@@ -163,34 +225,25 @@ async def listen(
             return _answer(
                 HTTPStatus.BAD_REQUEST, {"error": f"offer the WebSocket subprotocol {SUBPROTOCOL}"}
             )
-        if protocol.registry.connections >= max_connections:
-            return _answer(
-                HTTPStatus.SERVICE_UNAVAILABLE, {"error": "no room for more connections"}
-            )
-        wait = rate.take(time.monotonic()) if rate is not None else 0.0
+        try:
+            registry.check_room()
+        except ResourceExhausted as error:
+            return _later(error.message, error.retry_after or 1.0)
+        wait = self._rate.take(time.monotonic()) if self._rate is not None else 0.0
         if wait:
             METRICS.gateway_refused.labels("accept_rate").inc()
-            return _answer(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                {"error": "too many connections are opened at once"},
-                {"Retry-After": str(math.ceil(wait))},
-            )
+            return _later("too many connections are opened at once", wait)
         response = picows.WSUpgradeResponse.create_101_response(
             extra_headers={"Sec-WebSocket-Protocol": SUBPROTOCOL}
         )
-        return picows.WSUpgradeResponseWithListener(response, _Connection(protocol, max_buffered))
+        return picows.WSUpgradeResponseWithListener(
+            response, _Connection(self._protocol, self._max_buffered)
+        )
 
-    return await picows.ws_create_server(
-        accept,
-        host,
-        port,
-        websocket_handshake_timeout=5,
-        max_frame_size=READABLE * limit,
-        read_buffer_init_size=_READ_BUFFER,
-        use_aiofastnet=False,
-        backlog=4096,
-        reuse_port=reuse_port,
-    )
+
+def _later(why: str, seconds: float) -> Any:
+    again = {"Retry-After": str(math.ceil(seconds))}
+    return _answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": why}, again)
 
 
 def _answer(status: HTTPStatus, body: dict[str, Any], headers: dict[str, str] | None = None) -> Any:

@@ -66,12 +66,14 @@ class Audience:
         without: Hashable = None,
         ephemeral: bool = False,
     ) -> None:
-        """Send an encoded Batch to all connections of some users, except the connection `without`."""
+        """Send an encoded Batch to all connections of some users of one tenant, except the connection `without`."""
         ids: dict[Stream, list[int]] = {}
+        tenant = ""
         for user in users:
+            tenant = user[0]
             for connection in self._users.get(user, {}).values():
                 if connection is not without:
                     ids.setdefault(connection.stream, []).append(connection.id)
         for stream, numbers in ids.items():
             self._deliveries.inc(len(numbers))
-            stream.put(codec.down_item(numbers, batch, ephemeral=ephemeral))
+            stream.put(codec.down_item(numbers, batch, ephemeral=ephemeral), tenant)

@@ -101,7 +101,7 @@ class Connections:
     def _refuse(connection: Connection, refusal: DeskwireError) -> None:
         """Have the gateway end a connection."""
         connection.refused = refusal
-        connection.stream.put(codec.refusal_item([connection.id], refusal.reason, refusal.message))
+        connection.put_item(codec.refusal_item([connection.id], refusal.reason, refusal.message))
 
     def _leave(self, connection: Connection) -> None:
         """Stop pushes to a connection, and take it out of routing."""

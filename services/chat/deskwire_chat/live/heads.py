@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,7 +19,7 @@ from deskwire_chat.domain.customers import Customer
 from deskwire_chat.live.offer_feed import OfferPushes
 from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.queue_feed import QueueFeed
-from deskwire_chat.live.stream import Connection
+from deskwire_chat.live.stream import Connection, Stream
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_chat.store import conversations, customers
 from deskwire_chat.store.unread import Reader, unread
@@ -29,6 +30,8 @@ from deskwire_common.pagination import fit
 
 _BATCH_BYTES: Final = 65_536
 _CONVERSATIONS: Final = 100
+_MEMBERS: Final = 10
+"""Connections that get their heads before other work has a turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,38 +62,55 @@ class Heads:
         self._offers = offers
         self._reads = reads
 
-    async def send(
-        self, attached: Sequence[Connection], gained: Collection[int] | None = None
+    def send(
+        self,
+        stream: Stream,
+        attached: Iterable[Connection],
+        gained: Collection[int] | None = None,
     ) -> None:
-        """Answer Attaches with the heads of the users' open conversations, read after the Attach took effect.
+        """Answer the Attaches of a stream with the heads of the users' open conversations, read from now on.
 
-        `gained`: the connections are here already; send only the heads of these partitions.
+        `gained`: the connections are here already; send only the heads of these partitions. The users of one role and
+        tenant are read together, and wait behind those of the same that came before.
         """
         groups: dict[tuple[str, ActorRole], list[Connection]] = {}
         for connection in attached:
             groups.setdefault((connection.who.tenant, connection.who.role), []).append(connection)
         for (tenant, role), members in groups.items():
-            subjects = list({each.who.subject for each in members})
-            try:
-                async with self._reads, self._db.read() as c:
-                    found = {
-                        subject: [each for each in theirs if self._is_sent(each.partition, gained)]
-                        for subject, theirs in (
-                            await conversations.open_of(c, tenant, role, subjects)
-                        ).items()
-                    }
-                    known = await _known_of(c, tenant, role, found)
-            except (DeskwireError, SQLAlchemyError) as error:
-                # Without a head a client couldn't see what it missed: its worker must open a new stream.
-                get_logger().warning("heads_not_read", error=type(error).__name__)
-                for stream in {each.stream for each in members}:
-                    stream.end()
-                continue
-            for connection in members:
-                theirs = found.get(connection.who.subject, [])
-                await self._put(connection, theirs, known)
-                if gained is None:
-                    self._welcome(connection, theirs)
+            work = partial(self._send, stream, tenant, role, members, gained)
+            stream.turns.ask(tenant, role, work, always=True)
+
+    async def _send(
+        self,
+        stream: Stream,
+        tenant: str,
+        role: ActorRole,
+        members: Sequence[Connection],
+        gained: Collection[int] | None,
+    ) -> float:
+        subjects = list({each.who.subject for each in members})
+        try:
+            async with self._reads, self._db.read() as c:
+                found = {
+                    subject: [each for each in theirs if self._is_sent(each.partition, gained)]
+                    for subject, theirs in (
+                        await conversations.open_of(c, tenant, role, subjects)
+                    ).items()
+                }
+                known = await _known_of(c, tenant, role, found)
+        except (DeskwireError, SQLAlchemyError) as error:
+            # Without a head a client couldn't see what it missed: its worker must open a new stream.
+            get_logger().warning("heads_not_read", error=type(error).__name__)
+            stream.end()
+            return 0
+        for number, connection in enumerate(members, start=1):
+            theirs = found.get(connection.who.subject, [])
+            await self._put(connection, theirs, known)
+            if gained is None:
+                self._welcome(connection, theirs)
+            if number % _MEMBERS == 0:
+                await asyncio.sleep(0)
+        return 0
 
     async def _put(
         self, connection: Connection, theirs: Sequence[Conversation], known: _Known

@@ -16,7 +16,6 @@ from deskwire_chat.live.connections import Connections
 from deskwire_chat.live.heads import Heads
 from deskwire_chat.live.link_frames import LinkFrames
 from deskwire_chat.live.stream import Connection, Stream
-from deskwire_chat.live.tasks import Tasks
 from deskwire_chat.owners.ownership import Ownership
 from deskwire_common import rpc
 from deskwire_common.auth import ANY_TENANT, Profile, Role, TokenVerifier
@@ -44,14 +43,12 @@ class Links:
         frames: LinkFrames,
         heads: Heads,
         ownership: Ownership,
-        tasks: Tasks,
         verifier: TokenVerifier,
     ) -> None:
         self._connections = connections
         self._frames = frames
         self._heads = heads
         self._ownership = ownership
-        self._tasks = tasks
         self._verifier = verifier
         self._workers: dict[str, Stream] = {}
         self._open: set[Stream] = set()
@@ -61,9 +58,10 @@ class Links:
 
     def gained(self, numbers: Collection[int]) -> None:
         """Send heads for these partitions to everybody connected: the last owner may have died."""
-        here = [each for stream in self._open for each in stream.connections.values()]
-        for start in range(0, len(here), _HEADS_CHUNK):
-            self._tasks.begin(self._heads.send(here[start : start + _HEADS_CHUNK], set(numbers)))
+        for stream in self._open:
+            here = list(stream.connections.values())
+            for start in range(0, len(here), _HEADS_CHUNK):
+                self._heads.send(stream, here[start : start + _HEADS_CHUNK], set(numbers))
 
     def owners_changed(self) -> None:
         """Tell the gateways which process owns which partition, once this process has an address."""
@@ -126,8 +124,8 @@ class Links:
         """End all streams; the gateway's workers open new ones, elsewhere or later."""
         self._stopping = True
         for stream in list(self._open):
+            stream.turns.cancel()
             stream.end()
-        self._tasks.cancel()
 
     async def _read(self, stream: Stream, requests: AsyncIterator[pb.LinkRequest]) -> None:
         try:
@@ -139,7 +137,7 @@ class Links:
                     except Exception as error:  # noqa: BLE001 - only this item fails: repeated, it would fail again
                         self._failed(stream, item, error)
                 if attached:
-                    self._tasks.begin(self._heads.send(attached))
+                    self._heads.send(stream, attached)
         except Exception as error:  # noqa: BLE001 - the stream ends; the worker opens another one
             get_logger().warning("link_failed", worker_id=stream.worker_id, exc_info=error)
         stream.end()
@@ -203,6 +201,7 @@ class Links:
 
     def _drop(self, stream: Stream) -> None:
         stream.closed = True
+        stream.turns.cancel()
         for connection in list(stream.connections.values()):
             self._connections.remove(connection)
         if self._workers.get(stream.worker_id) is stream:

@@ -23,10 +23,10 @@ from deskwire_chat.domain.conversations import (
 )
 from deskwire_chat.live.audience import Audience
 from deskwire_chat.live.connections import Connections
+from deskwire_chat.live.lookups import REST, Lookups, too_much_waits
 from deskwire_chat.live.presence import Presence
 from deskwire_chat.live.receipts import Receipts
 from deskwire_chat.live.stream import Connection
-from deskwire_chat.live.tasks import Tasks
 from deskwire_chat.log import codec
 from deskwire_chat.log.commands import Put, Stored
 from deskwire_chat.log.writer import LogWriter
@@ -36,7 +36,7 @@ from deskwire_chat.store import conversations, messages, receipts
 from deskwire_chat.store.unread import unread_by
 from deskwire_common import telemetry
 from deskwire_common.db import Database
-from deskwire_common.errors import DeskwireError, Internal, Unavailable
+from deskwire_common.errors import DeskwireError, Internal, NotFound, Unavailable
 from deskwire_common.ids import is_uuid
 from deskwire_common.lines import MOST, OwnLines
 from deskwire_common.logging import get_logger
@@ -63,8 +63,8 @@ class LinkFrames:
         router: Router,
         receipts: Receipts,
         presence: Presence,
+        lookups: Lookups,
         validator: Validator,
-        tasks: Tasks,
         reads: asyncio.Semaphore,
     ) -> None:
         """`reads` bounds how many reads for links run at once."""
@@ -76,7 +76,7 @@ class LinkFrames:
         self._receipts = receipts
         self._presence = presence
         self._validator = validator
-        self._tasks = tasks
+        self._lookups = lookups
         self._reads = reads
 
     def handle(self, connection: Connection, kind: str, payload: Any) -> None:
@@ -84,18 +84,18 @@ class LinkFrames:
         if kind == "send":
             self._send(connection, payload)
         elif kind == "sync":
-            self._tasks.begin(self._sync(connection, payload.sync, payload.send_id))
+            self._sync(connection, payload.sync, payload.send_id)
         elif kind == "detach":
             self._connections.remove(connection)
         elif kind == "park":
             self._connections.park(connection)
         elif kind == "unpark":
             self._connections.unpark(connection)
-            self._tasks.begin(self._presence.reconnected(connection))
+            self._presence.reconnected(connection)
         elif connection.refused is None and kind == "receipt":
             self._receipts.take(connection, payload)
         elif connection.refused is None and kind == "typing":
-            self._tasks.begin(self._typing(connection, payload))
+            self._typing(connection, payload)
 
     # ---------------------------------------------------------------------------------------- send
 
@@ -136,64 +136,99 @@ class LinkFrames:
 
     # ------------------------------------------------------------------------------------- history
 
-    async def _sync(self, connection: Connection, sync: frame_pb2.Sync, sync_id: int) -> None:
-        async with connection.stream.answers:
-            # A stream that asks for more than goes down waits here, and no messages wait behind it.
-            await connection.stream.room()
-            batch = await self._synced(connection, sync)
-            connection.stream.put(codec.down_item([connection.id], batch, send_id=sync_id))
+    def _sync(self, connection: Connection, sync: frame_pb2.Sync, sync_id: int) -> None:
+        """Answer a Sync when its user's turn comes."""
+        work = partial(self._answer_sync, connection, sync, sync_id)
+        if not connection.stream.turns.ask(connection.who.tenant, connection.user, work):
+            refused = error_batch(too_much_waits(), conversation_id=sync.conversation_id)
+            connection.put_item(codec.down_item([connection.id], refused, send_id=sync_id))
 
-    async def _synced(self, connection: Connection, sync: frame_pb2.Sync) -> bytes:
-        """Return the encoded answer to a Sync, or the Error that refuses it."""
+    async def _answer_sync(
+        self, connection: Connection, sync: frame_pb2.Sync, sync_id: int
+    ) -> float:
+        if connection.is_gone:
+            return 0
+        # A stream that asks for more than goes down waits here, and no messages wait behind it.
+        await connection.stream.room()
+        rest = 0.0
         try:
-            if connection.refused is not None:
-                raise connection.refused
-            self._validator.check(sync)
-            async with self._reads, self._db.read() as c:
-                conversation = await conversations.get(
-                    c, connection.who.tenant, sync.conversation_id
+            batch = await self._synced(connection, sync)
+            if batch is None:
+                rest = REST
+                batch = error_batch(
+                    conversation_not_found(sync.conversation_id),
+                    conversation_id=sync.conversation_id,
                 )
-                if conversation is None or not may_see(conversation, connection.who):
-                    raise conversation_not_found(sync.conversation_id)
-                run = await messages.after_seq(
-                    c,
-                    sync.conversation_id,
-                    seq=sync.after_seq,
-                    limit=sync.limit or _SYNC_LIMIT,
-                    max_bytes=views.frames.SYNCED_BYTES,
-                )
-                got = await receipts.of_conversation(c, sync.conversation_id)
-                if run:
-                    conversation.head_seq = max(conversation.head_seq, run[-1].seq)
-                count = await unread_by(c, conversation, connection.who)
-            return views.frames.synced(conversation, run, got, connection.who, count)
         except DeskwireError as error:
-            return error_batch(error, conversation_id=sync.conversation_id)
+            batch = error_batch(error, conversation_id=sync.conversation_id)
         except Exception as error:  # noqa: BLE001 - without an answer the gateway would ask again for ever
             get_logger().error("sync_failed", exc_info=error)
-            return error_batch(
+            batch = error_batch(
                 Unavailable("history can't be read now; Sync again", retry_after=1.0),
                 conversation_id=sync.conversation_id,
             )
+        connection.put_item(codec.down_item([connection.id], batch, send_id=sync_id))
+        return rest
+
+    async def _synced(self, connection: Connection, sync: frame_pb2.Sync) -> bytes | None:
+        """Return the encoded answer to a Sync; None when its conversation was looked up in vain."""
+        if connection.refused is not None:
+            raise connection.refused
+        self._validator.check(sync)
+        self._lookups.known(connection, sync.conversation_id)
+        async with self._reads, self._db.read() as c:
+            conversation = await conversations.get(c, connection.who.tenant, sync.conversation_id)
+            if conversation is None or not may_see(conversation, connection.who):
+                return None
+            run = await messages.after_seq(
+                c,
+                sync.conversation_id,
+                seq=sync.after_seq,
+                limit=sync.limit or _SYNC_LIMIT,
+                max_bytes=views.frames.SYNCED_BYTES,
+            )
+            got = await receipts.of_conversation(c, sync.conversation_id)
+            if run:
+                conversation.head_seq = max(conversation.head_seq, run[-1].seq)
+            count = await unread_by(c, conversation, connection.who)
+        return views.frames.synced(conversation, run, got, connection.who, count)
 
     # -------------------------------------------------------------------------------------- typing
 
-    async def _typing(self, connection: Connection, item: pb.LinkTyping) -> None:
+    def _typing(self, connection: Connection, item: pb.LinkTyping) -> None:
         """Pass a Typing on to the others, unless the same one went out just now.
 
-        A sender who may not type is ignored: the frame isn't worth an answer.
+        A sender who may not type is ignored: the frame isn't worth an answer. Nor is it worth a wait: a conversation
+        that isn't in memory is looked up only for a user who waits for nothing else.
         """
+        turns, tenant = connection.stream.turns, connection.who.tenant
+        with contextlib.suppress(NotFound):
+            found = self._lookups.known(connection, item.conversation_id)
+            if found is not None:
+                self._pass_on(connection, item, found)
+            elif is_uuid(item.conversation_id) and turns.is_idle(tenant, connection.user):
+                turns.ask(tenant, connection.user, partial(self._look, connection, item))
+
+    async def _look(self, connection: Connection, item: pb.LinkTyping) -> float:
+        with contextlib.suppress(DeskwireError, SQLAlchemyError):
+            found = await self._lookups.find(connection, item.conversation_id)
+            return 0 if found and self._pass_on(connection, item, found) else REST
+        return 0
+
+    def _pass_on(
+        self, connection: Connection, item: pb.LinkTyping, conversation: Conversation
+    ) -> bool:
+        """Return whether the connection's user takes part, so that it may be passed on."""
+        if not takes_part(conversation, connection.who):
+            return False
         typed = connection.typed = connection.typed or {}
         now = asyncio.get_running_loop().time()
         if len(typed) > _MAX_TYPED:
             typed.clear()
         was, at = typed.get(item.conversation_id, (False, 0.0))
         if was == item.typing and now - at < _TYPING_SECONDS:
-            return
+            return True
         typed[item.conversation_id] = item.typing, now
-        conversation = await self._known(connection, item.conversation_id)
-        if conversation is None or not takes_part(conversation, connection.who):
-            return
         batch = encoded(
             typing=frame_pb2.Typing(
                 conversation_id=item.conversation_id,
@@ -203,15 +238,7 @@ class LinkFrames:
         )
         others = [each for each in participants(conversation) if each != connection.user]
         self._audience.deliver(others, batch, ephemeral=True)
-
-    async def _known(self, connection: Connection, conversation_id: str) -> Conversation | None:
-        """Return a conversation, from memory or the database, if the connection's user may see it."""
-        found = self._writer.memory.get(conversation_id)
-        if found is None and is_uuid(conversation_id):
-            with contextlib.suppress(DeskwireError, SQLAlchemyError):
-                async with self._reads, self._db.read() as c:
-                    found = await conversations.get(c, connection.who.tenant, conversation_id)
-        return found if found is not None and may_see(found, connection.who) else None
+        return True
 
 
 def _answer(
@@ -241,7 +268,7 @@ def _answer(
             held = result.reason != reasons.ERROR_REASON_LINE_HELD
         error = error_batch(result, client_msg_id=client_msg_id, conversation_id=conversation_id)
         item = codec.down_item([connection.id], error, send_id=send_id, held=held)
-    connection.stream.put(item)
+    connection.put_item(item)
 
 
 def refusal(kind: str, payload: Any) -> bytes | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -61,10 +62,15 @@ class Presence:
         for item in theirs:
             self._tell(item, connection.user)
 
-    async def reconnected(self, connection: Connection) -> None:
-        """Tell the other participants that a user is connected again."""
+    def reconnected(self, connection: Connection) -> None:
+        """Tell the other participants that a user is connected again, when it is the user's turn."""
+        work = partial(self._reconnected, connection)
+        connection.stream.turns.ask(connection.who.tenant, connection.user, work)
+
+    async def _reconnected(self, connection: Connection) -> float:
         found = await self._open_of([connection.user])
         self.connected(connection, found.get(connection.user, ()))
+        return 0
 
     def introduce(self, conversation: Conversation) -> None:
         """Tell the participants of a conversation about each other, as one of them is new."""

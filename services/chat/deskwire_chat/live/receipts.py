@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,13 +19,14 @@ from deskwire_chat import domain, views
 from deskwire_chat.domain.conversations import Conversation, participants
 from deskwire_chat.domain.messages import Receipt
 from deskwire_chat.live.audience import Audience
+from deskwire_chat.live.lookups import REST, Lookups, too_much_waits
 from deskwire_chat.live.stream import Connection
 from deskwire_chat.live.unread_feed import UnreadFeed
 from deskwire_chat.log.memory import Memory
 from deskwire_chat.store import conversations, receipts
 from deskwire_common.clock import Clock, to_micros
-from deskwire_common.db import Database, UnitOfWork
-from deskwire_common.errors import DeskwireError
+from deskwire_common.db import AWAY, Database, UnitOfWork
+from deskwire_common.errors import DeskwireError, NotFound, PermissionDenied
 from deskwire_common.ids import is_uuid
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
@@ -58,12 +60,14 @@ class Receipts:
         audience: Audience,
         unread_feed: UnreadFeed,
         memory: Memory,
+        lookups: Lookups,
         clock: Clock,
     ) -> None:
         self._db = db
         self._audience = audience
         self._unread = unread_feed
         self._memory = memory
+        self._lookups = lookups
         self._clock = clock
         self._waiting: dict[_Key, _Waiting] = {}
         self._known: OrderedDict[_Key, Receipt] = OrderedDict()
@@ -78,14 +82,47 @@ class Receipts:
                 domain.conversations.conversation_not_found("of this id"),
             )
             return
-        key = (item.conversation_id, int(connection.who.role), connection.who.subject)
-        known = self._known.get(key)
-        if (
-            known is not None
-            and item.delivered_seq <= known.delivered_seq
-            and item.read_seq <= known.read_seq
-        ):
+        if not self._is_news(_key(connection, item), item.delivered_seq, item.read_seq):
             return
+        try:
+            conversation = self._lookups.known(connection, item.conversation_id)
+            if conversation is not None:
+                self._wait(connection, item, conversation)
+                return
+        except DeskwireError as error:
+            self._refuse(connection, item.conversation_id, error)
+            return
+        work = partial(self._look, connection, item)
+        if not connection.stream.turns.ask(connection.who.tenant, connection.user, work):
+            self._refuse(connection, item.conversation_id, too_much_waits())
+
+    async def _look(self, connection: Connection, item: pb.LinkReceipt) -> float:
+        """Take a report about a conversation that isn't in memory."""
+        if connection.is_gone:
+            return 0
+        conversation_id = item.conversation_id
+        try:
+            conversation = await self._lookups.find(connection, conversation_id)
+            if conversation is None:
+                raise domain.conversations.conversation_not_found(conversation_id)
+            self._wait(connection, item, conversation)
+        except (NotFound, PermissionDenied) as error:
+            self._refuse(connection, conversation_id, error)
+            return REST
+        except AWAY:
+            # `_store` looks again when the database is back.
+            self._wait(connection, item, None)
+        return 0
+
+    def _wait(
+        self, connection: Connection, item: pb.LinkReceipt, conversation: Conversation | None
+    ) -> None:
+        """Have a report stored. Raises PermissionDenied for who doesn't take part in the conversation."""
+        if conversation is not None and not domain.conversations.takes_part(
+            conversation, connection.who
+        ):
+            raise domain.conversations.not_a_participant()
+        key = _key(connection, item)
         waiting = self._waiting.get(key)
         if waiting is not None:
             waiting.connection = connection
@@ -96,6 +133,10 @@ class Receipts:
             self._wake.set()
         else:
             METRICS.receipts_dropped.inc()
+
+    def _is_news(self, key: _Key, delivered: int, read: int) -> bool:
+        known = self._known.get(key)
+        return known is None or delivered > known.delivered_seq or read > known.read_seq
 
     async def run(self) -> None:
         """Store receipts until cancelled; outlasts a database that is away."""
@@ -116,19 +157,7 @@ class Receipts:
 
     async def _store(self, work: dict[_Key, _Waiting]) -> None:
         found = await self._conversations({key[0] for key in work})
-        wanted: dict[_Key, Receipt] = {}
-        for key, waiting in work.items():
-            conversation = found.get(key[0])
-            who = waiting.connection.who
-            if conversation is None or not domain.conversations.may_see(conversation, who):
-                self._refuse(
-                    waiting.connection, key[0], domain.conversations.conversation_not_found(key[0])
-                )
-            elif not domain.conversations.takes_part(conversation, who):
-                self._refuse(waiting.connection, key[0], domain.conversations.not_a_participant())
-            else:
-                head = conversation.head_seq
-                wanted[key] = Receipt(*key, min(waiting.delivered, head), min(waiting.read, head))
+        wanted = self._wanted(work, found)
         if not wanted:
             return
 
@@ -153,6 +182,27 @@ class Receipts:
                 without=work[key].connection,
             )
 
+    def _wanted(
+        self, work: dict[_Key, _Waiting], found: dict[str, Conversation]
+    ) -> dict[_Key, Receipt]:
+        """Return what is to be stored of some reports; refuse the others, unless they are no news."""
+        wanted: dict[_Key, Receipt] = {}
+        for key, waiting in work.items():
+            conversation = found.get(key[0])
+            who = waiting.connection.who
+            if conversation is None or not domain.conversations.may_see(conversation, who):
+                self._refuse(
+                    waiting.connection, key[0], domain.conversations.conversation_not_found(key[0])
+                )
+            elif not domain.conversations.takes_part(conversation, who):
+                self._refuse(waiting.connection, key[0], domain.conversations.not_a_participant())
+            else:
+                delivered = min(waiting.delivered, conversation.head_seq)
+                read = min(waiting.read, conversation.head_seq)
+                if self._is_news(key, delivered, read):
+                    wanted[key] = Receipt(*key, delivered, read)
+        return wanted
+
     async def _conversations(self, ids: set[str]) -> dict[str, Conversation]:
         """Return copies: the writer changes memory while this waits."""
         found = {
@@ -168,3 +218,7 @@ class Receipts:
     @staticmethod
     def _refuse(connection: Connection, conversation_id: str, error: DeskwireError) -> None:
         connection.put(error_batch(error, conversation_id=conversation_id))
+
+
+def _key(connection: Connection, item: pb.LinkReceipt) -> _Key:
+    return item.conversation_id, int(connection.who.role), connection.who.subject

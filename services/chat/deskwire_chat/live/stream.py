@@ -6,15 +6,16 @@ Bytes go down in batches: each is written when the previous write is done, after
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.shard.v1 import shard_service_pb2 as pb
 from deskwire_chat.domain.actors import Actor, UserKey
+from deskwire_chat.live.turns import Turns
 from deskwire_chat.log import codec
 from deskwire_common.errors import DeskwireError, InvalidArgument
+from deskwire_common.fair import FairQueue
 from deskwire_common.lines import OwnLines
 from deskwire_common.logging import get_logger
 from deskwire_common.pacing import link_pace
@@ -22,11 +23,13 @@ from deskwire_wire.errors import error_batch
 
 _BATCH_ITEMS: Final = 200
 _BATCH_BYTES: Final = 65_536
+_FEW_BYTES: Final = 524_288
+"""While no more than this waits to go down, tenants don't take turns."""
+_QUANTUM_BYTES: Final = 16_384
+"""How much goes down for a tenant in its turn."""
 _QUEUE_BYTES: Final = 64 * 1024 * 1024
 _MAX_ITEM: Final = 2 * 1024 * 1024
 """Most bytes of one item. gRPC ends a stream that gets more than 4 MiB at once, and so all its connections."""
-_ANSWERS: Final = 4
-"""Syncs of one stream that are read from the database at once."""
 _ROOM: Final = 4 * 1024 * 1024
 """While this many bytes wait to go down, no more Syncs are read."""
 
@@ -71,13 +74,22 @@ class Connection:
         self.typed: dict[str, tuple[bool, float]] | None = None
         self.refused: DeskwireError | None = None
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it isn't connected any more, as a Detach or the end of its stream said."""
+        return self.stream.closed or self.stream.connections.get(self.id) is not self
+
     def is_again(self, other: Connection) -> bool:
         """Whether this is the same connection as `other`, on a newer stream of the same worker."""
         return other.id == self.id and other.stream.worker_id == self.stream.worker_id
 
     def put(self, batch: bytes, *, ephemeral: bool = False) -> None:
         """Send it an encoded Batch."""
-        self.stream.put(codec.down_item([self.id], batch, ephemeral=ephemeral))
+        self.put_item(codec.down_item([self.id], batch, ephemeral=ephemeral))
+
+    def put_item(self, item: bytes) -> None:
+        """Send the gateway an encoded LinkResponse with one item for it."""
+        self.stream.put(item, self.who.tenant)
 
 
 class Stream:
@@ -88,27 +100,27 @@ class Stream:
         self.generation = 0
         self.connections: dict[int, Connection] = {}
         self.closed = False
-        self._queue: deque[bytes] = deque()
-        self._bytes = 0
+        self.turns = Turns()
+        # By tenant, and not by connection: an item may be for many of them, and each gets its items in their order.
+        self._queue: FairQueue[bytes] = FairQueue(few=_FEW_BYTES, quantum=_QUANTUM_BYTES)
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
-        self.answers = asyncio.Semaphore(_ANSWERS)
         self.pace = link_pace()
         self._ended = False
 
-    def put(self, item: bytes) -> None:
-        """Queue an encoded LinkResponse with one item."""
+    def put(self, item: bytes, tenant: str = "") -> None:
+        """Queue an encoded LinkResponse with one item; `tenant` is that of its connections."""
         if self.closed:
             return
         if len(item) > _MAX_ITEM:
             item = _too_large(item)
-        self._bytes += len(item)
-        if self._bytes > _QUEUE_BYTES:
+        queue = self._queue
+        queue.put(item, len(item), tenant)
+        if queue.size > _QUEUE_BYTES:
             # The gateway doesn't read: it reconnects, and its clients Sync.
-            get_logger().warning("link_too_slow", worker_id=self.worker_id, bytes=self._bytes)
+            get_logger().warning("link_too_slow", worker_id=self.worker_id, bytes=queue.size)
             self.close()
             return
-        self._queue.append(item)
         self._wake.set()
 
     def close(self) -> None:
@@ -120,7 +132,7 @@ class Stream:
 
     async def room(self) -> None:
         """Wait while too many bytes wait to go down."""
-        while self._bytes > _ROOM and not self.closed:
+        while self._queue.size > _ROOM and not self.closed:
             self._drained.clear()
             await self._drained.wait()
 
@@ -140,13 +152,7 @@ class Stream:
                 await self._wake.wait()
                 await asyncio.sleep(self.pace.pause(loop.time()))
                 continue
-            parts: list[bytes] = []
-            size = 0
-            while self._queue and len(parts) < _BATCH_ITEMS and size < _BATCH_BYTES:
-                item = self._queue.popleft()
-                size += len(item)
-                parts.append(item)
-            self._bytes -= size
+            parts = self._queue.take(_BATCH_ITEMS, _BATCH_BYTES)
             self._drained.set()
             self.pace.began(loop.time(), len(parts))
             yield b"".join(parts)

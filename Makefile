@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up down status test lint format protos docs wheel bench-message bench-connections bench-headline bench-growth \
-	bench-outbox \
+	bench-outbox bench-hub \
 	soak fuzz clean
 
 help: ## this list
@@ -70,6 +70,10 @@ bench-growth: setup ## CPU a message at 1,000, 10,000 and 100,000 connections, a
 bench-outbox: setup ## from a commit to Kafka through the outbox, and how fast a relay empties one
 	@scripts/system-packages
 	@exec $(PY) tests/bench/outbox.py $(ARGS)
+
+bench-hub: setup ## deliveries and events a second through the hub, and what each costs it
+	@scripts/system-packages
+	@exec $(PY) tests/bench/hub.py $(ARGS)
 
 soak: setup ## kill -9 of everything under load 50 times each, and outages of a minute (ROUNDS=n for more)
 	@scripts/system-packages

@@ -203,6 +203,47 @@ LISTED: dict[str, Listing] = {
             "progress": {"incarnation": uuid(number), "last_error": WIDE * 500},
         }
     ),
+    "deskwire.events.v1.EventHubService.ListSubscriptions": Listing(
+        lambda number: {
+            "subscriptions": {
+                **adapter(f"{number:064}", 500_000 + number),
+                "filter": json.dumps(
+                    {
+                        "event_types": [f"{each:064}" for each in range(100)],
+                        "subjects": [WIDE * 80 + f"{each:04}" for each in range(100)],
+                        "attributes": {f"{each:020}": WIDE * 64 for each in range(16)},
+                        "cel": "e" * 1_000,
+                    }
+                ),
+            },
+            "progress": {"incarnation": uuid(500_000 + number), "last_error": WIDE * 500},
+        }
+    ),
+    "deskwire.events.v1.EventHubService.ListDeadLetters": Listing(
+        lambda number: {
+            "dead": {
+                "number": number + 1,
+                "incarnation": uuid(999_998),
+                "topic": "deskwire.external",
+                "partition": 0,
+                "position": number,
+                "key": b"k",
+                "value": b'{"text":"' + b"x" * 20_000 + b'"}',
+                "headers": json.dumps(
+                    [
+                        *(["ce_tenantid", "t"], ["ce_type", "e"], ["ce_id", uuid(number)]),
+                        ["content-type", "application/json"],
+                    ]
+                ).encode(),
+                "event_id": uuid(number),
+                "event_type": "e" * 64,
+                "outcome": 6,
+                "detail": WIDE * 500,
+            }
+        },
+        request={"subscription_id": "crm", "json": True},
+        once={"subscriptions": adapter("crm", 999_998)},
+    ),
     "deskwire.events.v1.AdapterRegistryService.ListDeliveries": Listing(
         lambda number: {
             "deliveries": {

@@ -35,7 +35,7 @@ TENANTS = "chat.v1.TenantService"
 IDS = frozenset(
     {
         *("conversation_id", "customer_id", "ticket_id", "adapter_id", "source_id", "key_id"),
-        *("agent_id", "attachment_id"),
+        *("agent_id", "attachment_id", "subscription_id"),
     }
 )
 
@@ -69,6 +69,7 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
     """One call of every RPC, in an order in which all of them succeed; `$name` is an id of an earlier one."""
     operator, visitor, crm = Role.OPERATOR, Role.VISITOR, Role.INTEGRATION
     conversation, ticket = {"conversation_id": "$conversation"}, {"ticket_id": "$ticket"}
+    subscription: Body = {"subscription_id": "s-1"}
     adapter = {"adapter_id": "a-1", "system_id": "crm:main", "target": "$adapter"}
     source = {
         "source_id": "s-1",
@@ -158,6 +159,22 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
         "gateway.v1.GatewayService/ListSessions": (operator, {}),
         "events.v1.EventHubService/Publish": (crm, {"events": [event]}),
         "events.v1.EventHubService/ListEventTypes": (operator, {}),
+        "events.v1.EventHubService/CreateSubscription": (operator, {"subscription": subscription}),
+        "events.v1.EventHubService/GetSubscription": (operator, subscription),
+        "events.v1.EventHubService/ListSubscriptions": (operator, {}),
+        "events.v1.EventHubService/UpdateSubscription": (
+            operator,
+            {**subscription, "filter": {"event_types": ["order_paid"]}},
+        ),
+        "events.v1.EventHubService/PauseSubscription": (operator, subscription),
+        "events.v1.EventHubService/SeekSubscription": (
+            operator,
+            {**subscription, "start": {"earliest": {}}},
+        ),
+        "events.v1.EventHubService/ResumeSubscription": (operator, subscription),
+        "events.v1.EventHubService/ListDeadLetters": (operator, subscription),
+        "events.v1.EventHubService/RedriveDeadLetters": (operator, subscription),
+        "events.v1.EventHubService/PurgeDeadLetters": (operator, subscription),
         "events.v1.AdapterRegistryService/RegisterAdapter": (crm, {"adapter": adapter}),
         "events.v1.AdapterRegistryService/GetAdapter": (operator, {"adapter_id": "a-1"}),
         "events.v1.AdapterRegistryService/ListAdapters": (operator, {}),
@@ -167,6 +184,7 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
         "cdc.v1.SourceService/ListSources": (operator, {}),
         "cdc.v1.SourceService/DeleteSource": (operator, {"source_id": "s-1"}),
         "events.v1.AdapterRegistryService/RemoveAdapter": (operator, {"adapter_id": "a-1"}),
+        "events.v1.EventHubService/DeleteSubscription": (operator, subscription),
     }
 
 
@@ -200,6 +218,14 @@ OTHER: Mapping[str, Body] = {
         }
     },
     "RemoveAdapter": {"adapter_id": "a-2"},
+    "CreateSubscription": {"subscription": {"subscription_id": "s-2"}},
+    "UpdateSubscription": {"filter": {"event_types": ["another"]}},
+    "PauseSubscription": {"expected_version": 9},
+    "ResumeSubscription": {"expected_version": 9},
+    "SeekSubscription": {"start": {"latest": {}}},
+    "DeleteSubscription": {"expected_version": 9},
+    "RedriveDeadLetters": {"event_types": ["another"]},
+    "PurgeDeadLetters": {"event_types": ["another"]},
     "DeleteSource": {"source_id": "s-2"},
     "RevokeIntegrationKey": {"key_id": new_id()},
 }
@@ -306,6 +332,7 @@ class Suite:
             await self.learn(path, answer)
             self.done[path] = (role, {**body, **named})
         for path in (
+            "events.v1.EventHubService/CreateSubscription",
             "events.v1.AdapterRegistryService/RegisterAdapter",
             "cdc.v1.SourceService/CreateSource",
         ):

@@ -224,6 +224,15 @@ def test_chat_pods_say_who_and_where_they_are(manifests):
     assert entries["DESKWIRE_PEER_NAME"]["value"] == "deskwire-chat"
 
 
+def test_pods_of_the_hub_reach_each_other(manifests):
+    """A stream of a subscription that another pod has is passed on to it."""
+    pod = workloads(manifests)["events"]["spec"]["template"]
+    entries = {entry["name"]: entry for entry in pod["spec"]["containers"][0]["env"]}
+    assert list(entries).index("POD_IP") < list(entries).index("DESKWIRE_ADVERTISE")
+    assert entries["DESKWIRE_ADVERTISE"]["value"] == "$(POD_IP):7401"
+    assert entries["DESKWIRE_PEER_NAME"]["value"] == "deskwire-events"
+
+
 def test_images():
     images = {pod["spec"]["containers"][0]["image"] for pod in pods(render(VARIANTS["large"]))}
     assert images == {f"registry.example.com/deskwire/{service}:1.2.3" for service in SERVICES}

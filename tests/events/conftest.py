@@ -158,6 +158,17 @@ class Client:
 
         class Hub:
             Publish = hub.Publish
+            CreateSubscription = hub.CreateSubscription
+            GetSubscription = hub.GetSubscription
+            ListSubscriptions = hub.ListSubscriptions
+            UpdateSubscription = hub.UpdateSubscription
+            PauseSubscription = hub.PauseSubscription
+            ResumeSubscription = hub.ResumeSubscription
+            SeekSubscription = hub.SeekSubscription
+            DeleteSubscription = hub.DeleteSubscription
+            ListDeadLetters = hub.ListDeadLetters
+            RedriveDeadLetters = hub.RedriveDeadLetters
+            PurgeDeadLetters = hub.PurgeDeadLetters
             ListEventTypes = hub.ListEventTypes
 
             @staticmethod
@@ -183,6 +194,8 @@ def start(kafka: str, keys_file: Path, signer: TokenSigner) -> Start:
             "database_url": database_url,
             "kafka": kafka,
             "adapter_targets": "127.0.0.0/8:*",
+            # A busy machine doesn't take slots away.
+            "lease_seconds": 20.0,
         }
         async with running("events", Settings(**{**values, **more}), build) as runtime:
             client = Client(f"127.0.0.1:{runtime.port}", signer)

@@ -91,16 +91,18 @@ async def test_a_subscription_is_read_as_it_was_written(db: Database) -> None:
         assert await of.page(connection, "demo", after="", limit=9) == [one]
         assert await of.page(connection, "demo", after="a", limit=9) == []
         assert await of.count(connection, "demo", SinkKind.ADAPTER) == 1
-        running = {one.incarnation: 1, other.incarnation: 1}
+        kind = SinkKind.ADAPTER
+        running = {one.incarnation: (1, kind), other.incarnation: (1, kind)}
         assert await of.revisions(connection, range(domain.SLOTS)) == running
         assert await of.revisions(connection, {one.slot} - {other.slot} or {one.slot})
         assert {each.tenant for each in await of.load(connection, list(running))} == {
             "demo",
             "other",
         }
-    stopped = replace(one, state=State.STOPPED, revision=2)
+    stopped = replace(one, state=State.STOPPED, revision=2, seek={("t", 1): 7, ("t", 0): 0})
     await db.run(lambda uow: store.subscriptions.save(uow, stopped))
     async with db.read() as connection:
+        assert await store.subscriptions.get(connection, "demo", "a") == stopped
         found = await store.subscriptions.revisions(connection, range(domain.SLOTS))
     assert set(found) == {other.incarnation}
 

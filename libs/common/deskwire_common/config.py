@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -77,6 +78,16 @@ def _database(text: str) -> str:
     except InvalidArgument as error:
         raise ValueError(error.message) from None
     return text
+
+
+def reachable(advertise: str, listen: str, port: int) -> str:
+    """Return where others reach a process: as it advertises itself, else at the port where it listens."""
+    host, given = split_address(advertise or listen)
+    if advertise:
+        port = given
+    elif is_wildcard(host):
+        host = socket.gethostname()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 Address = Annotated[str, AfterValidator(_address)]

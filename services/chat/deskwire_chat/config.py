@@ -17,6 +17,7 @@ from deskwire_common.config import (
     OptionalAddress,
     ServiceSettings,
     is_wildcard,
+    reachable,
     split_address,
 )
 
@@ -120,9 +121,4 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
 
     def address(self, port: int) -> str:
         """Return where others reach this process, which listens on `port`."""
-        host, given = split_address(self.advertise or self.grpc_listen)
-        if self.advertise:
-            port = given
-        elif is_wildcard(host):
-            host = socket.gethostname()
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return reachable(self.advertise, self.grpc_listen, port)

@@ -10,7 +10,15 @@ from deskwire.events.v1.adapter_registry_service_pb2_grpc import (
 from deskwire.events.v1.event_hub_service_pb2_grpc import EventHubServiceServicer as Hub
 from deskwire_common.auth import Role
 from deskwire_common.rpc.table import Service, Table, stream, unary
-from deskwire_events.actions import HUB, MAX_PUBLISH, REGISTRY, AdapterActions, EventActions
+from deskwire_events.actions import (
+    HUB,
+    MAX_PUBLISH,
+    REGISTRY,
+    AdapterActions,
+    DeadLetterActions,
+    EventActions,
+    SubscriptionActions,
+)
 from deskwire_events.streams import Subscriptions
 
 _OWNERS: Final = frozenset({Role.INTEGRATION, Role.OPERATOR})
@@ -27,6 +35,17 @@ TABLE: Final = Table(
         ),
         # Its cursor may be long: it has a place for each captured table.
         stream(Hub.Subscribe).writing(Subscriptions.serve, _SUBSCRIBERS, request_bytes=_LONG),
+        unary(Hub.CreateSubscription).by(SubscriptionActions.create, _OWNERS, request_bytes=_LONG),
+        unary(Hub.GetSubscription).by(SubscriptionActions.get, _READERS),
+        unary(Hub.ListSubscriptions).by(SubscriptionActions.list, _READERS),
+        unary(Hub.UpdateSubscription).by(SubscriptionActions.update, _OWNERS, request_bytes=_LONG),
+        unary(Hub.PauseSubscription).by(SubscriptionActions.pause, _OWNERS),
+        unary(Hub.ResumeSubscription).by(SubscriptionActions.resume, _OWNERS),
+        unary(Hub.SeekSubscription).by(SubscriptionActions.seek, _OWNERS, request_bytes=_LONG),
+        unary(Hub.DeleteSubscription).by(SubscriptionActions.delete, _OWNERS),
+        unary(Hub.ListDeadLetters).by(DeadLetterActions.list_dead_letters, _OWNERS),
+        unary(Hub.RedriveDeadLetters).by(DeadLetterActions.redrive, _OWNERS),
+        unary(Hub.PurgeDeadLetters).by(DeadLetterActions.purge, _OWNERS),
         unary(Hub.ListEventTypes).by(EventActions.list_event_types, frozenset(Role)),
     ),
     Service(

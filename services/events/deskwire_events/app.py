@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from functools import partial
+
+import grpc
 
 from deskwire_common import db as dbs
 from deskwire_common import housekeeping, shutout
+from deskwire_common.config import reachable
 from deskwire_common.db import Database
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.kafka import ensure_topics
@@ -14,17 +18,23 @@ from deskwire_common.lifecycle import Runtime
 from deskwire_common.outbox import Outbox, OutboxRelay
 from deskwire_common.ownership import Holdings, Owner, Slot, SlotRows, join, slots_table
 from deskwire_common.quota import Quota
+from deskwire_common.rpc import make_channel
 from deskwire_common.targets import Targets, parse_rules
 from deskwire_events import conditions, domain, store
 from deskwire_events import housekeeping as chores
-from deskwire_events.actions import AdapterActions, EventActions
+from deskwire_events.actions import (
+    AdapterActions,
+    DeadLetterActions,
+    EventActions,
+    SubscriptionActions,
+)
 from deskwire_events.api import TABLE
 from deskwire_events.config import Settings
 from deskwire_events.domain import Cursors, Filter, Limits, SinkKind, Subscription
-from deskwire_events.running import Begin, Keeper, Ledger, Pusher, Subscriber
+from deskwire_events.running import Begin, Keeper, Ledger, Pusher, Streamer, Subscriber
 from deskwire_events.sinks import AdapterSink, OpenSink
 from deskwire_events.spine import Spine
-from deskwire_events.streams import Subscriptions
+from deskwire_events.streams import Named, Subscriptions
 
 
 async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
@@ -52,6 +62,10 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     limits = Limits(refusals=settings.delivery_attempts, age=settings.delivery_age_seconds)
 
     def make(begin: Begin) -> Subscriber | None:
+        if begin.subscription.kind is SinkKind.STREAM:
+            return Streamer(
+                begin, _filter(begin.subscription), db=db, spine=spine, clock=clock, limits=limits
+            )
         open_sink = sinks.get(begin.subscription.kind)
         if open_sink is None:
             return None
@@ -81,7 +95,20 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         changed=keeper.wake.set,
     )
     cursors = Cursors(await _cursor_key(db), await spine.broker.cluster())
-    subscriptions = Subscriptions(spine, cursors, clock, Quota(settings.max_subscriptions))
+    named = Named(db, keeper, clock, _owner_of(owner, holdings), _channels(runtime))
+    subscriptions = Subscriptions(spine, cursors, clock, Quota(settings.max_subscriptions), named)
+    registry = SubscriptionActions(
+        db=db,
+        outbox=outbox,
+        idempotency=idempotency,
+        clock=clock,
+        ids=ids,
+        spine=spine,
+        cursors=cursors,
+        most=settings.max_named_subscriptions,
+        changed=keeper.wake.set,
+    )
+    letters = DeadLetterActions(db, outbox, idempotency, clock, ids, keeper.wake.set)
     relay = OutboxRelay(
         db, outbox, await runtime.producer(strict=True), keep=settings.outbox_keep_seconds
     )
@@ -100,9 +127,15 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     runtime.on_drain(end_streams)
 
     await runtime.serve(
-        TABLE, events, subscriptions, adapters, admission=await shutout.follow(runtime, db)
+        TABLE,
+        events,
+        subscriptions,
+        registry,
+        letters,
+        adapters,
+        admission=await shutout.follow(runtime, db),
     )
-    await join(runtime, owner)
+    await join(runtime, owner, reachable(settings.advertise, settings.grpc_listen, runtime.port))
 
 
 def _holdings() -> Holdings[Slot]:
@@ -111,6 +144,37 @@ def _holdings() -> Holdings[Slot]:
         table, lambda row: Slot(row.id, row.term, row.owner), mine={"kind": domain.KIND}
     )
     return Holdings(domain.KIND, rows)
+
+
+def _owner_of(owner: Owner, holdings: Holdings[Slot]) -> Callable[[int], str | None]:
+    """The address of a slot's owner: "" for this process, None when nobody is known."""
+
+    def owner_of(slot: int) -> str | None:
+        if holdings.term_of(str(slot)):
+            return ""
+        seen = holdings.seen.get(str(slot))
+        member = None if seen is None else owner.live.get(seen.owner)
+        return (
+            None if member is None or seen is None or seen.owner == owner.name else member.address
+        )
+
+    return owner_of
+
+
+def _channels(runtime: Runtime[Settings]) -> Callable[[str], grpc.aio.Channel]:
+    """Channels to other hubs, one for each; their callers' tokens are passed on."""
+    channels: dict[str, grpc.aio.Channel] = {}
+
+    def channel(address: str) -> grpc.aio.Channel:
+        found = channels.get(address)
+        if found is None:
+            found = channels[address] = make_channel(
+                address, tls=runtime.tls, bare=True, server_name=runtime.settings.peer_name
+            )
+            runtime.stack.push_async_callback(found.close)
+        return found
+
+    return channel
 
 
 def _filter(subscription: Subscription) -> Filter:

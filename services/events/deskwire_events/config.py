@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from deskwire_common.config import DatabaseSettings, KafkaSettings, ServiceSettings, TargetRules
+from deskwire_common.config import (
+    DatabaseSettings,
+    KafkaSettings,
+    OptionalAddress,
+    ServiceSettings,
+    TargetRules,
+)
 
 
 class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     """From the environment, with the prefix DESKWIRE_."""
 
+    advertise: OptionalAddress = ""
+    """host:port where the other hubs reach this one, for streams of subscriptions that it has; empty: where it
+    listens, with the host's name for a wildcard address."""
+    peer_name: str = ""
+    """With TLS: the name in the certificates of other hubs; empty: the host of their address."""
     dead_letter_limit: int = Field(default=100, ge=1)
     """Dead letters in a row, without a success between them, that stop an adapter."""
     delivery_attempts: int = Field(default=20, ge=1)
     """How often an adapter may refuse one event before it is a dead letter."""
     delivery_age_seconds: float = Field(default=86_400.0, gt=0)
     """Seconds after an event's first refusal after which it is a dead letter."""
-    lease_seconds: float = Field(default=3.0, ge=1, le=300)
+    lease_seconds: float = Field(default=4.0, ge=1, le=300)
     """How long after its last sign of life a dead hub's subscriptions wait for another; the same for all hubs."""
     adapter_targets: TargetRules = "public:*"
     """Addresses that adapters may have: `HOST:PORT` rules with commas, see addresses.md."""
@@ -26,3 +37,5 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     """RegisterAdapter or CreateSource calls of one tenant that one process works on at a time."""
     max_subscriptions: int = Field(default=100, ge=1)
     """Open Subscribe streams of one tenant, of one process."""
+    max_named_subscriptions: int = Field(default=200, ge=1)
+    """Subscriptions of one tenant, adapters included."""

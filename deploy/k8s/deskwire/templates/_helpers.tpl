@@ -214,15 +214,17 @@ spec:
           valueFrom:
             fieldRef:
               fieldPath: metadata.name
+        {{- end }}
+        {{- if has .service (list "chat" "events") }}
         - name: POD_IP
           valueFrom:
             fieldRef:
               fieldPath: status.podIP
-        # Gateways and the other pods call this one by itself; its certificate has the service's name.
+        # The other pods, and gateways those of chat, call this one by itself; its certificate has the service's name.
         - name: DESKWIRE_ADVERTISE
           value: "$(POD_IP):7401"
         - name: DESKWIRE_PEER_NAME
-          value: {{ printf "%s-chat" (include "deskwire.fullname" .root) | quote }}
+          value: {{ printf "%s-%s" (include "deskwire.fullname" .root) .service | quote }}
         {{- end }}
       ports:
         - name: grpc

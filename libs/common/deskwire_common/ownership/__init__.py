@@ -62,8 +62,8 @@ def member_name(port: int) -> str:
     return f"{host}:{port}"
 
 
-async def join(runtime: Runtime[Any], owner: Owner) -> None:
-    """Make a process that already serves a member until it drains. Raises Unavailable."""
-    await owner.start(member_name(runtime.port), runtime.settings.grpc_listen)
+async def join(runtime: Runtime[Any], owner: Owner, address: str = "") -> None:
+    """Make a process that already serves a member until it drains; others reach it at `address`. Raises Unavailable."""
+    await owner.start(member_name(runtime.port), address or runtime.settings.grpc_listen)
     runtime.spawn("ownership", owner.run)
     runtime.on_drain(owner.leave)

@@ -6,6 +6,7 @@ from deskwire_events.domain.cursors import Cursor, Cursors
 from deskwire_events.domain.filters import Condition, Filter, Wanted
 from deskwire_events.domain.outcomes import Limits, Outcome, Result, outcome_of
 from deskwire_events.domain.readers import (
+    CHANGES,
     READERS,
     Selection,
     is_own_type,
@@ -23,15 +24,22 @@ from deskwire_events.domain.subscriptions import (
     State,
     Subscription,
     after,
+    check_change,
+    check_idle,
+    check_running,
     check_system,
+    create,
+    no_subscription,
     not_found,
     register,
     registered_already,
     remove,
     slot_of,
+    taken,
 )
 
 __all__ = [
+    "CHANGES",
     "DEAD_LETTERED",
     "KIND",
     "READERS",
@@ -51,8 +59,13 @@ __all__ = [
     "Subscription",
     "Wanted",
     "after",
+    "check_change",
+    "check_idle",
+    "check_running",
     "check_system",
+    "create",
     "is_own_type",
+    "no_subscription",
     "not_found",
     "outcome_of",
     "readable",
@@ -61,5 +74,6 @@ __all__ = [
     "registered_already",
     "remove",
     "slot_of",
+    "taken",
     "topics_of",
 ]

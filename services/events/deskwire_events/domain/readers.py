@@ -10,6 +10,9 @@ from deskwire_common import topics
 from deskwire_common.auth import Role
 from deskwire_common.errors import InvalidArgument, PermissionDenied
 
+CHANGES: Final = topics.CHANGES.name
+"""The name under which the contract has the topics of captured tables."""
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:

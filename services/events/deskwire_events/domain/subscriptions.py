@@ -9,9 +9,17 @@ from enum import IntEnum, StrEnum
 from typing import Any, Final
 
 from deskwire.common.v1 import error_reason_pb2
-from deskwire_common.errors import AlreadyExists, NotFound, PermissionDenied
+from deskwire_common.auth import Role
+from deskwire_common.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    VersionMismatch,
+)
 from deskwire_events.domain.filters import Wanted
 from deskwire_events.domain.outcomes import Outcome
+from deskwire_events.domain.readers import Selection, readable_topics, topics_of
 
 SLOTS: Final = 64
 """Parts of all subscriptions, each worked on by one process."""
@@ -62,6 +70,8 @@ class Subscription:
     revision: int = 1
     sequence: int = 1
     removed: bool = False
+    seek: Mapping[tuple[str, int], int] | None = None
+    """Places that its worker is to begin with, in place of its own."""
 
     @property
     def slot(self) -> int:
@@ -88,6 +98,13 @@ class Subscription:
         """Event types that are delivered; empty: all."""
         asked, accepts = frozenset(self.wanted.event_types), frozenset(self.accepts)
         return asked & accepts if asked and accepts else asked or accepts
+
+    @property
+    def selection(self) -> Selection:
+        """The topics that it reads: of its creator's role, if it was made for one."""
+        if self.role:
+            return readable_topics(Role(self.role), tuple(self.event_types))
+        return topics_of(self.event_types)
 
     @property
     def running(self) -> bool:
@@ -186,6 +203,84 @@ def remove(before: Subscription | None, adapter_id: str, system: str) -> Subscri
         raise not_found(adapter_id)
     check_system(before.system_id, system)
     return before.changed(removed=True, secrets={})
+
+
+def create(
+    before: Subscription | None,
+    *,
+    tenant: str,
+    subscription_id: str,
+    incarnation: str,
+    system_id: str,
+    wanted: Wanted,
+    role: str,
+    now: int,
+) -> Subscription:
+    """A new subscription that streams read. Raises AlreadyExists when its id was taken, by a removed adapter too."""
+    if before is not None:
+        raise taken(subscription_id)
+    return Subscription(
+        tenant=tenant,
+        subscription_id=subscription_id,
+        incarnation=incarnation,
+        kind=SinkKind.STREAM,
+        system_id=system_id,
+        wanted=wanted,
+        sink={},
+        secrets={},
+        state=State.ACTIVE,
+        reason="",
+        role=role,
+        created_at=now,
+    )
+
+
+def check_change(
+    before: Subscription | None, subscription_id: str, system: str, expected: int
+) -> Subscription:
+    """The subscription that is about to be changed; `system` is the caller's when it may only change its own.
+
+    Raises NotFound, PermissionDenied, and VersionMismatch unless it has the `expected` version (0: any).
+    """
+    if before is None or before.removed:
+        raise no_subscription(subscription_id)
+    check_system(before.system_id, system)
+    if expected and expected != before.version:
+        raise VersionMismatch(before.version, expected)
+    return before
+
+
+def check_idle(subscription: Subscription) -> None:
+    """Raises FailedPrecondition (INVALID_STATE) while events may be under way."""
+    if subscription.state is State.ACTIVE:
+        raise FailedPrecondition(
+            f"subscription {subscription.subscription_id} is active: pause it first",
+            reason=error_reason_pb2.ERROR_REASON_INVALID_STATE,
+            metadata={"state": subscription.state.name},
+        )
+
+
+def check_running(subscription: Subscription) -> None:
+    """Raises FailedPrecondition (INVALID_STATE) while nothing is delivered."""
+    if subscription.state is not State.ACTIVE:
+        raise FailedPrecondition(
+            f"subscription {subscription.subscription_id} is {subscription.state.name.lower()}: resume it first",
+            reason=error_reason_pb2.ERROR_REASON_INVALID_STATE,
+            metadata={"state": subscription.state.name},
+        )
+
+
+def taken(subscription_id: str) -> AlreadyExists:
+    """The error for an id that a subscription or an adapter has."""
+    return AlreadyExists(f"there is a subscription or an adapter {subscription_id}")
+
+
+def no_subscription(subscription_id: str) -> NotFound:
+    """The error for a subscription that isn't there, or is another tenant's."""
+    return NotFound(
+        f"no subscription {subscription_id}",
+        reason=error_reason_pb2.ERROR_REASON_SUBSCRIPTION_NOT_FOUND,
+    )
 
 
 def check_system(system_id: str, caller: str) -> None:

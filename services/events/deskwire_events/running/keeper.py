@@ -15,7 +15,7 @@ from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.ownership import Holdings, Slot, TermOver
 from deskwire_events import store
-from deskwire_events.domain import Progress, topics_of
+from deskwire_events.domain import Progress, SinkKind, slot_of
 from deskwire_events.running.ledger import Ledger
 from deskwire_events.running.subscriber import Begin, Subscriber, Unit
 from deskwire_events.spine import Spine
@@ -28,7 +28,7 @@ IDLE: Final = 10.0
 _CHUNK: Final = 500
 
 Make = Callable[[Begin], Subscriber | None]
-"""Makes the subscriber of a row; None: its kind of sink isn't worked on before somebody asks."""
+"""Makes the subscriber of a row; None: this program has no sink of its kind."""
 
 
 class Running:
@@ -115,6 +115,17 @@ class Keeper:
                 ]
             )
 
+    async def opened(self, incarnation: str) -> Subscriber | None:
+        """The subscriber of a subscription, which begins now if it doesn't run; None when it isn't this process's.
+
+        Raises Unavailable.
+        """
+        async with self._settling:
+            if incarnation not in self._running and slot_of(incarnation) in self._slots:
+                await self._begin([incarnation])
+            running = self._running.get(incarnation)
+            return None if running is None else running.subscriber
+
     # -- loops -------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -184,23 +195,32 @@ class Keeper:
                 [
                     incarnation
                     for incarnation, running in self._running.items()
-                    if wanted.get(incarnation) != running.subscriber.subscription.revision
+                    if incarnation not in wanted
+                    or wanted[incarnation][0] != running.subscriber.subscription.revision
+                    or running.subscriber.unused
                 ]
             )
-            missing = [each for each in wanted if each not in self._running]
+            # Those of streams begin when somebody reads them.
+            missing = [
+                each
+                for each, (_, kind) in wanted.items()
+                if kind is not SinkKind.STREAM and each not in self._running
+            ]
             for start in range(0, len(missing), _CHUNK):
                 await self._begin(missing[start : start + _CHUNK])
 
     async def _begin(self, incarnations: Sequence[str]) -> None:
         async with self._db.read() as connection:
             begins = await _load(connection, incarnations)
+        seeking = [each.subscription for each in begins if each.subscription.seek is not None]
+        if seeking:
+            await self._ledger.begin_anew(seeking)
+            async with self._db.read() as connection:
+                begins = await _load(connection, incarnations)
         # Rows may have changed between the two readings.
         begins = [each for each in begins if each.subscription.running]
         places = await self._spine.complete(
-            [
-                (topics_of(b.subscription.event_types), b.subscription.tenant, b.places)
-                for b in begins
-            ]
+            [(b.subscription.selection, b.subscription.tenant, b.places) for b in begins]
         )
         fresh: list[Running] = []
         for begin, mine in zip(begins, places, strict=True):

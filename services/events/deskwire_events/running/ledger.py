@@ -12,7 +12,7 @@ from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
 from deskwire_common.ownership import Holdings, Slot, TermOver
 from deskwire_events import events, store
-from deskwire_events.domain import DEAD_LETTERED, Delivery, State
+from deskwire_events.domain import DEAD_LETTERED, Delivery, State, Subscription
 from deskwire_events.engine import Item
 from deskwire_events.running.subscriber import End, Unit, kept
 from deskwire_events.store.kept import Dead, Parked
@@ -56,7 +56,7 @@ class Ledger:
                 await store.kept.unpark(uow, unit.subscription.incarnation, ids)
             await store.deliveries.add(
                 uow,
-                {u.subscription.incarnation: [_delivery(end) for end in u.told] for u in units if u.ends},
+                {u.subscription.incarnation: [_delivery(end) for end in u.told] for u in units if u.told},
             )  # fmt: skip
             await store.subscriptions.save_progress(
                 uow,
@@ -65,6 +65,24 @@ class Ledger:
             for unit in sorted(units, key=lambda unit: unit.subscription.subject):
                 if unit.dead or unit.losses:
                     await self._tell(uow, unit)
+
+        await self.db.run(work)
+
+    async def begin_anew(self, subscriptions: Sequence[Subscription]) -> None:
+        """Give subscriptions the places that they are to begin with. Raises TermOver and Unavailable."""
+        slots = {str(each.slot) for each in subscriptions}
+
+        async def work(uow: UnitOfWork) -> None:
+            terms = await self._fence(uow, slots)
+            for each in subscriptions:
+                found = await store.subscriptions.lock(uow, each.tenant, each.subscription_id)
+                if found is None or found.incarnation != each.incarnation or found.seek is None:
+                    continue
+                mine = found.incarnation
+                await store.places.remove(uow, mine)
+                await store.places.save(uow, {mine: found.seek}, {mine: terms[str(found.slot)]})
+                await store.kept.forget_parked(uow, mine)
+                await store.subscriptions.save(uow, replace(found, seek=None))
 
         await self.db.run(work)
 
@@ -100,7 +118,7 @@ class Ledger:
         for loss in unit.losses:
             sequence = found.sequence + len(told) + 1
             told.append(events.lost_event(found, loss, sequence, ids=self.ids, clock=self.clock))
-        after = replace(found, sequence=found.sequence + len(told))
+        after = found
         row = unit.progress.rejected_in_row if unit.progress is not None else 0
         if row >= self.dead_letter_limit and after.state is State.ACTIVE:
             after = replace(
@@ -109,6 +127,9 @@ class Ledger:
                 reason=f"{row} dead letters in a row",
                 revision=after.revision + 1,
             )
+            sequence = found.sequence + len(told) + 1
+            told.append(events.stopped_event(after, sequence, ids=self.ids, clock=self.clock))
+        after = replace(after, sequence=found.sequence + len(told))
         await store.subscriptions.save(uow, after)
         await self.outbox.add(uow, told)
 

@@ -14,7 +14,7 @@ from deskwire_common.db import Database
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.logging import get_logger
 from deskwire_events import domain, store
-from deskwire_events.domain import Filter, Progress, Result, Subscription, topics_of
+from deskwire_events.domain import Filter, Progress, Result, Subscription
 from deskwire_events.engine import Backlog, Item, LaneKey, Saves
 from deskwire_events.spine import Carried, Feed, Lost, Spine
 from deskwire_events.store.kept import Kept, Parked
@@ -52,13 +52,14 @@ class End:
 
 @dataclass(slots=True)
 class Unit:
-    """What one tick saves of one subscription."""
+    """What one tick saves of one subscription. `tells`: whether its ends are kept for people."""
 
     subscription: Subscription
     saves: Saves
     progress: Progress | None
     ends: list[End] = field(default_factory=list)
     losses: list[Lost] = field(default_factory=list)
+    tells: bool = True
 
     def __bool__(self) -> bool:
         return bool(self.saves or self.ends or self.losses or self.progress is not None)
@@ -71,7 +72,7 @@ class Unit:
     @property
     def told(self) -> list[End]:
         """The ends that are kept for people."""
-        return self.ends[-_TOLD_ENDS:]
+        return self.ends[-_TOLD_ENDS:] if self.tells else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,9 @@ class Subscriber(ABC):
     `work` is set when there may be something to do; `halted` when nothing may go out any more.
     """
 
+    tells = True
+    """Whether its ends are kept for people."""
+
     def __init__(
         self, begin: Begin, filter_: Filter, db: Database, spine: Spine, clock: Clock
     ) -> None:
@@ -102,7 +106,7 @@ class Subscriber(ABC):
             begin.places, max_count=MAX_COUNT, max_bytes=MAX_BYTES, known=begin.known
         )
         self.backlog.set_stored([(key, count, due / 1e6) for key, count, due in begin.lanes])
-        self.feed = Feed(topics_of(begin.subscription.event_types), filter_, begin.places, self)
+        self.feed = Feed(begin.subscription.selection, filter_, begin.places, self)
         self._db = db
         self._spine = spine
         self._clock = clock
@@ -217,7 +221,7 @@ class Subscriber(ABC):
         # Of heads only what has no room is behind: what was taken is in the window.
         saves = self.backlog.collect(self.now, self._spine.heads(self.feed), idle=idle)
         changed = self.progress if self.progress != self._told else None
-        unit = Unit(self.subscription, saves, changed, self._ends, self._losses)
+        unit = Unit(self.subscription, saves, changed, self._ends, self._losses, self.tells)
         self._ends, self._losses = [], []
         return unit
 
@@ -233,6 +237,11 @@ class Subscriber(ABC):
         self.backlog.unsaved(unit.saves)
         self._ends = unit.ends + self._ends
         self._losses = unit.losses + self._losses
+
+    @property
+    def unused(self) -> bool:
+        """Whether nobody has needed it for a while."""
+        return False
 
     # -- life --------------------------------------------------------------------------------------
 

@@ -30,8 +30,8 @@ class Carried:
     """
 
     __slots__ = (
-        "_delivered", "_document", "_event", "_json", "event_id", "headers", "key", "kind", "offset", "partition",
-        "size", "source", "subject", "tenant", "timestamp", "topic", "traceparent", "value",
+        "_delivered", "_document", "_event", "_json", "_views", "event_id", "headers", "key", "kind", "offset",
+        "partition", "size", "source", "subject", "tenant", "timestamp", "topic", "traceparent", "value",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +55,7 @@ class Carried:
         self._event: Event | InvalidArgument | None = None
         self._json: bytes | None = None
         self._document: Any = None
+        self._views: list[bytes | None] = [None, None]
         self._delivered: list[bytes | None] = [None, None]
         self.tenant = self.kind = self.subject = self.source = self.event_id = b""
         self.traceparent = b""
@@ -151,36 +152,44 @@ class Carried:
         """The envelope's bytes. Raises InvalidArgument."""
         return self.event.SerializeToString() if self.is_json else self.value
 
-    def delivered(self, *, json: bool) -> bytes:
-        """The field `events` of a SubscribeResponse: tag, length and a DeliveredEvent, in one of its views.
+    def view(self, *, json: bool) -> bytes:
+        """A DeliveredEvent in one of its views, encoded; b"" for a record that is no event.
 
-        An event of more than MAX_EVENT bytes is in it without its data; a record that is no event is b"".
+        An event of more than MAX_EVENT bytes is in it without its data.
         """
+        found = self._views[json]
+        if found is None:
+            found = self._views[json] = self._encoded(json=json)
+        return found
+
+    def _encoded(self, *, json: bool) -> bytes:
+        try:
+            data = nested(_JSON, self.json) if json else nested(_EVENT, self.proto)
+        except InvalidArgument:
+            return b""
+        if len(data) > MAX_EVENT:
+            # Said, so that nobody takes it for delivered, and without its data, so that the stream goes on.
+            get_logger().warning(
+                "event_too_large",
+                topic=self.topic,
+                partition=self.partition,
+                offset=self.offset,
+                bytes=len(data),
+            )
+            data = b""
+        return (
+            data
+            + nested(_TOPIC, self.topic.encode())
+            + number(_PARTITION, self.partition)
+            + number(_OFFSET, self.offset)
+        )
+
+    def delivered(self, *, json: bool) -> bytes:
+        """The field `events` of a SubscribeResponse with its view: shared by all streams without names."""
         found = self._delivered[json]
         if found is None:
-            try:
-                view = nested(_JSON, self.json) if json else nested(_EVENT, self.proto)
-            except InvalidArgument:
-                found = b""
-            else:
-                if len(view) > MAX_EVENT:
-                    # Said, so that nobody takes it for delivered, and without its data, so that the stream goes on.
-                    get_logger().warning(
-                        "event_too_large",
-                        topic=self.topic,
-                        partition=self.partition,
-                        offset=self.offset,
-                        bytes=len(view),
-                    )
-                    view = b""
-                found = nested(
-                    _EVENTS,
-                    view
-                    + nested(_TOPIC, self.topic.encode())
-                    + number(_PARTITION, self.partition)
-                    + number(_OFFSET, self.offset),
-                )
-            self._delivered[json] = found
+            view = self.view(json=json)
+            found = self._delivered[json] = nested(_EVENTS, view) if view else b""
         return found
 
     def _ask_value(self) -> None:

@@ -114,6 +114,11 @@ async def unpark(uow: UnitOfWork, incarnation: str, ids: Collection[tuple[str, i
     await uow.execute(statement, rows)
 
 
+async def forget_parked(uow: UnitOfWork, incarnation: str) -> None:
+    """Remove all records of a subscription that wait."""
+    await uow.execute(sa.delete(parked).where(parked.c.incarnation == incarnation))
+
+
 async def lanes(
     connection: AsyncConnection, incarnations: Sequence[str]
 ) -> dict[str, list[tuple[LaneKey, int, int]]]:

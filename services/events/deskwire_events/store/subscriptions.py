@@ -12,7 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from deskwire_common import db
 from deskwire_common.db import UnitOfWork
 from deskwire_events.domain import Progress, SinkKind, State, Subscription, Wanted
-from deskwire_events.store.tables import progress, subscriptions
+from deskwire_events.store.tables import (
+    dead,
+    deliveries,
+    parked,
+    places,
+    progress,
+    subscriptions,
+)
 
 
 def _one(tenant: str, subscription_id: str) -> sa.Select[Any]:
@@ -48,6 +55,13 @@ async def save(uow: UnitOfWork, subscription: Subscription) -> None:
     await uow.execute(sa.update(subscriptions).where(*own).values(row))
 
 
+async def remove(uow: UnitOfWork, subscription: Subscription) -> None:
+    """Delete a locked subscription with everything that belongs to it."""
+    mine = subscription.incarnation
+    for table in (subscriptions, progress, places, parked, dead, deliveries):
+        await uow.execute(sa.delete(table).where(table.c.incarnation == mine))
+
+
 async def count(connection: AsyncConnection, tenant: str, kind: SinkKind | None = None) -> int:
     """How many subscriptions a tenant has, of one kind or of all."""
     c = subscriptions.c
@@ -76,13 +90,18 @@ async def page(
     return [_subscription(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def revisions(connection: AsyncConnection, slots: Collection[int]) -> dict[str, int]:
-    """The revision of each running subscription of these slots, of all tenants: for workers, not for requests."""
+async def revisions(
+    connection: AsyncConnection, slots: Collection[int]
+) -> dict[str, tuple[int, SinkKind]]:
+    """Revision and kind of each running subscription of these slots, of all tenants: for workers, not for requests."""
     c = subscriptions.c
-    query = sa.select(c.incarnation, c.revision).where(
+    query = sa.select(c.incarnation, c.revision, c.kind).where(
         c.slot.in_(list(slots)), c.removed == 0, c.state == int(State.ACTIVE)
     )
-    return {row.incarnation: row.revision for row in await connection.execute(query)}
+    return {
+        row.incarnation: (row.revision, SinkKind(row.kind))
+        for row in await connection.execute(query)
+    }
 
 
 async def load(connection: AsyncConnection, incarnations: Sequence[str]) -> list[Subscription]:
@@ -156,6 +175,9 @@ def _row(each: Subscription) -> dict[str, Any]:
         "revision": each.revision,
         "sequence": each.sequence,
         "removed": int(each.removed),
+        "seek": ""
+        if each.seek is None
+        else json.dumps([[*place, offset] for place, offset in each.seek.items()]),
     }
 
 
@@ -183,4 +205,7 @@ def _subscription(row: sa.RowMapping) -> Subscription:
         revision=row["revision"],
         sequence=row["sequence"],
         removed=bool(row["removed"]),
+        seek={(topic, number): offset for topic, number, offset in json.loads(row["seek"])}
+        if row["seek"]
+        else None,
     )

@@ -32,6 +32,7 @@ subscriptions = sa.Table(
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("sequence", db.UInt32, nullable=False),
     sa.Column("removed", sa.SmallInteger, nullable=False),
+    sa.Column("seek", db.LongText, nullable=False),
     sa.Index(None, "slot"),
 )
 

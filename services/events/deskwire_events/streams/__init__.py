@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deskwire_events.streams.named import Named
 from deskwire_events.streams.service import Subscriptions
 
-__all__ = ["Subscriptions"]
+__all__ = ["Named", "Subscriptions"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,6 +22,7 @@ from deskwire_events.callers import tenant_caller
 from deskwire_events.domain import Cursors, Filter, Wanted, readable_topics
 from deskwire_events.spine import Spine
 from deskwire_events.streams.credit import Credit
+from deskwire_events.streams.named import Named, NamedStream
 from deskwire_events.streams.unnamed import Unnamed
 
 #: Seconds of silence after which a stream gets a checkpoint.
@@ -36,6 +37,7 @@ class Subscriptions:
     cursors: Cursors
     clock: Clock
     open: Quota
+    named: Named
     stopping: bool = False
     _wakes: set[asyncio.Event] = field(default_factory=set)
 
@@ -46,29 +48,39 @@ class Subscriptions:
             wake.set()
 
     async def serve(
-        self, requests: AsyncIterator[pb.SubscribeRequest], _context: Any
+        self, requests: AsyncIterator[pb.SubscribeRequest], context: Any
     ) -> AsyncGenerator[bytes]:
         """One stream of what the caller's role may see in its tenant, as encoded SubscribeResponses.
 
-        Raises InvalidArgument, OutOfRange (CURSOR_EXPIRED), PermissionDenied, ResourceExhausted, Unavailable.
+        Raises InvalidArgument, OutOfRange (CURSOR_EXPIRED), PermissionDenied, NotFound, FailedPrecondition,
+        ResourceExhausted, Unavailable.
         """
         principal = tenant_caller()
         with self.open.taken(principal.tenant, "open streams"):
-            async with aclosing(self._stream(principal, requests)) as responses:
-                async for response in responses:
-                    yield response
+            first = await anext(requests, None)
+            if first is None or first.WhichOneof("kind") != "start":
+                raise InvalidArgument("the first request of the stream must be start", field="kind")
+            if first.start.subscription_id:
+                responses = self._named(principal, first, requests, context)
+            else:
+                responses = self._unnamed(principal, first.start, requests)
+            METRICS.hub_subscriptions.inc()
+            try:
+                async with aclosing(responses):
+                    async for response in responses:
+                        yield response
+            finally:
+                METRICS.hub_subscriptions.dec()
 
-    async def _stream(
-        self, principal: Principal, requests: AsyncIterator[pb.SubscribeRequest]
+    async def _unnamed(
+        self,
+        principal: Principal,
+        start: pb.SubscribeStart,
+        requests: AsyncIterator[pb.SubscribeRequest],
     ) -> AsyncGenerator[bytes, None]:
-        first = await anext(requests, None)
-        if first is None or first.WhichOneof("kind") != "start":
-            raise InvalidArgument("the first request of the stream must be start", field="kind")
-        start = first.start
         selection = readable_topics(principal.role, start.event_types)
         credit = Credit(start.credit, start.credit_bytes)
         wake = asyncio.Event()
-        self._wakes.add(wake)
         stream = Unnamed(
             principal.tenant,
             selection,
@@ -79,71 +91,106 @@ class Subscriptions:
             cursors=self.cursors,
             wake=wake,
         )
-        listener = asyncio.create_task(_listen(requests, credit, wake), name="subscribe-credit")
-        listener.add_done_callback(lambda _: wake.set())
-        METRICS.hub_subscriptions.inc()
+
+        def take(request: pb.SubscribeRequest) -> None:
+            if request.WhichOneof("kind") != "credit":
+                raise InvalidArgument("a stream has one start; then it gives credit", field="kind")
+            credit.give(request.credit.events, request.credit.bytes)
+            wake.set()
+
+        def is_over() -> bool:
+            return credit.empty
+
         try:
             await stream.open(start)
-            async for answer in self._answers(stream, credit, listener, wake):
+            async for answer in self._answers(stream, _listen(requests, take), is_over, wake):
                 yield answer
         finally:
-            METRICS.hub_subscriptions.dec()
-            self._wakes.discard(wake)
-            listener.cancel()
             stream.close()
-            await asyncio.gather(listener, return_exceptions=True)
+
+    async def _named(
+        self,
+        principal: Principal,
+        first: pb.SubscribeRequest,
+        requests: AsyncIterator[pb.SubscribeRequest],
+        context: Any,
+    ) -> AsyncGenerator[bytes, None]:
+        found = await self.named.find(principal, first.start)
+        streamer = await self.named.streamer(found)
+        if streamer is None:
+            async with aclosing(self.named.pass_on(found, first, requests, context)) as answers:
+                async for answer in answers:
+                    yield answer
+            return
+        wake = asyncio.Event()
+        stream = NamedStream(streamer, first.start, wake)
+        try:
+            # Acks come until the client says no more; then what it has is all that it gets.
+            async for answer in self._answers(
+                stream, _listen(requests, stream.take), lambda: True, wake
+            ):
+                yield answer
+        finally:
+            stream.close()
 
     async def _answers(
         self,
-        stream: Unnamed,
-        credit: Credit,
-        listener: asyncio.Task[None],
+        stream: Unnamed | NamedStream,
+        listening: Coroutine[Any, Any, None],
+        is_over: Callable[[], bool],
         wake: asyncio.Event,
     ) -> AsyncGenerator[bytes, None]:
-        """The answers, for ever; it ends when there is no credit and none can come."""
-        yield stream.answer()[0]
-        clock = self.clock
-        told = clock.monotonic()
-        pace = link_pace(1)
-        while True:
-            if self.stopping:
-                raise Unavailable(
-                    "the hub is stopping; come back with the last cursor",
-                    reason=error_reason_pb2.ERROR_REASON_SHUTTING_DOWN,
-                    retry_after=1.0,
-                )
-            await stream.check()
-            if listener.done():
-                listener.result()
-                if credit.empty:
-                    return
-            now = clock.monotonic()
-            if stream.waiting:
-                # What is on its way in the same moment goes in the same answer.
-                pause = pace.pause(now)
-                if pause > 0:
-                    await asyncio.sleep(pause)
-                answer, count = stream.answer()
-                told = clock.monotonic()
-                pace.began(told, count)
-                yield answer
-            elif now - told >= CHECKPOINT:
-                told = now
-                yield stream.answer()[0]
-            else:
-                wake.clear()
-                await loops.wait(wake, told + CHECKPOINT - now)
+        """The answers, for ever; it ends when the client says no more and `is_over`."""
+        self._wakes.add(wake)
+        listener = asyncio.create_task(listening, name="subscribe-requests")
+        listener.add_done_callback(lambda _: wake.set())
+        try:
+            yield stream.answer()[0]
+            told = self.clock.monotonic()
+            pace = link_pace(1)
+            while True:
+                self._check()
+                stream.check()
+                if listener.done():
+                    listener.result()
+                    if is_over():
+                        return
+                now = self.clock.monotonic()
+                if stream.waiting:
+                    # What is on its way in the same moment goes in the same answer.
+                    pause = pace.pause(now)
+                    if pause > 0:
+                        await asyncio.sleep(pause)
+                    answer, count = stream.answer()
+                    told = self.clock.monotonic()
+                    pace.began(told, count)
+                    yield answer
+                elif now - told >= CHECKPOINT:
+                    told = now
+                    yield stream.answer()[0]
+                else:
+                    wake.clear()
+                    await loops.wait(wake, told + CHECKPOINT - now)
+        finally:
+            self._wakes.discard(wake)
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+
+    def _check(self) -> None:
+        if self.stopping:
+            raise Unavailable(
+                "the hub is stopping; come back with the last cursor",
+                reason=error_reason_pb2.ERROR_REASON_SHUTTING_DOWN,
+                retry_after=1.0,
+            )
 
 
 async def _listen(
-    requests: AsyncIterator[pb.SubscribeRequest], credit: Credit, wake: asyncio.Event
+    requests: AsyncIterator[pb.SubscribeRequest], take: Callable[[pb.SubscribeRequest], None]
 ) -> None:
     """Take the later requests of a stream, until the client says no more."""
     async for request in requests:
-        if request.WhichOneof("kind") != "credit":
-            raise InvalidArgument("a stream has one start; then it gives credit", field="kind")
-        credit.give(request.credit.events, request.credit.bytes)
-        wake.set()
+        take(request)
 
 
 def _filter(tenant: str, start: pb.SubscribeStart) -> Filter:

@@ -59,12 +59,13 @@ class Unnamed:
         places = await self._spine.begin(self._selection, self._tenant, await self._start(start))
         self._feed = Feed(self._selection, self._filter, places, self)
         await self._spine.attach([self._feed])
-        await self.check()
+        self.check()
 
-    async def check(self) -> None:
+    def check(self) -> None:
         """Raises OutOfRange when records are gone that the stream should have had."""
         if self._lost is not None:
-            raise await self._expired()
+            # The places are those at which it could go on.
+            raise self._out_of_range(self._places())
 
     def close(self) -> None:
         """Stop reading."""
@@ -148,8 +149,10 @@ class Unnamed:
                 return "latest"
 
     async def _expired(self) -> OutOfRange:
-        places: Mapping[tuple[str, int], int]
         places = await self._spine.begin(self._selection, self._tenant, "earliest")
+        return self._out_of_range(places)
+
+    def _out_of_range(self, places: Mapping[tuple[str, int], int]) -> OutOfRange:
         oldest = self._cursors.encode(self._tenant, places)
         return OutOfRange(
             "the cursor is older than what is kept, or of another cluster",

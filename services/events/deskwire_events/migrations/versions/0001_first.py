@@ -71,6 +71,7 @@ def _subscriptions() -> None:
         sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("sequence", sa.BigInteger(), nullable=False),
         sa.Column("removed", sa.SmallInteger(), nullable=False),
+        sa.Column("seek", _LONG_TEXT, nullable=False),
         sa.PrimaryKeyConstraint("tenant_id", "subscription_id", name="pk_subscriptions"),
         sa.UniqueConstraint("incarnation", name="uq_subscriptions_incarnation"),
     )

@@ -203,7 +203,10 @@ async def test_a_compression_bomb_is_not_unpacked(d: Desk) -> None:
         )(compression=grpc.Compression.Gzip)
         with suppress(grpc.aio.AioRpcError):
             await call.write(bomb)
-        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+        # gRPC resets the stream behind its status; on a busy machine the client may read the reset first.
+        assert await call.code() in {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL}
+    async with wire(d, d.token(Role.VISITOR, "v")) as w:
+        await w.works()
 
 
 async def test_a_huge_message_ends_one_connection_only(d: Desk) -> None:

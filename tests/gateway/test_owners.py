@@ -14,7 +14,7 @@ from deskwire.chat.v1 import conversation_pb2
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.gateway.v1 import frame_pb2
 from deskwire_chat.log.commit import Committer
-from deskwire_chat.owners.ownership import Holder, Ownership
+from deskwire_chat.owners.ownership import KIND, Ownership
 from deskwire_common.auth import Role, TokenSigner
 from deskwire_common.errors import Unavailable
 from deskwire_common.lifecycle import running
@@ -81,14 +81,7 @@ async def test_a_shard_that_gives_its_partitions_up_and_takes_them_again_reorder
     url = f"sqlite:///{tmp_path / 'chat.db'}"
     await migrate(url, "deskwire_chat")
     port = free_port()
-    found: list[Ownership] = []
-    bind = Ownership.bind
-
-    def noted(self: Ownership, holder: Holder) -> None:
-        found.append(self)
-        bind(self, holder)
-
-    monkeypatch.setattr(Ownership, "bind", noted)
+    found = made(monkeypatch)
     token = signer.mint(tenant="t", role=Role.VISITOR, subject="1001")
     conversation = new_id()
     chat = chat_settings(url, kafka, keys_file, grpc_listen=f"127.0.0.1:{port}")
@@ -102,7 +95,7 @@ async def test_a_shard_that_gives_its_partitions_up_and_takes_them_again_reorder
         (ownership,) = found
         for number in range(60):
             if number % 20 == 10:
-                await ownership._share.give_up(set(ownership.partitions))
+                await ownership._owner._shares[KIND].give_up(set(ownership.partitions))
             await w.say(send=send(conversation, str(number)))
             if number % 20 == 15:
                 await ownership._owner.look()
@@ -121,17 +114,11 @@ async def test_a_line_is_held_however_the_owner_changes(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'chat.db'}"
     await migrate(url, "deskwire_chat")
-    found: list[Ownership] = []
-    bind = Ownership.bind
-
-    def noted(self: Ownership, holder: Holder) -> None:
-        found.append(self)
-        bind(self, holder)
+    found = made(monkeypatch)
 
     async def away(*_: object) -> None:
         raise Unavailable("the database is away")
 
-    monkeypatch.setattr(Ownership, "bind", noted)
     port = free_port()
     token = signer.mint(tenant="t", role=Role.VISITOR, subject="1001")
     conversation = new_id()
@@ -149,7 +136,7 @@ async def test_a_line_is_held_however_the_owner_changes(
             assert (await w.hear("error")).temporary
         # Chat forgets who holds a line when the partition leaves it: the gateway doesn't.
         (ownership,) = found
-        await ownership._share.give_up(set(ownership.partitions))
+        await ownership._owner._shares[KIND].give_up(set(ownership.partitions))
         await ownership._owner.look()
         await w.say(send=send(conversation, "two"))
         error = await w.hear("error")
@@ -158,6 +145,19 @@ async def test_a_line_is_held_however_the_owner_changes(
         await w.say(send=send(conversation, "two"))
         acks = [await w.hear("send_ack") for _ in range(2)]
         assert [(a.client_msg_id, a.seq) for a in acks] == [("one", 1), ("two", 2)]
+
+
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Ownership]:
+    """The ownership of each chat process that is built from now on."""
+    found: list[Ownership] = []
+    take_share = Ownership.take_share
+
+    def noted(self: Ownership, duties: Any) -> None:
+        found.append(self)
+        take_share(self, duties)
+
+    monkeypatch.setattr(Ownership, "take_share", noted)
+    return found
 
 
 def address(gateway: Any) -> Any:

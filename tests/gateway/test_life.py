@@ -7,6 +7,7 @@ import gc
 import json
 import socket
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -51,8 +52,24 @@ async def test_a_connection_ends_with_its_token(start: Start) -> None:
         wire(d, d.token(Role.VISITOR, "1", ttl=60)) as brief,
     ):
         await brief.works()
-        d.let_pass(61)
+        d.let_pass(66)
         assert await brief.ended() == ("TOKEN_EXPIRED", 3001)
+
+
+async def test_a_connection_stays_as_long_as_its_token_would_open_it_again(start: Start) -> None:
+    # With a ping interval of a second, each second looks at all sessions.
+    async with start(ping_interval=1.0) as d, AsyncExitStack() as stack:
+        now = d.gateway.clock.now()
+        d.gateway.clock.now = lambda: now
+        token = d.token(Role.VISITOR, "1", ttl=600)
+        gone = await stack.enter_async_context(wire(d, d.token(Role.VISITOR, "2", ttl=500)))
+        stays = await stack.enter_async_context(wire(d, token))
+        now += timedelta(seconds=602)
+        assert await gone.ended() == ("TOKEN_EXPIRED", 3001)
+        await stack.enter_async_context(wire(d, token))
+        await stays.works()
+        now += timedelta(seconds=4)
+        assert await stays.ended() == ("TOKEN_EXPIRED", 3001)
 
 
 async def test_no_more_connections_than_fit(start: Start) -> None:

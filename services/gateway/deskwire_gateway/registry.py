@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from deskwire.common.v1 import error_reason_pb2 as reasons
 from deskwire.gateway.v1 import frame_pb2
-from deskwire_common.auth import Principal, Role
+from deskwire_common.auth import EXPIRY_GRACE, Principal, Role
 from deskwire_common.clock import Clock
 from deskwire_common.errors import ResourceExhausted
 from deskwire_common.ids import Ids
@@ -272,7 +272,8 @@ class Registry:
             self._end_first_parked()
         wall = self._clock.now().timestamp()
         for session in self._wheel.turn():
-            if session.expires <= wall:
+            # As long as Hello takes the token: else its client would come back with it, in a loop.
+            if session.expires + EXPIRY_GRACE <= wall:
                 self.goodbye(
                     session,
                     Close.TOKEN_EXPIRED,

@@ -38,12 +38,19 @@ from deskwire_common.auth.principals import (
     set_current_principal,
 )
 from deskwire_common.auth.signer import TokenSigner
-from deskwire_common.auth.verifier import AUDIENCE, ISSUER, TokenVerifier, token_expired
+from deskwire_common.auth.verifier import (
+    AUDIENCE,
+    EXPIRY_GRACE,
+    ISSUER,
+    TokenVerifier,
+    token_expired,
+)
 
 __all__ = [
     "ALGORITHM",
     "ANY_TENANT",
     "AUDIENCE",
+    "EXPIRY_GRACE",
     "ISSUER",
     "LIFETIME_MEMBER",
     "MAX_LIFETIME",

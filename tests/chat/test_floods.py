@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire.gateway.v1 import frame_pb2
+from deskwire_chat.log.writer import LogWriter
 from deskwire_chat.store import conversations
 from deskwire_common.auth import Role, TokenSigner
 from support import eventually
@@ -165,3 +166,48 @@ async def test_after_an_unknown_conversation_the_next_ones_wait_and_are_answered
                 "CONVERSATION_NOT_FOUND",
             )
         assert (await visitor.hear("synced")).conversation_id == mine
+
+
+async def test_openings_beyond_a_visitors_limit_dont_reach_the_writer(
+    tmp_path: Path,
+    kafka: str,
+    valkey: str,
+    keys_file: Path,
+    signer: TokenSigner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    written: list[str] = []
+    submit = LogWriter.submit
+
+    def counted(self: LogWriter, command: Any) -> None:
+        written.append(command.conversation_id)
+        submit(self, command)
+
+    monkeypatch.setattr(LogWriter, "submit", counted)
+    url = f"sqlite:///{tmp_path / 'chat.db'}"
+    limits: dict[str, Any] = {
+        "chat": {"visitor_max_open": 2, "visitor_openings_per_minute": 0},
+        "send_rate": 1e6,
+        "send_burst": 1_000_000,
+    }
+    async with (
+        desk(url, kafka, valkey, keys_file, signer, **limits) as d,
+        wire(d, d.token(Role.VISITOR, "eve")) as eve,
+    ):
+        mine = [new_id(), new_id()]
+        for talk in mine:
+            await own(eve, talk)
+        began = loop.time()
+        ids = [new_id() for _ in range(500)]
+        for talk in ids:
+            await eve.send(talk, "one more")
+            error = await eve.hear("error")
+            assert error.temporary
+            assert reason(error.reason) == "TOO_MANY_CONVERSATIONS"
+            assert error.conversation_id == talk
+        looked = len(set(ids) & set(written))
+        assert 1 <= looked <= loop.time() - began + 1
+        # What is open goes on.
+        for talk in mine:
+            await own(eve, talk)

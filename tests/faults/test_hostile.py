@@ -73,41 +73,48 @@ async def test_handshakes_that_never_end_are_ended(world: World) -> None:
 def storm(world: World) -> Counter[bytes]:
     """Open `AT_ONCE` connections, ask each for the upgrade as soon as it stands, and count the answers' codes.
 
-    Plain sockets in one thread: tasks and streams for so many ask later than the server waits, as a slowloris would.
-    On a busy machine some do so all the same, and are closed without an answer: as clients do, they come back.
+    Plain sockets in one thread: tasks and streams for so many ask later than the server waits, as a slowloris would. On
+    a machine that is busy some still do, and are cut off; as any client would, those come again.
     """
     host, _, port = world.websocket.rpartition(":")
     answers: Counter[bytes] = Counter()
     with selectors.DefaultSelector() as selector:
 
-        def connect() -> None:
+        def come() -> None:
             connection = socket.socket()
             connection.setblocking(False)
             connection.connect_ex((host, int(port)))
             selector.register(connection, selectors.EVENT_WRITE, connection)
 
+        def answer(connection: socket.socket, events: int) -> bytes | None:
+            """What one was told: nothing yet (None), or that it was cut off (empty)."""
+            try:
+                if not events & selectors.EVENT_WRITE:
+                    return connection.recv(4_096)[9:12]
+                connection.sendall(upgrade(world))
+                selector.modify(connection, selectors.EVENT_READ, connection)
+            except ConnectionError:
+                return b""
+            return None
+
         for _ in range(AT_ONCE):
-            connect()
+            come()
+        again = AT_ONCE
         while selector.get_map():
             ready = selector.select(timeout=60)
             assert ready, f"{len(selector.get_map())} connections have no answer"
             for key, events in ready:
-                connection = key.data
-                code = b""
-                try:
-                    if events & selectors.EVENT_WRITE:
-                        connection.sendall(upgrade(world))
-                        selector.modify(connection, selectors.EVENT_READ, connection)
-                        continue
-                    code = connection.recv(4_096)[9:12]
-                except ConnectionError:
-                    pass
-                selector.unregister(connection)
-                connection.close()
+                code = answer(key.data, events)
+                if code is None:
+                    continue
+                selector.unregister(key.data)
+                key.data.close()
                 if code:
                     answers[code] += 1
                 else:
-                    connect()
+                    again -= 1
+                    assert again, "connections are cut off again and again"
+                    come()
     return answers
 
 

@@ -36,7 +36,13 @@ from deskwire_chat.store import conversations, messages, receipts
 from deskwire_chat.store.unread import unread_by
 from deskwire_common import telemetry
 from deskwire_common.db import Database
-from deskwire_common.errors import DeskwireError, Internal, NotFound, Unavailable
+from deskwire_common.errors import (
+    DeskwireError,
+    Internal,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from deskwire_common.ids import is_uuid
 from deskwire_common.lines import MOST, OwnLines
 from deskwire_common.logging import get_logger
@@ -47,6 +53,11 @@ from deskwire_wire.errors import error_batch
 
 _MAX_TYPED: Final = 100
 _SYNC_LIMIT: Final = 200
+_MAY_NOT_OPEN: Final = frozenset(
+    {reasons.ERROR_REASON_TOO_MANY_CONVERSATIONS, reasons.ERROR_REASON_TOO_MANY_OPENINGS}
+)
+_OPENING_SECONDS: Final = 1.0
+"""For how long a visitor's openings aren't looked at again after one that was refused."""
 _TYPING_SECONDS: Final = 2.0
 """For how long the same Typing of a connection isn't passed on again."""
 
@@ -112,6 +123,8 @@ class LinkFrames:
         try:
             if connection.refused is not None:
                 raise connection.refused
+            if connection.may_not_open is not None:
+                self._check_opening(connection, send.conversation_id)
             kind, target_seq = views.content.checked(send, self._validator, lower_case=True)
             traceparent = send.traceparent
             self._writer.submit(
@@ -133,6 +146,21 @@ class LinkFrames:
         except DeskwireError as error:
             METRICS.messages_refused.labels(error.reason_name).inc()
             reply(error)
+
+    def _check_opening(self, connection: Connection, conversation_id: str) -> None:
+        """Raise for a conversation that isn't in memory, while its visitor was just told that they may open no more.
+
+        To refuse it in the writer costs everybody a transaction instead of one statement.
+        """
+        assert connection.may_not_open is not None  # noqa: S101 - the caller has looked
+        told, until = connection.may_not_open
+        pause = until - asyncio.get_running_loop().time()
+        if pause <= 0:
+            connection.may_not_open = None
+        elif self._writer.memory.get(conversation_id) is None:
+            raise ResourceExhausted(
+                told.message, reason=told.reason, metadata=told.metadata, retry_after=pause
+            )
 
     # ------------------------------------------------------------------------------------- history
 
@@ -266,6 +294,9 @@ def _answer(
             connection.held = connection.held or OwnLines(MOST if visits else None)
             writer.forget_line(connection, connection.held.add(conversation_id))
             held = result.reason != reasons.ERROR_REASON_LINE_HELD
+        if result.reason in _MAY_NOT_OPEN and connection.may_not_open is None:
+            until = asyncio.get_running_loop().time() + _OPENING_SECONDS
+            connection.may_not_open = result, until
         error = error_batch(result, client_msg_id=client_msg_id, conversation_id=conversation_id)
         item = codec.down_item([connection.id], error, send_id=send_id, held=held)
     connection.put_item(item)

@@ -45,6 +45,7 @@ class Connection:
         "device_id",
         "held",
         "id",
+        "may_not_open",
         "parked",
         "refused",
         "stream",
@@ -73,6 +74,8 @@ class Connection:
         self.held: OwnLines[str] | None = None
         self.typed: dict[str, tuple[bool, float]] | None = None
         self.refused: DeskwireError | None = None
+        self.may_not_open: tuple[DeskwireError, float] | None = None
+        """Why its visitor may open no more conversations, and until when that isn't looked at again."""
 
     @property
     def is_gone(self) -> bool:

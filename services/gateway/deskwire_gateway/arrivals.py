@@ -14,9 +14,9 @@ from typing import Any, Final
 from deskwire_common.logging import get_logger
 from deskwire_gateway.session import Session
 
-ACCEPTS: Final = 8
+ACCEPTS: Final = 4
 """Connections that are accepted between two pauses."""
-HELLOS: Final = 4
+HELLOS: Final = 2
 """Hellos that are read between two pauses; checking a token costs most."""
 _SHORTEST: Final = 0.004
 _LONGEST: Final = 0.016

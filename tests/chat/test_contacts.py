@@ -20,6 +20,8 @@ from deskwire_chat.domain.customers import Customer
         "(+86)13800138000",
         "\uff0b\uff18\uff16\uff11\uff13\uff18\uff10\uff10\uff11\uff13\uff18\uff10\uff10\uff10",
         "\u202a+86 138 0013 8000\u202c",
+        "\u202a\u00a0+86 138 0013 8000\u00a0\u202c\u00a0",
+        "+\u0668\u0666 \u0661\u0663\u0668 \u0660\u0660\u0661\u0663 \u0668\u0660\u0660\u0660",
         "+86\u00a0138\u20110013\u20118000",
         "tel:+86-138-0013-8000",
     ],
@@ -40,6 +42,7 @@ def test_a_double_zero_is_read_where_there_is_a_region(text: str, region: str) -
     [
         ("+14244172469 ext. 61914", "+14244172469;ext=61914"),
         ("+14244172469x61914", "+14244172469;ext=61914"),
+        ("+14244172469 ext. \u0666\u0661\u0669", "+14244172469;ext=619"),
         ("tel:+14244172469;ext=101", "+14244172469;ext=101"),
         ("+44 (0)20 7946 0018", "+442079460018"),
         ("+86 138 0013 8000 Li", "+8613800138000"),
@@ -77,6 +80,7 @@ def kept(**given: str) -> dict[str, str]:
     [
         ({"mobile": "+86 138 0013 8000"}, {"mobile": "(+86)13800138000"}),
         ({"mobile": "138 0013 8000"}, {"mobile": "13800138000"}),
+        ({"mobile": "0100 555"}, {"mobile": "\u0660\u0661\u0660\u0660 \u0665\u0665\u0665"}),
         ({"email": "ana@example.org"}, {"email": " ana@example.org\u00a0"}),
         ({"email": "ana@B\u00dcCHER.example"}, {"email": "ana@xn--bcher-kva.example"}),
         ({"display_name": "Jean Dupont"}, {"display_name": "Jean\u00a0Dupont"}),

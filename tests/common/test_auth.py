@@ -258,6 +258,7 @@ def test_a_name_that_cannot_be_kept_is_left_out(
         ({"phone_number": "+49\n30"}, None),
         ({"phone_number": "+33\u00a06\u00a012"}, Profile(mobile="+33\u00a06\u00a012")),
         ({"phone_number": "\u202a+86 138 0013 8000\u202c"}, Profile(mobile="+86 138 0013 8000")),
+        ({"phone_number": "\u202a+49 30\u202c\u00a0"}, Profile(mobile="+49 30")),
         ({"ids": ["crm:main"]}, None),
         ({"ids": {"crm:main": 4711, "crm:b": "1"}}, Profile(ids=(("crm:b", "1"),))),
         ({"ids": {"crm main": "4711"}}, None),

@@ -44,6 +44,8 @@ _BLANKS: Final = "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u
 """Category Zs but for U+0020."""
 _SAME_BLANKS: Final = str.maketrans(dict.fromkeys(_BLANKS, " "))
 _ENDS: Final = f" {_BLANKS}\u200e\u200f\ufeff"
+_WRAPPING: Final = f"{_ENDS}{BIDI_MARKS}{BIDI_EXPLICIT}"
+_FOREIGN_DIGIT: Final = re.compile(r"[^\D0-9]")
 _BRAILLE_BLANK: Final = "\u2800"
 _FILLERS: Final = "\u115f\u1160\u3164\uffa0"
 """Letters without a form, for Hangul syllables that lack a part."""
@@ -58,6 +60,11 @@ def is_line(text: str) -> bool:
 def trimmed(text: str) -> str:
     """Return a text without blanks of any script, LRM, RLM and byte order marks at its ends."""
     return text.strip(_ENDS)
+
+
+def unwrapped(text: str) -> str:
+    """Return a text, trimmed, without the marks of direction that Windows and macOS wrap a phone number in, too."""
+    return text.strip(_WRAPPING)
 
 
 def line_or_none(text: str) -> str | None:
@@ -102,6 +109,13 @@ def same_blanks(text: str) -> str:
 def without_ignorable(text: str) -> str:
     """Return a text without the characters that nobody shows: soft hyphens, joiners, variation selectors …"""
     return text if text.isascii() else _IGNORABLES.sub("", text)
+
+
+def with_ascii_digits(text: str) -> str:
+    """Return a text with 0 to 9 for the decimal digits of every script."""
+    if text.isascii():
+        return text
+    return _FOREIGN_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), text)
 
 
 def in_one_line(text: str) -> str:

@@ -32,14 +32,9 @@ def profile_of(claims: Mapping[str, Any], *, visitor: bool) -> tuple[str, Profil
     if not visitor:
         return name, None
     email = _text(claims, "email", email_fault)
-    mobile = _text(claims, "phone_number", mobile_fault, _unwrapped)
+    mobile = _text(claims, "phone_number", mobile_fault, texts.unwrapped)
     ids = _ids(claims.get("ids", {}))
     return name, Profile(email, mobile, ids) if email or mobile or ids else None
-
-
-def _unwrapped(text: str) -> str:
-    """Return a phone number without what Windows and macOS wrap it in when it is copied."""
-    return texts.trimmed(text.strip(texts.BIDI_EXPLICIT + texts.BIDI_MARKS + " "))
 
 
 def _text(

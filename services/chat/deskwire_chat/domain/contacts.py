@@ -12,12 +12,6 @@ import phonenumbers
 from deskwire_common import texts
 
 _NO_PART_OF_A_NUMBER: Final = re.compile(r"[^\w+*#;=]|_")
-_WRAPPING: Final = f" {texts.BIDI_EXPLICIT}{texts.BIDI_MARKS}"
-
-
-def unwrapped(text: str) -> str:
-    """Return a phone number as it is kept: without blanks and the marks that machines copy along at its ends."""
-    return texts.trimmed(texts.trimmed(text).strip(_WRAPPING))
 
 
 def normal_mobile(text: str, *, default_region: str = "") -> str:
@@ -26,8 +20,8 @@ def normal_mobile(text: str, *, default_region: str = "") -> str:
     `default_region` (`CN`, `DE`, …) is the region of numbers without a leading + or, with the region's own prefix of
     international calls, 00; empty: such numbers stay as given.
     """
-    given = unwrapped(text)
-    spelled = unicodedata.normalize("NFKC", texts.without_ignorable(given))
+    given = texts.unwrapped(text)
+    spelled = _spelled(given)
     found = _read(spelled, default_region)
     if not found and default_region and spelled.startswith("00"):
         found = _read(f"+{spelled[2:]}", "")  # the region says another prefix, people say 00
@@ -38,7 +32,7 @@ def mobile_key(mobile: str) -> str:
     """Return what is the same for every spelling of a number, given its normal form."""
     if mobile.startswith("+") and mobile[1:].isascii() and mobile[1:].isdigit():
         return mobile
-    spelled = unicodedata.normalize("NFKC", texts.without_ignorable(mobile))
+    spelled = _spelled(mobile)
     return _NO_PART_OF_A_NUMBER.sub("", spelled).casefold()
 
 
@@ -65,6 +59,12 @@ def _label(label: str) -> str:
         with contextlib.suppress(UnicodeError):
             return label[4:].encode("ascii").decode("punycode")
     return label
+
+
+def _spelled(number: str) -> str:
+    """Return a number for reading and comparing: each digit and letter in its plainest form."""
+    shown = unicodedata.normalize("NFKC", texts.without_ignorable(number))
+    return texts.with_ascii_digits(shown)
 
 
 def _read(spelled: str, region: str) -> str:

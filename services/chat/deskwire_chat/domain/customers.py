@@ -77,7 +77,7 @@ def kept_values(given: Mapping[str, str], *, default_region: str) -> dict[str, s
     kept: dict[str, str] = {}
     for name, text in given.items():
         field = f"customer.{name}"
-        trimmed = contacts.unwrapped(text) if name == "mobile" else texts.trimmed(text)
+        trimmed = texts.unwrapped(text) if name == "mobile" else texts.trimmed(text)
         # Systems write blanks for "no address" and "no number", but nobody has a name of blanks.
         kept[name] = texts.line(trimmed or (text if name == "display_name" else ""), field)
     if "mobile" in kept:

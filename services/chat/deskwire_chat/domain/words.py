@@ -69,7 +69,6 @@ _FOLDED_LETTERS: Final = str.maketrans(
         "\u0671": "\u0627", "\u0649": "\u064a", "\u06cc": "\u064a", "\u06a9": "\u0643", "\u0629": "\u0647",
     }
 )  # fmt: skip
-_FOREIGN_DIGIT: Final = re.compile(r"(?![0-9])\d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +193,7 @@ def _folded(exact: str) -> str:
         return exact
     bare = _FOLDED_MARKS.sub("", unicodedata.normalize("NFD", exact))
     folded = unicodedata.normalize("NFC", bare).translate(_FOLDED_LETTERS)
-    return _FOREIGN_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), folded)
+    return texts.with_ascii_digits(folded)
 
 
 def _cut(text: str, marks: tuple[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -15,9 +16,12 @@ from grpc_health.v1 import health, health_pb2_grpc
 from deskwire_common.clock import SystemClock
 from deskwire_common.targets import Resolve, Targets, parse_rules
 from deskwire_events import domain
-from deskwire_events.sinks import NOT_THERE, AdapterSink, Away
+from deskwire_events.hosts import AdapterHost, HostLimits
+from deskwire_events.secret_refs import SecretRefs
+from deskwire_events.sinks import NOT_THERE, AdapterSink, Away, Faulty, way_to
 from support import eventually
 from support.listening import listening
+from support.outgoing import outgoing
 
 REFUSAL = f"the adapter can't be used: {NOT_THERE}"
 
@@ -83,7 +87,10 @@ def calling(target: str, names: Resolve, rules: str = "127.0.0.0/8:*") -> Adapte
         accepts=(), credentials={}, now=1_767_225_600_000_000,
     )  # fmt: skip
     targets = Targets(parse_rules(rules), names)
-    return AdapterSink(adapter, targets=targets, tls=None, clock=SystemClock())
+    open_way = partial(
+        way_to, targets=targets, tls=None, host=AdapterHost(frozenset(), HostLimits())
+    )
+    return AdapterSink(adapter, open_way=open_way, secrets=SecretRefs(()), clock=SystemClock())
 
 
 async def test_a_name_that_turns_inward_is_not_followed(crm: Any) -> None:
@@ -240,3 +247,12 @@ async def test_a_tenant_has_so_many_streams(start: Any, hub_url: str, tenant: st
                 return False
 
         await eventually(is_free)
+
+
+async def test_an_answer_that_is_too_large_is_no_size_of_the_events(crm: Any) -> None:
+    """Else it would be a dead letter for its size at the first try."""
+    crm.answer = lambda _item: {"outcome": 1, "detail": "x" * (5 << 20)}
+    client = calling(crm.target, Names(["127.0.0.1"]))
+    with pytest.raises(Faulty, match="RESOURCE_EXHAUSTED"):
+        await client.deliver([outgoing()])
+    await client.close()

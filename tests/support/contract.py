@@ -34,7 +34,7 @@ IMPLEMENTED_OUTSIDE = {"deskwire.adapters.v1.SystemAdapterService"}
 
 READS = (
     *("Get", "List", "Lookup", "Search", "Watch", "Subscribe"),
-    *("Connect", "Link", "Schema", "Auth", "Exchange"),
+    *("Connect", "Link", "Schema", "Auth", "Check", "Exchange"),
 )
 # The events that a mutating call publishes; a new call without an entry fails the test.
 PUBLISHES = {

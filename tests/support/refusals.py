@@ -18,6 +18,12 @@ async def refused(call: Awaitable[Any]) -> DeskwireError:
     return from_rpc_error(caught.value)
 
 
+async def failure(call: Awaitable[Any]) -> tuple[str, str]:
+    """Return code and message of a call that must fail."""
+    error = await refused(call)
+    return error.code.name, error.message
+
+
 async def refusal(call: Awaitable[Any]) -> tuple[str, str]:
     """Return code and reason of a call that must fail."""
     error = await refused(call)

@@ -87,6 +87,18 @@ class CrmAdapter(system_adapter_service_pb2_grpc.SystemAdapterServiceServicer):
                 break
         return pb.PushResponse(results=results)
 
+    def Check(self, request: pb.CheckRequest, context: Context) -> pb.CheckResponse:  # noqa: N802
+        """Whether the database would take events."""
+        with self._lock:
+            known = request.session in self._sessions
+        if not known:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "sign in first")
+        try:
+            self._database.received()
+        except sqlite3.OperationalError as error:
+            return pb.CheckResponse(healthy=False, detail=str(error))
+        return pb.CheckResponse(healthy=True)
+
     def _take(self, item: pb.PushItem, traceparent: str) -> pb.PushResult:
         event = item.event
         with self._tracing.span("crm.push", traceparent) as span:

@@ -191,6 +191,12 @@ class Metrics:
             "hub_delivery_seconds", "From the event to the adapter's ack.", _SLOW
         )
         self.hub_dead_letters = _counter("hub_dead_letters_total", "Events given up on.")
+        self.hub_adapter_exits = _counter(
+            "hub_adapter_exits_total", "Ends of processes of Python adapters.", "adapter", "how"
+        )
+        self.hub_adapter_log_dropped = _counter(
+            "hub_adapter_log_dropped_total", "Lines of Python adapters not logged.", "adapter"
+        )
         self.hub_subscriptions = _gauge("hub_subscriptions", "Open Subscribe streams.")
         # change capture
         self.cdc_changes = _counter("cdc_changes_total", "Row changes read.", "source", "table")

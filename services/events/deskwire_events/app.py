@@ -31,8 +31,10 @@ from deskwire_events.actions import (
 from deskwire_events.api import TABLE
 from deskwire_events.config import Settings
 from deskwire_events.domain import Cursors, Filter, Limits, SinkKind, Subscription
+from deskwire_events.hosts import AdapterHost, HostLimits
 from deskwire_events.running import Begin, Keeper, Ledger, Pusher, Streamer, Subscriber
-from deskwire_events.sinks import AdapterSink, OpenSink
+from deskwire_events.secret_refs import SecretRefs, parse_secret_rules
+from deskwire_events.sinks import AdapterSink, OpenSink, way_to
 from deskwire_events.spine import Spine
 from deskwire_events.streams import Named, Subscriptions
 
@@ -52,10 +54,17 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     spine = Spine(settings.kafka, clock)
     holdings = _holdings()
     ledger = Ledger(db, outbox, clock, ids, holdings, settings.dead_letter_limit)
+    host = _adapter_host(settings)
+    runtime.stack.push_async_callback(host.close)
     open_adapter = partial(
         AdapterSink,
-        targets=Targets(parse_rules(settings.adapter_targets)),
-        tls=runtime.tls,
+        open_way=partial(
+            way_to,
+            targets=Targets(parse_rules(settings.adapter_targets)),
+            tls=runtime.tls,
+            host=host,
+        ),
+        secrets=SecretRefs(parse_secret_rules(settings.adapter_secrets)),
         clock=clock,
     )
     sinks: dict[SinkKind, OpenSink] = {SinkKind.ADAPTER: open_adapter}
@@ -136,6 +145,14 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         admission=await shutout.follow(runtime, db),
     )
     await join(runtime, owner, reachable(settings.advertise, settings.grpc_listen, runtime.port))
+
+
+def _adapter_host(settings: Settings) -> AdapterHost:
+    names = frozenset(name.strip() for name in settings.python_adapters.split(","))
+    more = {"DESKWIRE_ADAPTER_TARGETS": settings.adapter_targets}
+    if settings.adapter_root is not None:
+        more["DESKWIRE_ADAPTER_ROOT"] = str(settings.adapter_root)
+    return AdapterHost(names, HostLimits(memory=settings.adapter_memory_mib << 20), more)
 
 
 def _holdings() -> Holdings[Slot]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from deskwire_common.config import (
     DatabaseSettings,
@@ -11,6 +14,15 @@ from deskwire_common.config import (
     ServiceSettings,
     TargetRules,
 )
+from deskwire_events.secret_refs import parse_secret_rules
+
+
+def _secrets(text: str) -> str:
+    parse_secret_rules(text)
+    return text
+
+
+SecretRules = Annotated[str, AfterValidator(_secrets)]
 
 
 class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
@@ -31,6 +43,15 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     """How long after its last sign of life a dead hub's subscriptions wait for another; the same for all hubs."""
     adapter_targets: TargetRules = "public:*"
     """Addresses that adapters may have: `HOST:PORT` rules with commas, see addresses.md."""
+    python_adapters: str = ""
+    """Adapters that tenants may have this service run, as `python:NAME`: names of entry points, with commas; `file`,
+    `sql` and `odata` come with it."""
+    adapter_memory_mib: int = Field(default=512, ge=64)
+    """Memory that the process of such an adapter may take beside its program."""
+    adapter_root: Path | None = None
+    """Folder in which files of `python:file` and `python:sql` lie, in one folder for each tenant; unset: none."""
+    adapter_secrets: SecretRules = ""
+    """Secrets that adapters may get: `TENANT=env:VARIABLE` and `TENANT=file:/path` with commas, see addresses.md."""
     max_adapters: int = Field(default=50, ge=1)
     """Adapters of one tenant."""
     max_registrations: int = Field(default=4, ge=1)

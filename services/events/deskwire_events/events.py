@@ -59,6 +59,7 @@ def adapter_message(adapter: Subscription, progress: Progress | None = None) -> 
         dead_letter_count=done.dead,
         create_time=to_timestamp(adapter.created_at),
         version=adapter.version,
+        config=adapter.config,
     )
 
 

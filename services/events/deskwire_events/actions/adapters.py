@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -10,20 +11,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.events.v1 import adapter_registry_service_pb2 as registry_pb
+from deskwire_common import exact
+from deskwire_common.auth import Role
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
-from deskwire_common.errors import FailedPrecondition
+from deskwire_common.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from deskwire_common.events import DomainEvent
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import PageKey, page
 from deskwire_common.quota import Quota, Turns, too_many
-from deskwire_events import domain, events, store
+from deskwire_events import domain, events, json_schema, store
 from deskwire_events.actions.checks import check_ascii, check_text, is_ascii
 from deskwire_events.callers import tenant_caller
 from deskwire_events.domain import Delivery, Progress, SinkKind, Subscription
-from deskwire_events.sinks import AdapterSink
+from deskwire_events.sinks import AdapterSink, Schema, clean
 from deskwire_events.spine import Spine
 
 REGISTRY: Final = "deskwire.events.v1.AdapterRegistryService"
@@ -65,6 +68,9 @@ class AdapterActions:
         for name in ("adapter_id", "system_id", "target"):
             check_ascii(f"adapter.{name}", getattr(wanted, name))
         domain.check_system(wanted.system_id, principal.system)
+        if wanted.secret_refs and principal.role is not Role.OPERATOR:
+            raise PermissionDenied("only an operator may name secrets of the hub's")
+        config = _config(wanted.config)
 
         incarnation = self.ids.uuid7()
 
@@ -79,6 +85,8 @@ class AdapterActions:
                 event_types=wanted.event_types,
                 accepts=accepts,
                 credentials=wanted.credentials,
+                config=config,
+                secret_refs=wanted.secret_refs,
                 now=to_micros(self.clock.now()),
             )
 
@@ -136,7 +144,7 @@ class AdapterActions:
     async def _introduce(self, adapter: Subscription) -> tuple[str, ...]:
         client = self.open_adapter(adapter)
         try:
-            schema = await client.introduce()
+            schema = await client.introduce(lambda schema: _check_config(schema, adapter.config))
         finally:
             await client.close()
         accepts = schema.event_types
@@ -254,6 +262,34 @@ class AdapterActions:
         if adapter is None or adapter.kind is not SinkKind.ADAPTER:
             raise domain.not_found(adapter_id)
         return adapter
+
+
+def _config(given: str) -> str:
+    """A configuration as it is kept. Raises InvalidArgument unless it is a JSON object."""
+    if not given:
+        return ""
+    try:
+        config = exact.loads(given)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"config is {error.message}", field="adapter.config") from error
+    if not isinstance(config, dict):
+        raise InvalidArgument("config is no JSON object", field="adapter.config")
+    return exact.dumps(config)
+
+
+def _check_config(schema: Schema, config: str) -> None:
+    """Raises InvalidArgument unless an adapter takes this configuration, FailedPrecondition for a useless Schema."""
+    if not schema.config_schema:
+        if config:
+            raise InvalidArgument("the adapter takes no configuration", field="adapter.config")
+        return
+    try:
+        json_schema.check(schema.config_schema, json.loads(config or "{}"), "adapter.config")
+    except json_schema.SchemaInvalid as error:
+        raise FailedPrecondition(
+            f"the adapter can't be used: its config_schema is wrong: {clean(str(error))}",
+            reason=error_reason_pb2.ERROR_REASON_ADAPTER_UNUSABLE,
+        ) from error
 
 
 def _check_known(adapter_id: str) -> None:

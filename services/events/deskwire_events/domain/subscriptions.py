@@ -94,6 +94,17 @@ class Subscription:
         return tuple(self.sink.get("accepts", ()))
 
     @property
+    def config(self) -> str:
+        """An adapter's configuration, JSON."""
+        return str(self.sink.get("config", ""))
+
+    @property
+    def secret_refs(self) -> Mapping[str, str]:
+        """Credentials that are read from elsewhere at every sign-in: name → reference."""
+        found: Mapping[str, str] = self.sink.get("secret_refs", {})
+        return found
+
+    @property
     def event_types(self) -> frozenset[str]:
         """Event types that are delivered; empty: all."""
         asked, accepts = frozenset(self.wanted.event_types), frozenset(self.accepts)
@@ -162,6 +173,8 @@ def register(
     accepts: Sequence[str],
     credentials: Mapping[str, str],
     now: int,
+    config: str = "",
+    secret_refs: Mapping[str, str] | None = None,
 ) -> Subscription:
     """A registered adapter; `before` is the subscription of this id, if there was one. It goes on in its places.
 
@@ -176,7 +189,12 @@ def register(
         kind=SinkKind.ADAPTER,
         system_id=system_id,
         wanted=Wanted(event_types=tuple(event_types)),
-        sink={"target": target, "accepts": list(accepts)},
+        sink={
+            "target": target,
+            "accepts": list(accepts),
+            "config": config,
+            "secret_refs": dict(secret_refs or {}),
+        },
         secrets=dict(credentials),
         state=State.ACTIVE,
         reason="",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deskwire_events.sinks.adapter import NOT_THERE, AdapterSink, Schema
+from deskwire_events.sinks.adapter import AdapterSink, Schema
 from deskwire_events.sinks.port import (
     MAX_BATCH,
     Away,
@@ -13,6 +13,7 @@ from deskwire_events.sinks.port import (
     TooLarge,
     clean,
 )
+from deskwire_events.sinks.ways import NOT_THERE, OpenWay, way_to
 
 __all__ = [
     "MAX_BATCH",
@@ -21,9 +22,11 @@ __all__ = [
     "Away",
     "Faulty",
     "OpenSink",
+    "OpenWay",
     "Outgoing",
     "Schema",
     "Sink",
     "TooLarge",
     "clean",
+    "way_to",
 ]

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from deskwire_cli.access import agent_app, key_app, tenant_app
+from deskwire_cli.adapters import adapter_app
 from deskwire_cli.chat import chat
 from deskwire_cli.down import down
 from deskwire_cli.importing import import_file
@@ -41,6 +42,7 @@ app.command("import")(import_file)
 app.add_typer(tenant_app)
 app.add_typer(agent_app)
 app.add_typer(key_app)
+app.add_typer(adapter_app)
 app.add_typer(outbox_app)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -77,9 +78,10 @@ class Hub:
 @contextmanager
 def hub(folder: Path, kafka: str, database: str, code: Path | None) -> Iterator[Hub]:
     """A hub of this code, or of a worktree's."""
-    keys = KeySet.generate()
-    keys_file = folder / f"keys-{uuid.uuid4().hex[:6]}.json"
-    keys.save(keys_file)
+    keys_file = folder / "keys.json"
+    if not keys_file.exists():
+        KeySet.generate().save(keys_file)
+    keys = KeySet.load(keys_file)
     port = free_port()
     environment = {
         **os.environ,
@@ -103,7 +105,7 @@ def hub(folder: Path, kafka: str, database: str, code: Path | None) -> Iterator[
         yield Hub(psutil.Process(process.pid), target, signer)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(60)
 
 
 async def _is_there(target: str) -> None:
@@ -415,6 +417,51 @@ async def publish(running: Hub, size: int, callers: int, seconds: float) -> dict
     return {"rate": round(done / passed), "us": round((running.cpu() - before) / done * 1e6)}
 
 
+async def takeover(one: Hub, other: Hub, kafka: str) -> float:
+    """Seconds without a delivery to a named subscription when a hub is killed; its reader comes back by itself."""
+    tenant = f"bench-{uuid.uuid4().hex[:8]}"
+    token = one.token(tenant)
+    arrivals: list[float] = []
+    reading = asyncio.create_task(read_on([one, other], token, arrivals))
+    async with rpc.make_channel(one.target, token=lambda: token) as channel:
+        stub: Any = event_hub_service_pb2_grpc.EventHubServiceStub(channel)
+        wanted = {"subscription_id": "bench", "filter": {"event_types": ["order_paid"]}}
+        await stub.CreateSubscription(
+            pb.CreateSubscriptionRequest(request_id="bench", subscription=wanted)
+        )
+    Source(kafka, tenant, 100, 25).start()
+    await asyncio.sleep(8)
+    one.process.send_signal(signal.SIGKILL)
+    killed = time.perf_counter()
+    await asyncio.sleep(15)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    around = [each for each in arrivals if each > killed - 2]
+    return max(later - earlier for earlier, later in itertools.pairwise(around))
+
+
+async def read_on(hubs: Sequence[Hub], token: str, arrivals: list[float]) -> None:
+    """Read the subscription for ever, through whichever hub answers, and acknowledge all."""
+    for number in itertools.count():
+        try:
+            async with grpc.aio.insecure_channel(
+                hubs[number % 2].target, options=[("grpc.use_local_subchannel_pool", 1)]
+            ) as channel:
+                call = event_hub_service_pb2_grpc.EventHubServiceStub(channel).Subscribe(
+                    metadata=rpc.stream_metadata(token)
+                )
+                start = pb.SubscribeStart(subscription_id="bench")
+                await call.write(pb.SubscribeRequest(start=start))
+                while (answer := await call.read()) is not grpc.aio.EOF:
+                    if answer.events:
+                        arrivals.append(time.perf_counter())
+                        done = [each.delivery for each in answer.events]
+                        ack = pb.SubscribeAck(deliveries=done)
+                        await call.write(pb.SubscribeRequest(ack=ack))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await asyncio.sleep(0.1)
+
+
 def measure(
     running: Hub, kafka: str, options: argparse.Namespace, filled: str
 ) -> list[dict[str, Any]]:
@@ -434,6 +481,8 @@ def measure(
         "published_a_second_by_1": single["rate"],
         "publish_cpu_us_by_1": single["us"],
     }
+    for row in rows[1:]:
+        row |= {name: "–" for name in rows[0] if name not in row}
     return rows
 
 
@@ -443,6 +492,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[250, 1_000, 2_300])
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--replay", type=int, default=200_000)
+    parser.add_argument("--kills", type=int, default=3, help="hubs that are killed")
     parser.add_argument("--against", type=Path, help="a worktree of an earlier commit")
     parser.add_argument("--read", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -466,11 +516,17 @@ def main() -> None:
             url = postgres.url(f"bench_{name}")
             with hub(folder, kafka, url, code) as running:
                 rows = measure(running, kafka, options, filled)
+            gaps = []
+            for _ in range(options.kills if name == "now" else 0):
+                # Either may have the subscription's slot: the one that has it isn't known from outside.
+                with hub(folder, kafka, url, code) as one, hub(folder, kafka, url, code) as other:
+                    gaps.append(round(asyncio.run(takeover(one, other, kafka)), 1))
             best = max(rows, key=lambda row: row["deliveries_a_second"])
             harness.record(
                 "hub" if name == "now" else "hub-before",
                 figures={
                     "deliveries_a_second": best["deliveries_a_second"],
+                    "seconds_without_deliveries_after_kill": gaps,
                     "median_cpu_us_a_delivery": statistics.median(
                         row["cpu_us_a_delivery"] for row in rows
                     ),

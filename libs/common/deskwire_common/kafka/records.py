@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Message as RdMessage
 
 from deskwire_common.errors import Unavailable
 
+T = TypeVar("T")
 Headers = list[tuple[str, bytes]]
 Outgoing = tuple[str, bytes, bytes, Headers]
 """Topic, key, value, headers."""
@@ -91,20 +92,22 @@ Place = tuple[str, int]
 
 def good(messages: Iterable[RdMessage]) -> list[Record]:
     """Return the records that were read. Raises Unavailable when a partition can't be read any further."""
-    records, gone = split(messages)
+    records, gone = split(messages, _record)
     if gone:
         raise Unavailable(f"Kafka: an offset of {gone[0][0]}[{gone[0][1]}] isn't kept")
     return records
 
 
-def split(messages: Iterable[RdMessage]) -> tuple[list[Record], list[Place]]:
-    """Return the records that were read, and the partitions whose offset isn't kept. Raises Unavailable."""
-    records: list[Record] = []
+def split(
+    messages: Iterable[RdMessage], make: Callable[[RdMessage], T]
+) -> tuple[list[T], list[Place]]:
+    """Return what `make` makes of what was read, and the partitions whose offset isn't kept. Raises Unavailable."""
+    records: list[T] = []
     gone: list[Place] = []
     for message in messages:
         error = message.error()
         if error is None:
-            records.append(_record(message))
+            records.append(make(message))
         elif error.fatal():
             raise Unavailable(f"Kafka: {error.str()}")
         elif error.code() in _OUT_OF_RANGE:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from confluent_kafka import Consumer as RdConsumer
 from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Message as RdMessage
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin import OffsetSpec as _OffsetSpec  # type: ignore[attr-defined]
 
@@ -77,8 +78,7 @@ class Tap:
             first = rd.consume(1, seconds)
             if not first:
                 return [], []
-            records, gone = split([*first, *rd.consume(count, 0)])
-            return [Carried.of(record) for record in records], gone
+            return split([*first, *rd.consume(count, 0)], _carried)
 
         return await self._call(ask)
 
@@ -196,6 +196,21 @@ class Broker:
                 raise Unavailable(f"Kafka doesn't answer: {error}", retry_after=1.0) from error
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _carried(message: RdMessage) -> Carried:
+    key: Any = message.key()
+    value: Any = message.value()
+    headers: Any = message.headers()
+    return Carried(
+        message.topic() or "",
+        message.partition() or 0,
+        message.offset() or 0,
+        key or b"",
+        value or b"",
+        headers or [],
+        message.timestamp()[1],
+    )
 
 
 def _partitions(places: Mapping[Place, int]) -> list[TopicPartition]:

@@ -9,7 +9,7 @@ from deskwire.events.v1.event_pb2 import Event
 from deskwire_common import events as codec
 from deskwire_common import topics
 from deskwire_common.errors import InvalidArgument
-from deskwire_common.kafka import Headers, Record
+from deskwire_common.kafka import Headers
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_wire.protobytes import nested, number
@@ -17,7 +17,7 @@ from deskwire_wire.protobytes import nested, number
 MAX_EVENT: Final = 3 << 20
 """Most bytes of one event as it is sent: below the 4 MiB that gRPC and its clients take."""
 #: Bytes that a record costs beside its value.
-_OVERHEAD: Final = 1_024
+_OVERHEAD: Final = 512
 # Fields of DeliveredEvent, and `events` of SubscribeResponse.
 _EVENT, _JSON, _TOPIC, _PARTITION, _OFFSET = b"\x0a", b"\x12", b"\x1a", b"\x20", b"\x28"
 _EVENTS: Final = b"\x12"
@@ -30,8 +30,8 @@ class Carried:
     """
 
     __slots__ = (
-        "_delivered", "_document", "_event", "_json", "_views", "event_id", "headers", "key", "kind", "offset",
-        "partition", "size", "source", "subject", "tenant", "timestamp", "topic", "traceparent", "value",
+        "_delivered", "_document", "_event", "_form", "_json", "_views", "event_id", "headers", "key", "kind",
+        "offset", "partition", "size", "source", "subject", "tenant", "timestamp", "topic", "traceparent", "value",
     )  # fmt: skip
 
     def __init__(
@@ -58,30 +58,24 @@ class Carried:
         self._views: list[bytes | None] = [None, None]
         self._delivered: list[bytes | None] = [None, None]
         self.tenant = self.kind = self.subject = self.source = self.event_id = b""
-        self.traceparent = b""
+        self.traceparent = self._form = b""
         for name, text in headers:
             if name == "ce_tenantid":
                 self.tenant = text
             elif name == "ce_type":
                 self.kind = text
-            elif name == "ce_subject":
-                self.subject = text
-            elif name == "ce_source":
-                self.source = text
             elif name == "ce_id":
                 self.event_id = text
+            elif name == "ce_source":
+                self.source = text
+            elif name == "ce_subject":
+                self.subject = text
+            elif name == "content-type":
+                self._form = text
             elif name == "traceparent":
                 self.traceparent = text
         if not (self.tenant and self.kind and self.event_id):
             self._ask_value()
-
-    @classmethod
-    def of(cls, record: Record) -> Carried:
-        """The carried form of a record."""
-        return cls(
-            record.topic, record.partition, record.offset, record.key, record.value or b"", record.headers,
-            record.timestamp,
-        )  # fmt: skip
 
     @property
     def place(self) -> tuple[str, int]:
@@ -118,10 +112,9 @@ class Carried:
     @property
     def is_json(self) -> bool:
         """Whether the value is the JSON form already."""
-        form = codec.header(self.headers, "content-type")
-        if form is None:
+        if not self._form:
             return topics.by_name(self.topic).value == "json"
-        return b"protobuf" not in form
+        return b"protobuf" not in self._form
 
     @property
     def json(self) -> bytes:

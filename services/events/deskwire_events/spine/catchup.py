@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from deskwire_common import loops
 from deskwire_common.clock import Clock
 from deskwire_common.errors import Unavailable
 from deskwire_common.logging import get_logger
@@ -50,6 +51,7 @@ class CatchUp:
         """Have a feed served, in its turn."""
         if feed.queued:
             feed.again = True
+            feed.room.set()
             return
         feed.queued = True
         self._queue.put_nowait(feed)
@@ -102,7 +104,7 @@ class CatchUp:
                 if gone:
                     await self._host.tell_lost(feed, gone)
                     return True
-                if not _hand_out(records, feed):
+                if not await self._hand_out(records, feed):
                     return False
                 empty = 0 if records else empty + 1
                 left = self._host.behind(feed)
@@ -118,14 +120,26 @@ class CatchUp:
         finally:
             await tap.assign({})
 
+    async def _hand_out(self, records: Sequence[Carried], feed: Feed) -> bool:
+        """Give a feed what it wants; False when it has had no room for a while.
 
-def _hand_out(records: Iterable[Carried], feed: Feed) -> bool:
-    """Give a feed what it wants; False when it has no room for more."""
-    for carried in records:
+        It keeps the reader meanwhile: to begin anew costs a fetch, and what was fetched before.
+        """
+        while (refused := _give(records, feed)) is not None:
+            feed.room.clear()
+            if not await loops.wait(feed.room, TURN) or not feed.attached:
+                return False
+            records = records[refused:]
+        return True
+
+
+def _give(records: Sequence[Carried], feed: Feed) -> int | None:
+    """Give a feed what it wants, up to the first that it has no room for: that one's index."""
+    for index, carried in enumerate(records):
         cursor = feed.cursors.get(carried.place)
         if cursor is None or cursor.joined or carried.offset < cursor.next:
             continue
         if feed.filter.wants(carried) and not feed.taker.take(carried):
-            return False
+            return index
         cursor.next = carried.offset + 1
-    return True
+    return None

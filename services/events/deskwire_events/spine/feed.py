@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -53,7 +54,7 @@ class Cursor:
 class Feed:
     """What a subscription reads: its topics, a filter, and a cursor per partition."""
 
-    __slots__ = ("again", "attached", "cursors", "filter", "queued", "selection", "taker")
+    __slots__ = ("again", "attached", "cursors", "filter", "queued", "room", "selection", "taker")
 
     def __init__(
         self, selection: Selection, filter_: Filter, places: Mapping[Place, int], taker: Taker
@@ -66,6 +67,7 @@ class Feed:
         # Of the catch-up readers: it has its turn or waits for it, and is wanted once more.
         self.queued = False
         self.again = False
+        self.room = asyncio.Event()
 
     def wants_topic(self, topic: str, is_change: bool) -> bool:
         """Whether a topic is among those that it reads."""

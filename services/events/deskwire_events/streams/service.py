@@ -15,7 +15,7 @@ from deskwire_common.auth import Principal
 from deskwire_common.clock import Clock
 from deskwire_common.errors import InvalidArgument, Unavailable
 from deskwire_common.metrics import METRICS
-from deskwire_common.pacing import link_pace
+from deskwire_common.pacing import Pace
 from deskwire_common.quota import Quota
 from deskwire_events import conditions
 from deskwire_events.callers import tenant_caller
@@ -27,6 +27,9 @@ from deskwire_events.streams.unnamed import Unnamed
 
 #: Seconds of silence after which a stream gets a checkpoint.
 CHECKPOINT: Final = 15.0
+#: Seconds between two full answers of a stream: the more streams, the more; and the most.
+_SPACING: Final = 0.004
+_WIDEST: Final = 0.03
 
 
 @dataclass(slots=True)
@@ -147,7 +150,9 @@ class Subscriptions:
         try:
             yield stream.answer()[0]
             told = self.clock.monotonic()
-            pace = link_pace(1)
+            pace = Pace(
+                linger=0.001, spacing=min(_SPACING + 0.001 * len(self._wakes), _WIDEST), many=3
+            )
             while True:
                 self._check()
                 stream.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 
@@ -12,6 +13,8 @@ from deskwire.events.v1 import adapter_pb2
 from deskwire_common import events
 from deskwire_common.db import Database
 from deskwire_events import store
+from deskwire_events.sinks import AdapterSink
+from deskwire_events.streams.unnamed import Unnamed
 from support import eventually
 
 DELIVERED = adapter_pb2.PUSH_OUTCOME_DELIVERED
@@ -193,3 +196,44 @@ async def test_what_is_lost_is_told(start: Any, hub_url: str, crm: Any, tenant: 
         ids = await olga.publish(*invoices("a", 1))
         await eventually(lambda: set(ids) <= set(crm.ids), timeout=20)
         assert (await olga.adapter("crm-main")).last_error.startswith("lost: deskwire.external[0]")
+
+
+async def test_a_sink_with_a_bug_stops_at_nothing_but_the_event(
+    start: Any, hub_url: str, crm: Any, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = AdapterSink.deliver
+
+    async def deliver(self: Any, batch: Any) -> Any:
+        if any(each.event.subject == "poison" for each in batch):
+            raise ValueError("a bug of ours")
+        return await real(self, batch)
+
+    monkeypatch.setattr(AdapterSink, "deliver", deliver)
+    async with start(hub_url, delivery_attempts=3) as client:
+        olga = client(tenant)
+        await olga.register("crm-main", crm.target, event_types=PAID)
+        await olga.publish(*invoices("poison", 1), *invoices("a", 3), *invoices("b", 1))
+
+        async def is_dead() -> Any:
+            return await olga.deliveries("crm-main", dead_letters=True)
+
+        (dead,) = await eventually(is_dead, timeout=30)
+        assert dead.detail == "after 3 tries: the sink failed; the hub's log says why"
+        await eventually(lambda: delivered(olga, 4), timeout=20)
+
+
+async def test_a_record_that_makes_the_hub_fail_is_passed_over(
+    client: Any, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Unnamed.take
+
+    def take(self: Any, carried: Any) -> bool:
+        if carried.subject == b"poison":
+            raise ValueError("a bug of ours")
+        return real(self, carried)
+
+    monkeypatch.setattr(Unnamed, "take", take)
+    olga = client(tenant)
+    async with olga.subscribe(event_types=PAID) as stream:
+        await olga.publish(*invoices("a", 1), *invoices("poison", 1), *invoices("b", 1))
+        assert {each.event.subject for each in await stream.take(2)} == {"a", "b"}

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_common import loops
@@ -155,6 +156,8 @@ class Keeper:
             units: list[tuple[Subscriber, Unit]] = []
             for running in runnings:
                 subscriber = running.subscriber
+                if subscriber.unsavable:
+                    continue
                 unit = subscriber.collect(idle=idle)
                 if unit:
                     units.append((subscriber, unit))
@@ -162,17 +165,31 @@ class Keeper:
                 return
             try:
                 await self._write(units)
-            except TermOver:
-                by_slot: dict[int, list[tuple[Subscriber, Unit]]] = {}
-                for subscriber, unit in units:
-                    by_slot.setdefault(unit.subscription.slot, []).append((subscriber, unit))
-                for some in by_slot.values():
+            except (TermOver, SQLAlchemyError) as error:
+                if len(units) == 1:
+                    self._failed(units[0][0], error)
+                    return
+                # One of them: the others are saved without it.
+                for each in units:
                     try:
-                        await self._write(some)
-                    except TermOver as error:
-                        get_logger().warning("term_over", error=str(error))
-                        for subscriber, _ in some:
-                            subscriber.halt()
+                        await self._write([each])
+                    except (TermOver, SQLAlchemyError) as alone:
+                        self._failed(each[0], alone)
+
+    def _failed(self, subscriber: Subscriber, error: Exception) -> None:
+        """What a subscription did can't be saved: nothing more of it may go out."""
+        if isinstance(error, TermOver):
+            get_logger().warning("term_over", error=str(error))
+        else:
+            METRICS.background_crashes.labels("ledger").inc()
+            get_logger().error(
+                "subscription_not_saved",
+                tenant=subscriber.subscription.tenant,
+                subscription_id=subscriber.subscription.subscription_id,
+                exc_info=error,
+            )
+        subscriber.unsavable = True
+        subscriber.halt()
 
     async def _write(self, units: Sequence[tuple[Subscriber, Unit]]) -> None:
         try:

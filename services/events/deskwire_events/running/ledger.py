@@ -161,4 +161,5 @@ def _delivery(end: End) -> Delivery:
 
 
 def _trace_id(end: End) -> str:
-    return str(end.carried.event.trace_id)[:64]
+    found = str(end.carried.event.trace_id)[:64]
+    return found if found.isascii() and found.isprintable() else ""

@@ -20,7 +20,7 @@ from deskwire_common.metrics import METRICS
 from deskwire_events.domain import Filter, Limits, Outcome, Result
 from deskwire_events.engine import Bucket, Item, Throttle
 from deskwire_events.running.subscriber import Begin, Subscriber
-from deskwire_events.sinks import MAX_BATCH, Away, Faulty, Outgoing, Sink, TooLarge
+from deskwire_events.sinks import MAX_BATCH, Away, Faulty, Outgoing, Sink, TooLarge, clean
 from deskwire_events.spine import Carried, Spine
 
 #: Pauses after failures of a target, in seconds.
@@ -65,6 +65,10 @@ class Pusher(Subscriber):
 
     async def run(self) -> None:
         """Push until stopped; outlasts whatever the target does."""
+        # What a fault of ours left under way, if this is another try.
+        for lane in list(self.backlog.lanes):
+            if lane.flight is not None:
+                self.backlog.put_back(lane.flight)
         try:
             while not (self._stopping or self.halted):
                 self.work.clear()
@@ -124,7 +128,7 @@ class Pusher(Subscriber):
         ]
         outcomes = ["UNAVAILABLE"] * len(batch)
         try:
-            results = await sink.deliver(sent)
+            results = await self._deliver(sent)
             outcomes = [result.outcome.name for result in results]
         except TooLarge as error:
             self._too_large(batch, error)
@@ -137,6 +141,25 @@ class Pusher(Subscriber):
             self._answered(batch, results, sent)
         finally:
             _close(spans, outcomes)
+
+    async def _deliver(self, sent: Sequence[Outgoing]) -> Sequence[Result]:
+        """Deliver a batch. Raises Away, Faulty and TooLarge, whatever the sink does."""
+        try:
+            results = await self._sink.deliver(sent)
+        except (Away, Faulty, TooLarge):
+            raise
+        except Exception as error:
+            # A fault of the sink, perhaps by one event: that one is found like one that its target can't bear.
+            METRICS.background_crashes.labels("sink").inc()
+            get_logger().error(
+                "sink_failed",
+                subscription_id=self.subscription.subscription_id,
+                exc_info=error,
+            )
+            raise Faulty("the sink failed; the hub's log says why") from error
+        if len(results) != len(sent):
+            raise Faulty(f"the sink gave {len(results)} results for {len(sent)} events")
+        return results
 
     def _answered(
         self, batch: Sequence[Item], results: Sequence[Result], sent: Sequence[Outgoing]
@@ -154,7 +177,7 @@ class Pusher(Subscriber):
                 else:
                     self.end(item, result, out.traceparent)
                 continue
-            failure = result.detail or result.outcome.name.lower()
+            failure = clean(result.detail) or result.outcome.name.lower()
             if result.outcome in {Outcome.RATE_LIMITED, Outcome.AUTH_EXPIRED}:
                 self.backlog.put_back(item)
                 asked = max(asked or 0.0, result.retry_after or 0.0)
@@ -196,7 +219,7 @@ class Pusher(Subscriber):
             self._bury(item, f"after {item.refusals + 1} tries: {detail}")
             return
         pause = self._key_pause(item.refusals) if asked is None else min(asked, limits.asked)
-        self.backlog.retry(item, due=now + pause, now=now, detail=detail)
+        self.backlog.retry(item, due=now + pause, now=now, detail=clean(detail))
 
     def _key_pause(self, refusals: int) -> float:
         limits = self._limits
@@ -225,6 +248,7 @@ class Pusher(Subscriber):
 
     def _tell(self, failure: str, detail: str = "") -> None:
         """Note what fails at the moment; "": nothing does."""
+        failure = clean(failure)
         self.progress = replace(
             self.progress, failing=bool(failure), last_error=failure or self.progress.last_error
         )

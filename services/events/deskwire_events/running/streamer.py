@@ -14,6 +14,7 @@ from deskwire_common.db import Database
 from deskwire_events.domain import Filter, Limits, Outcome, Result
 from deskwire_events.engine import Item, LaneKey
 from deskwire_events.running.subscriber import Begin, Subscriber
+from deskwire_events.sinks import clean
 from deskwire_events.spine import Carried, Spine
 
 #: Seconds that a subscription without readers stays in memory.
@@ -114,7 +115,7 @@ class Streamer(Subscriber):
 
     def retry(self, consumer: Consumer, numbers: list[int], after: float, detail: str) -> None:
         """These are to come again, after some seconds."""
-        now, limits = self.now, self._limits
+        now, limits, detail = self.now, self._limits, clean(detail)
         for number in numbers:
             item = self._landed(consumer, number)
             if item is None:

@@ -16,6 +16,7 @@ from deskwire_common.logging import get_logger
 from deskwire_events import domain, store
 from deskwire_events.domain import Filter, Progress, Result, Subscription
 from deskwire_events.engine import Backlog, Item, LaneKey, Saves
+from deskwire_events.sinks import clean
 from deskwire_events.spine import Carried, Feed, Lost, Spine
 from deskwire_events.store.kept import Kept, Parked
 
@@ -89,7 +90,8 @@ class Begin:
 class Subscriber(ABC):
     """A subscription in the process that owns its slot (spine.feed.Taker).
 
-    `work` is set when there may be something to do; `halted` when nothing may go out any more.
+    `work` is set when there may be something to do; `halted` when nothing may go out any more, `unsavable` when what it
+    did can't be written either.
     """
 
     tells = True
@@ -102,6 +104,7 @@ class Subscriber(ABC):
         self.progress = begin.progress
         self.work = asyncio.Event()
         self.halted = False
+        self.unsavable = False
         self.backlog = Backlog(
             begin.places, max_count=MAX_COUNT, max_bytes=MAX_BYTES, known=begin.known
         )
@@ -171,6 +174,8 @@ class Subscriber(ABC):
 
     def end(self, item: Item, result: Result, traceparent: str = "") -> None:
         """End an event's way."""
+        # A database doesn't take every text of others.
+        result = replace(result, detail=clean(result.detail))
         self.backlog.finish(item)
         self._ends.append(End(item, result, to_micros(self._clock.now()), traceparent))
         self.progress = domain.after(self.progress, [result.outcome], result.detail)

@@ -139,7 +139,7 @@ def _give(records: Sequence[Carried], feed: Feed) -> int | None:
         cursor = feed.cursors.get(carried.place)
         if cursor is None or cursor.joined or carried.offset < cursor.next:
             continue
-        if feed.filter.wants(carried) and not feed.taker.take(carried):
+        if feed.filter.wants(carried) and not feed.give(carried):
             return index
         cursor.next = carried.offset + 1
     return None

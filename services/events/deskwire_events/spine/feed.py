@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from deskwire_common.logging import get_logger
+from deskwire_common.metrics import METRICS
 from deskwire_events.domain.filters import Filter
 from deskwire_events.domain.readers import Selection
 from deskwire_events.spine.carried import Carried
@@ -72,3 +74,22 @@ class Feed:
     def wants_topic(self, topic: str, is_change: bool) -> bool:
         """Whether a topic is among those that it reads."""
         return self.selection.changes if is_change else topic in self.selection.names
+
+    def give(self, carried: Carried) -> bool:
+        """Give a record to the taker; False when it has no room.
+
+        A record that makes the taker fail is passed over, and said: otherwise it would end the process of all tenants,
+        and again after each start.
+        """
+        try:
+            return self.taker.take(carried)
+        except Exception as error:  # noqa: BLE001 - any tenant's record
+            METRICS.background_crashes.labels("take").inc()
+            get_logger().error(
+                "record_not_taken",
+                topic=carried.topic,
+                partition=carried.partition,
+                offset=carried.offset,
+                exc_info=error,
+            )
+            return True

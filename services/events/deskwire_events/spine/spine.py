@@ -182,7 +182,7 @@ class Spine:
 
     def _join(self, feed: Feed, cursor: Cursor, part: _Partition) -> bool:
         for carried in part.ring.since(cursor.next):
-            if feed.filter.wants(carried) and not feed.taker.take(carried):
+            if feed.filter.wants(carried) and not feed.give(carried):
                 return False
             cursor.next = carried.offset + 1
         cursor.joined = True
@@ -238,7 +238,7 @@ class Spine:
             cursor = feed.cursors.get(place)
             if cursor is None or not cursor.joined or carried.offset < cursor.next:
                 continue
-            if feed.filter.passes(carried) and not feed.taker.take(carried):
+            if feed.filter.passes(carried) and not feed.give(carried):
                 cursor.joined = False
                 cursor.next = carried.offset
 

@@ -44,7 +44,10 @@ class Kept:
             "position": self.offset,
             "key": self.key,
             "value": self.value,
-            "headers": json.dumps([[name, text.decode()] for name, text in self.headers]).encode(),
+            # Latin-1 has a character for every byte.
+            "headers": json.dumps(
+                [[name, text.decode("latin-1")] for name, text in self.headers]
+            ).encode(),
             "timestamp": self.timestamp,
             "event_id": self.event_id,
             "event_type": self.event_type,
@@ -265,7 +268,9 @@ def _record(row: sa.RowMapping) -> Kept:
         offset=row["position"],
         key=bytes(row["key"]),
         value=bytes(row["value"]),
-        headers=[(name, text.encode()) for name, text in json.loads(bytes(row["headers"]))],
+        headers=[
+            (name, text.encode("latin-1")) for name, text in json.loads(bytes(row["headers"]))
+        ],
         timestamp=row["timestamp"],
         event_id=row["event_id"],
         event_type=row["event_type"],

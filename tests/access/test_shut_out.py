@@ -6,7 +6,7 @@ import asyncio
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from deskwire.events.v1 import (
     event_hub_service_pb2_grpc,
 )
 from deskwire.tickets.v1 import ticket_service_pb2, ticket_service_pb2_grpc
-from deskwire_common import events
+from deskwire_common import events, shutout
 from deskwire_common.auth import ANY_TENANT, Principal, Role, TokenSigner, acting_as
 from deskwire_common.clock import SystemClock
 from deskwire_common.db import Database
@@ -192,7 +192,7 @@ async def test_a_disabled_agent_is_shut_out_and_nobody_else_of_the_id(
 # ----------------------------------------------------------------------------- what a service remembers
 
 
-async def told(kafka: str, *facts: tuple[str, int, bool]) -> None:
+async def told(kafka: str, *facts: tuple[str, int, bool], to: str = "") -> None:
     """Publish (tenant or tenant/agent, sequence, whether it was disabled or enabled)."""
     records = []
     with acting_as(Principal(ANY_TENANT, Role.OPERATOR, "root")):
@@ -208,7 +208,7 @@ async def told(kafka: str, *facts: tuple[str, int, bool]) -> None:
                 tenant_id=tenant,
             )
             value, headers = events.encode(event), events.headers(event)
-            records.append((event.target.name, subject.encode(), value, headers))
+            records.append((to or event.target.name, subject.encode(), value, headers))
     producer = Producer(kafka, "told")
     await producer.start()
     await producer.send_batch(records)
@@ -241,6 +241,26 @@ async def test_it_is_complete_from_the_start_and_remembered(db: Database, kafka:
     await second.start()
     assert (is_out(second, gone), is_out(second, back)) == (False, True)
     await second.close()
+
+
+async def test_it_follows_topics_that_chat_is_yet_to_make(
+    db: Database, kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = [replace(each, name=f"{each.name}.{new_id()}") for each in shutout._TOPICS]
+    monkeypatch.setattr(shutout, "_TOPICS", new)
+    decode = events.decode
+    monkeypatch.setattr(
+        events, "decode", lambda topic, *rest: decode(topic.rpartition(".")[0], *rest)
+    )
+    shut_out = ShutOut(db, kafka)
+    await shut_out.start()
+    following = asyncio.create_task(shut_out.run())
+    gone = new_id()
+    await told(kafka, (gone, 2, True), to=new[0].name)
+    await eventually(lambda: is_out(shut_out, gone))
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await shut_out.close()
 
 
 async def test_agents_of_every_name_are_remembered(db: Database, kafka: str) -> None:

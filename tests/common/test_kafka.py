@@ -200,6 +200,19 @@ async def test_a_reader_from_the_end_gets_what_comes_and_its_position_continues(
     await reader.close()
 
 
+async def test_a_reader_waits_for_a_topic_that_is_being_made(kafka: str) -> None:
+    made = replace(topics.EXTERNAL, name=f"test-{uuid.uuid4().hex}", partitions=3)
+    reader = Reader(kafka, [made.name])
+    starting = asyncio.create_task(reader.start())
+    await asyncio.sleep(
+        0.2
+    )  # it has most likely asked before there is one; either way it reads all of it
+    await ensure_topics(kafka, [made])
+    await starting
+    assert sorted(reader.positions) == [(made.name, number) for number in range(3)]
+    await reader.close()
+
+
 async def test_a_place_that_is_not_there_is_an_error_and_not_silence(
     kafka: str, topic: str, producer: Producer
 ) -> None:

@@ -20,12 +20,12 @@ from deskwire_common import events, topics
 from deskwire_common.auth import Admission, AgentKey
 from deskwire_common.db import AWAY, Database, UnitOfWork
 from deskwire_common.errors import InvalidArgument, Unavailable
-from deskwire_common.kafka import Place, Reader, Record, cluster_id
+from deskwire_common.kafka import Place, Reader, Record, cluster_id, ensure_topics
 from deskwire_common.lifecycle import Runtime
 from deskwire_common.logging import get_logger
 from deskwire_common.loops import Backoff
 
-_TOPICS: Final = (topics.ACCESS.name, topics.AGENTS.name)
+_TOPICS: Final = (topics.ACCESS, topics.AGENTS)
 _DISABLED: Final = {
     "tenant_disabled": True,
     "tenant_enabled": False,
@@ -138,12 +138,15 @@ class ShutOut:
     async def _open(self) -> None:
         """Read from the saved places on, or from the oldest record where a place isn't kept any more."""
         self._cluster = await cluster_id(self._kafka)
+        # Chat's topics: on a new cluster chat may be yet to start.
+        await ensure_topics(self._kafka, _TOPICS)
         async with self._db.read() as c:
             query = sa.select(self._places).where(self._places.c.cluster == self._cluster)
             rows = (await c.execute(query)).mappings().all()
         places = {(row["topic"], row["number"]): int(row["next"]) for row in rows}
+        names = [topic.name for topic in _TOPICS]
         while True:
-            self._reader = reader = Reader(self._kafka, _TOPICS, start=places, idle_ms=500)
+            self._reader = reader = Reader(self._kafka, names, start=places, idle_ms=500)
             await reader.start()
             kept = _kept(reader)
             if kept == reader.positions:

@@ -14,6 +14,7 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from deskwire_common.errors import Unavailable
 from deskwire_common.kafka.records import Place, Record, good, patiently, silent
+from deskwire_common.kafka.topics import partitions_of
 
 
 class Reader:
@@ -45,7 +46,10 @@ class Reader:
         """The offset per partition that the next record was to have at the start."""
 
     async def start(self) -> None:
-        """Find the partitions and places. Raises Unavailable when the broker doesn't answer within ten seconds."""
+        """Find the partitions and places.
+
+        Raises Unavailable when the broker doesn't answer within ten seconds, or a topic isn't there by then.
+        """
         await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
 
     def _open(self) -> None:
@@ -63,13 +67,10 @@ class Reader:
         )
         self._rd = rd
         try:
-            # Ask by name, so that the broker makes topics that nobody has written to.
             found = [
                 TopicPartition(topic, partition)
                 for topic in self._topics
-                for partition in patiently(partial(rd.list_topics, topic, timeout=10))
-                .topics[topic]
-                .partitions
+                for partition in partitions_of(rd, topic)
             ]
             for place in found:
                 low, high = patiently(partial(rd.get_watermark_offsets, place, timeout=10))

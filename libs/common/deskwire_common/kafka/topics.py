@@ -12,7 +12,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from deskwire_common import topics as registry
 from deskwire_common.errors import Unavailable
-from deskwire_common.kafka.records import silent
+from deskwire_common.kafka.records import patiently, silent
 from deskwire_common.topics import Topic
 
 _DEVELOPMENT: Final = (
@@ -23,6 +23,23 @@ _DEVELOPMENT: Final = (
 def _admin(bootstrap: str) -> AdminClient:
     settings: Any = {"bootstrap.servers": bootstrap, "error_cb": silent, "log_level": 0}
     return AdminClient(settings)
+
+
+def partitions_of(client: Any, topic: str) -> list[int]:
+    """Return the partitions of a topic; blocks while it is being made, for ten seconds at the most.
+
+    It is asked for by name, so that a broker that makes topics at their first use makes it. Raises KafkaException for a
+    topic that isn't there: without partitions, it would be read in silence.
+    """
+
+    def ask() -> list[int]:
+        found = client.list_topics(topic, timeout=10).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return list(found.partitions)
+
+    known: list[int] = patiently(ask)
+    return known
 
 
 async def cluster_id(bootstrap: str, timeout: float = 10.0) -> str:
@@ -42,8 +59,8 @@ async def ensure_topics(
 ) -> list[str]:
     """Create those topics of the contract (all fixed ones by default) that are missing; return their names.
 
-    Replication is the broker's default. The development broker has no admin interface, and makes topics at their
-    first use. Raises Unavailable when the broker doesn't answer.
+    Replication is the broker's default. The development broker has no admin interface: it makes topics when they are
+    asked for, and they aren't returned. Raises Unavailable when the broker doesn't answer.
     """
     chosen = list(registry.fixed_topics() if wanted is None else wanted)
 
@@ -51,10 +68,12 @@ async def ensure_topics(
         admin = _admin(bootstrap)
         try:
             cluster = admin.list_topics(timeout=timeout)
+            if str(cluster.cluster_id).startswith(_DEVELOPMENT):
+                for topic in chosen:
+                    partitions_of(admin, topic.name)
+                return []
         except KafkaException as error:
             raise Unavailable(f"Kafka doesn't answer at {bootstrap}: {error}") from error
-        if str(cluster.cluster_id).startswith(_DEVELOPMENT):
-            return []
         missing = [topic for topic in chosen if topic.name not in cluster.topics]
         if not missing:
             return []

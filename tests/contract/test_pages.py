@@ -207,6 +207,8 @@ LISTED: dict[str, Listing] = {
         lambda number: {
             "subscriptions": {
                 **adapter(f"{number:064}", 500_000 + number),
+                "kind": "webhook",
+                "sink": json.dumps({"url": "https://127.0.0.1:1/" + "u" * 2_028}),
                 "filter": json.dumps(
                     {
                         "event_types": [f"{each:064}" for each in range(100)],

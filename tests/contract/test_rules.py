@@ -159,7 +159,10 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
         "gateway.v1.GatewayService/ListSessions": (operator, {}),
         "events.v1.EventHubService/Publish": (crm, {"events": [event]}),
         "events.v1.EventHubService/ListEventTypes": (operator, {}),
-        "events.v1.EventHubService/CreateSubscription": (operator, {"subscription": subscription}),
+        "events.v1.EventHubService/CreateSubscription": (
+            operator,
+            {"subscription": {**subscription, "webhook": {"url": "https://127.0.0.1:1/"}}},
+        ),
         "events.v1.EventHubService/GetSubscription": (operator, subscription),
         "events.v1.EventHubService/ListSubscriptions": (operator, {}),
         "events.v1.EventHubService/UpdateSubscription": (
@@ -172,6 +175,8 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
             {**subscription, "start": {"earliest": {}}},
         ),
         "events.v1.EventHubService/ResumeSubscription": (operator, subscription),
+        "events.v1.EventHubService/RotateWebhookSecret": (operator, subscription),
+        "events.v1.EventHubService/CheckWebhook": (operator, subscription),
         "events.v1.EventHubService/ListDeadLetters": (operator, subscription),
         "events.v1.EventHubService/RedriveDeadLetters": (operator, subscription),
         "events.v1.EventHubService/PurgeDeadLetters": (operator, subscription),

@@ -165,6 +165,8 @@ class Client:
             PauseSubscription = hub.PauseSubscription
             ResumeSubscription = hub.ResumeSubscription
             SeekSubscription = hub.SeekSubscription
+            RotateWebhookSecret = hub.RotateWebhookSecret
+            CheckWebhook = hub.CheckWebhook
             DeleteSubscription = hub.DeleteSubscription
             ListDeadLetters = hub.ListDeadLetters
             RedriveDeadLetters = hub.RedriveDeadLetters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from deskwire_events.secret_refs import SecretRefs
 from deskwire_events.sinks import NOT_THERE, AdapterSink, Away, Faulty, way_to
 from support import eventually
 from support.listening import listening
+from support.names import Names
 from support.outgoing import outgoing
 
 REFUSAL = f"the adapter can't be used: {NOT_THERE}"
@@ -65,20 +66,6 @@ async def test_what_proved_to_be_an_adapter_is_quoted(client: Any, crm: Any, ten
     code, text = await refusal(client(tenant).register("a-1", crm.target))
     assert code == "FAILED_PRECONDITION"
     assert text.endswith("UNAUTHENTICATED: wrong password")
-
-
-class Names:
-    """A resolver whose answers change: one for each time that it is asked, the last one from then on."""
-
-    def __init__(self, *answers: Sequence[str]) -> None:
-        self._answers: Iterator[Sequence[str]] = iter(answers)
-        self._last: Sequence[str] = ()
-        self.asked: list[str] = []
-
-    def __call__(self, host: str) -> Sequence[str]:
-        self.asked.append(host)
-        self._last = next(self._answers, self._last)
-        return self._last
 
 
 def calling(target: str, names: Resolve, rules: str = "127.0.0.0/8:*") -> AdapterSink:

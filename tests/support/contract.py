@@ -82,6 +82,7 @@ PUBLISHES = {
     "EventHubService.PauseSubscription": {"subscription_updated"},
     "EventHubService.ResumeSubscription": {"subscription_updated"},
     "EventHubService.SeekSubscription": {"subscription_updated"},
+    "EventHubService.RotateWebhookSecret": {"subscription_updated"},
     "EventHubService.DeleteSubscription": {"subscription_deleted"},
     "EventHubService.RedriveDeadLetters": {"dead_letters_redriven"},
     "EventHubService.PurgeDeadLetters": {"dead_letters_purged"},

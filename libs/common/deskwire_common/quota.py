@@ -75,18 +75,29 @@ class Turns:
         return self._locks.setdefault(tenant, asyncio.Lock())
 
 
+class Shares:
+    """How many things of each tenant are done at a time, within this process; its others wait behind its own."""
+
+    def __init__(self, per_tenant: int) -> None:
+        self._per_tenant = per_tenant
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    def of(self, tenant: str) -> asyncio.Semaphore:
+        """Return what to hold while one is done."""
+        return self._shares.setdefault(tenant, asyncio.Semaphore(self._per_tenant))
+
+
 class Threads:
     """Threads for work that blocks, of which each tenant has a share; its other work waits behind its own."""
 
     def __init__(self, name: str, count: int, per_tenant: int) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
-        self._per_tenant = per_tenant
-        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._shares = Shares(per_tenant)
 
     async def run(self, tenant: str, work: Callable[[], T]) -> T:
         """Do `work` in a thread, and raise what it raises. Whoever stops waiting holds the thread until its end."""
         loop = asyncio.get_running_loop()
-        share = self._shares.setdefault(tenant, asyncio.Semaphore(self._per_tenant))
+        share = self._shares.of(tenant)
         await share.acquire()
 
         def release(_done: object) -> None:

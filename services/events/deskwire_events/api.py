@@ -18,6 +18,7 @@ from deskwire_events.actions import (
     DeadLetterActions,
     EventActions,
     SubscriptionActions,
+    WebhookActions,
 )
 from deskwire_events.streams import Subscriptions
 
@@ -42,6 +43,8 @@ TABLE: Final = Table(
         unary(Hub.PauseSubscription).by(SubscriptionActions.pause, _OWNERS),
         unary(Hub.ResumeSubscription).by(SubscriptionActions.resume, _OWNERS),
         unary(Hub.SeekSubscription).by(SubscriptionActions.seek, _OWNERS, request_bytes=_LONG),
+        unary(Hub.RotateWebhookSecret).by(SubscriptionActions.rotate_secret, _OWNERS),
+        unary(Hub.CheckWebhook).by(WebhookActions.check, _OWNERS),
         unary(Hub.DeleteSubscription).by(SubscriptionActions.delete, _OWNERS),
         unary(Hub.ListDeadLetters).by(DeadLetterActions.list_dead_letters, _OWNERS),
         unary(Hub.RedriveDeadLetters).by(DeadLetterActions.redrive, _OWNERS),

@@ -19,6 +19,7 @@ from deskwire_common.outbox import Outbox, OutboxRelay
 from deskwire_common.ownership import Holdings, Owner, Slot, SlotRows, join, slots_table
 from deskwire_common.quota import Quota
 from deskwire_common.rpc import make_channel
+from deskwire_common.sealing import load_sealer
 from deskwire_common.targets import Targets, parse_rules
 from deskwire_events import conditions, domain, store
 from deskwire_events import housekeeping as chores
@@ -27,6 +28,7 @@ from deskwire_events.actions import (
     DeadLetterActions,
     EventActions,
     SubscriptionActions,
+    WebhookActions,
 )
 from deskwire_events.api import TABLE
 from deskwire_events.config import Settings
@@ -34,7 +36,14 @@ from deskwire_events.domain import Cursors, Filter, Limits, SinkKind, Subscripti
 from deskwire_events.hosts import AdapterHost, HostLimits
 from deskwire_events.running import Begin, Keeper, Ledger, Pusher, Streamer, Subscriber
 from deskwire_events.secret_refs import SecretRefs, parse_secret_rules
-from deskwire_events.sinks import AdapterSink, OpenSink, way_to
+from deskwire_events.sinks import (
+    AdapterSink,
+    OpenSink,
+    WebhookSetup,
+    WebhookSink,
+    tls_context,
+    way_to,
+)
 from deskwire_events.spine import Spine
 from deskwire_events.streams import Named, Subscriptions
 
@@ -67,7 +76,22 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         secrets=SecretRefs(parse_secret_rules(settings.adapter_secrets)),
         clock=clock,
     )
-    sinks: dict[SinkKind, OpenSink] = {SinkKind.ADAPTER: open_adapter}
+    sealer = load_sealer(settings.sealing_file)
+    open_webhook = partial(
+        WebhookSink,
+        setup=WebhookSetup(
+            targets=Targets(parse_rules(settings.webhook_targets)),
+            tls=tls_context(settings.webhook_ca_file),
+            sealer=sealer,
+            parallel=settings.webhook_parallel,
+            seconds=settings.webhook_seconds,
+        ),
+        clock=clock,
+    )
+    sinks: dict[SinkKind, OpenSink] = {
+        SinkKind.ADAPTER: open_adapter,
+        SinkKind.WEBHOOK: open_webhook,
+    }
     limits = Limits(refusals=settings.delivery_attempts, age=settings.delivery_age_seconds)
 
     def make(begin: Begin) -> Subscriber | None:
@@ -103,6 +127,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         under_way=Quota(settings.max_registrations),
         changed=keeper.wake.set,
     )
+    webhooks = WebhookActions(db, clock, ids, open_webhook, Quota(settings.max_registrations))
     cursors = Cursors(await _cursor_key(db), await spine.broker.cluster())
     named = Named(db, keeper, clock, _owner_of(owner, holdings), _channels(runtime))
     subscriptions = Subscriptions(spine, cursors, clock, Quota(settings.max_subscriptions), named)
@@ -114,6 +139,8 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         ids=ids,
         spine=spine,
         cursors=cursors,
+        sealer=sealer,
+        allow_http=settings.webhook_allow_http,
         most=settings.max_named_subscriptions,
         changed=keeper.wake.set,
     )
@@ -141,6 +168,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         subscriptions,
         registry,
         letters,
+        webhooks,
         adapters,
         admission=await shutout.follow(runtime, db),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from deskwire_common.config import (
     DatabaseSettings,
@@ -14,6 +14,7 @@ from deskwire_common.config import (
     ServiceSettings,
     TargetRules,
 )
+from deskwire_common.sealing import load_sealer
 from deskwire_events.secret_refs import parse_secret_rules
 
 
@@ -55,8 +56,27 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     max_adapters: int = Field(default=50, ge=1)
     """Adapters of one tenant."""
     max_registrations: int = Field(default=4, ge=1)
-    """RegisterAdapter or CreateSource calls of one tenant that one process works on at a time."""
+    """RegisterAdapter, CheckWebhook or CreateSource calls of one tenant that one process works on at a time."""
+    webhook_targets: TargetRules = "public:*"
+    """Addresses that webhooks may have: `HOST:PORT` rules with commas, see addresses.md."""
+    webhook_allow_http: bool = False
+    """Whether webhooks may have URLs with http, whose events everybody on the way can read."""
+    webhook_ca_file: Path | None = None
+    """PEM file of authorities that certificates of webhooks may have, beside the system's own."""
+    webhook_parallel: int = Field(default=16, ge=1, le=64)
+    """Events of different subjects that one webhook is sent at a time."""
+    webhook_seconds: float = Field(default=15.0, gt=0, le=120)
+    """Seconds that a webhook may take for one event, from the look-up of its name to the end of its answer's head."""
+    sealing_file: Path | None = None
+    """Keys that encrypt the secrets of webhooks in the database, see keys.md; unset: they are stored as they are."""
     max_subscriptions: int = Field(default=100, ge=1)
     """Open Subscribe streams of one tenant, of one process."""
     max_named_subscriptions: int = Field(default=200, ge=1)
-    """Subscriptions of one tenant, adapters included."""
+    """Subscriptions of one tenant, adapters and webhooks included."""
+
+    @model_validator(mode="after")
+    def _files_are_there(self) -> Settings:
+        load_sealer(self.sealing_file)
+        if self.webhook_ca_file is not None and not self.webhook_ca_file.is_file():
+            raise ValueError(f"no such file: {self.webhook_ca_file}")
+        return self

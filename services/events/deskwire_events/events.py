@@ -10,7 +10,15 @@ from deskwire.events.v1 import adapter_pb2, hub_events_pb2, subscription_pb2
 from deskwire_common.clock import Clock, to_timestamp
 from deskwire_common.events import DomainEvent, new_event, system_actor
 from deskwire_common.ids import Ids
-from deskwire_events.domain import Delivery, Outcome, Progress, SinkKind, State, Subscription
+from deskwire_events.domain import (
+    Delivery,
+    Outcome,
+    Progress,
+    SinkKind,
+    State,
+    Subscription,
+    webhooks,
+)
 from deskwire_events.spine import Lost
 
 _STATES = {
@@ -28,6 +36,7 @@ _SUBSCRIPTION_STATES = {
 _SINKS = {
     SinkKind.STREAM: subscription_pb2.SUBSCRIPTION_SINK_STREAM,
     SinkKind.ADAPTER: subscription_pb2.SUBSCRIPTION_SINK_ADAPTER,
+    SinkKind.WEBHOOK: subscription_pb2.SUBSCRIPTION_SINK_WEBHOOK,
 }
 _OUTCOMES = {
     Outcome.DELIVERED: adapter_pb2.PUSH_OUTCOME_DELIVERED,
@@ -66,7 +75,7 @@ def adapter_message(adapter: Subscription, progress: Progress | None = None) -> 
 def subscription_message(
     subscription: Subscription, progress: Progress | None = None
 ) -> subscription_pb2.Subscription:
-    """The subscription as the contract says it."""
+    """The subscription as the contract says it, without secrets."""
     done = progress or Progress()
     state = subscription.state
     if state is State.ACTIVE and done.failing:
@@ -89,7 +98,21 @@ def subscription_message(
         dead_letter_count=done.dead,
         create_time=to_timestamp(subscription.created_at),
         version=subscription.version,
+        webhook=_webhook(subscription) if subscription.kind is SinkKind.WEBHOOK else None,
     )
+
+
+def _webhook(subscription: Subscription) -> subscription_pb2.Webhook:
+    until = webhooks.previous_until(subscription)
+    return subscription_pb2.Webhook(
+        url=str(subscription.sink["url"]),
+        previous_secret_expire_time=to_timestamp(until) if until else None,
+    )
+
+
+def outcome_message(outcome: Outcome) -> adapter_pb2.PushOutcome.ValueType:
+    """An outcome as the contract says it."""
+    return _OUTCOMES[outcome]
 
 
 def dead_letter_message(

@@ -38,7 +38,11 @@ DESKWIRE_ATTACHMENTS_LISTEN: "0.0.0.0:7406"
 DESKWIRE_ATTACHMENTS_PUBLIC_URL: {{ .Values.attachments.publicUrl | quote }}
 DESKWIRE_ATTACHMENTS_CORS_ORIGINS: {{ .Values.attachments.corsOrigins | quote }}
 DESKWIRE_ADAPTER_TARGETS: {{ .Values.targets.adapters | quote }}
+DESKWIRE_WEBHOOK_TARGETS: {{ .Values.targets.webhooks | quote }}
 DESKWIRE_SOURCE_TARGETS: {{ .Values.targets.sources | quote }}
+{{- if .Values.keys.sealing }}
+DESKWIRE_SEALING_FILE: /etc/deskwire/keys/sealing.keys
+{{- end }}
 DESKWIRE_CHAT_TARGET: {{ printf "%s-chat:7401" $name | quote }}
 {{- if .Values.tls.enabled }}
 DESKWIRE_TLS_CERT: /etc/deskwire/tls/tls.crt

@@ -35,6 +35,11 @@ def service_settings(plan: Plan, name: str, *, kafka: str, redis: str) -> dict[s
         settings["DESKWIRE_ATTACHMENTS_LISTEN"] = plan.ports.address(f"{name}-files")
     if service == "events":
         settings["DESKWIRE_ADAPTER_TARGETS"] = _allowed("DESKWIRE_ADAPTER_TARGETS")
+        settings["DESKWIRE_WEBHOOK_TARGETS"] = _allowed("DESKWIRE_WEBHOOK_TARGETS")
+        # A receiver that somebody tries out on this machine has no certificate.
+        settings["DESKWIRE_WEBHOOK_ALLOW_HTTP"] = os.environ.get(
+            "DESKWIRE_WEBHOOK_ALLOW_HTTP", "true"
+        )
     if service == "cdc":
         settings["DESKWIRE_SOURCE_TARGETS"] = _allowed("DESKWIRE_SOURCE_TARGETS")
         # The demo CRM's folder, beside what the caller's environment allows, and nothing else.

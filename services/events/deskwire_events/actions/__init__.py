@@ -6,6 +6,7 @@ from deskwire_events.actions.adapters import REGISTRY, AdapterActions
 from deskwire_events.actions.dead_letters import DeadLetterActions
 from deskwire_events.actions.publishing import HUB, MAX_PUBLISH, EventActions
 from deskwire_events.actions.subscriptions import SubscriptionActions
+from deskwire_events.actions.webhooks import WebhookActions
 
 __all__ = [
     "HUB",
@@ -15,4 +16,5 @@ __all__ = [
     "DeadLetterActions",
     "EventActions",
     "SubscriptionActions",
+    "WebhookActions",
 ]

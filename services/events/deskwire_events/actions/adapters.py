@@ -113,13 +113,7 @@ class AdapterActions:
                 await store.subscriptions.save(uow, after)
             elif not await store.subscriptions.add(uow, after):
                 raise domain.registered_already(after.subscription_id)
-            # One that is registered again goes on where it stopped; in topics that are new to it it begins now.
-            known = (await store.places.load(uow.connection, [after.incarnation]))[
-                after.incarnation
-            ]
-            topics = {topic for topic, _ in known}
-            new = {place: offset for place, offset in latest.items() if place[0] not in topics}
-            await store.places.save(uow, {after.incarnation: new}, {})
+            await store.places.add(uow, after.incarnation, latest)
             await store.subscriptions.forgive(uow, after.incarnation)
             await self._record(uow, events.registered_event(after, ids=self.ids, clock=self.clock))
             return registry_pb.RegisterAdapterResponse(adapter=events.adapter_message(after))
@@ -180,7 +174,7 @@ class AdapterActions:
 
     async def get(self, request: registry_pb.GetAdapterRequest) -> registry_pb.GetAdapterResponse:
         """One adapter. Raises NotFound (ADAPTER_NOT_FOUND)."""
-        adapter = await self._adapter(request.adapter_id)
+        adapter = await self._adapter(request.adapter_id, SinkKind.ADAPTER)
         if adapter.removed:
             raise domain.not_found(request.adapter_id)
         async with self.db.read() as connection:
@@ -225,7 +219,7 @@ class AdapterActions:
         self, request: registry_pb.ListDeliveriesRequest
     ) -> registry_pb.ListDeliveriesResponse:
         """A page of ends, newest first. Raises NotFound, InvalidArgument (INVALID_PAGE_TOKEN)."""
-        adapter = await self._adapter(request.adapter_id)
+        adapter = await self._adapter(request.adapter_id, SinkKind.ADAPTER, SinkKind.WEBHOOK)
         filters: dict[str, Any] = {
             "adapter_id": request.adapter_id,
             "dead_letters": request.dead_letters,
@@ -254,12 +248,12 @@ class AdapterActions:
             )
         return registry_pb.ListDeliveriesResponse(deliveries=found, next_page_token=token)
 
-    async def _adapter(self, adapter_id: str) -> Subscription:
-        """An adapter, also a removed one. Raises NotFound (ADAPTER_NOT_FOUND)."""
+    async def _adapter(self, adapter_id: str, *kinds: SinkKind) -> Subscription:
+        """A subscription of these kinds, also a removed one. Raises NotFound (ADAPTER_NOT_FOUND)."""
         _check_known(adapter_id)
         async with self.db.read() as connection:
             adapter = await store.subscriptions.get(connection, tenant_caller().tenant, adapter_id)
-        if adapter is None or adapter.kind is not SinkKind.ADAPTER:
+        if adapter is None or adapter.kind not in kinds:
             raise domain.not_found(adapter_id)
         return adapter
 

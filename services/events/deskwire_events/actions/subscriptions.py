@@ -19,9 +19,12 @@ from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import PageKey, page
 from deskwire_common.quota import too_many
+from deskwire_common.sealing import Sealer
 from deskwire_events import conditions, domain, events, store
-from deskwire_events.actions.checks import check_text, is_ascii
+from deskwire_events.actions.checks import check_text
+from deskwire_events.actions.finding import find
 from deskwire_events.actions.publishing import HUB
+from deskwire_events.actions.webhooks import new_secret
 from deskwire_events.callers import tenant_caller
 from deskwire_events.domain import (
     Cursors,
@@ -32,6 +35,7 @@ from deskwire_events.domain import (
     Subscription,
     Wanted,
     readable_topics,
+    webhooks,
 )
 from deskwire_events.spine import Spine
 
@@ -40,7 +44,11 @@ UPDATE: Final = f"{HUB}/UpdateSubscription"
 PAUSE: Final = f"{HUB}/PauseSubscription"
 RESUME: Final = f"{HUB}/ResumeSubscription"
 SEEK: Final = f"{HUB}/SeekSubscription"
+ROTATE: Final = f"{HUB}/RotateWebhookSecret"
 DELETE: Final = f"{HUB}/DeleteSubscription"
+
+#: Seconds that the secret before a new one signs, too.
+_OVERLAP: Final = 86_400
 
 ResponseT = TypeVar("ResponseT", bound=Message)
 Place = tuple[str, int]
@@ -50,7 +58,8 @@ Place = tuple[str, int]
 class SubscriptionActions:
     """Subscriptions of the current principal's tenant.
 
-    `most` is how many a tenant may have. `changed` is called after a commit that a worker must hear of.
+    `most` is how many a tenant may have, `allow_http` whether webhooks may do without TLS. `changed` is called after a
+    commit that a worker must hear of.
     """
 
     db: Database
@@ -60,16 +69,26 @@ class SubscriptionActions:
     ids: Ids
     spine: Spine
     cursors: Cursors
+    sealer: Sealer
+    allow_http: bool
     most: int
     changed: Callable[[], None]
 
     async def create(self, request: pb.CreateSubscriptionRequest) -> pb.CreateSubscriptionResponse:
-        """Make one. Raises AlreadyExists, InvalidArgument, OutOfRange, PermissionDenied, ResourceExhausted."""
+        """Make one; the secret of a webhook is told only this once.
+
+        Raises AlreadyExists, InvalidArgument, OutOfRange, PermissionDenied, ResourceExhausted.
+        """
         principal = tenant_caller()
         asked = request.subscription
         check_text("request_id", request.request_id)
         wanted = _wanted(asked.filter)
         selection = readable_topics(principal.role, wanted.event_types)
+        is_webhook = asked.HasField("webhook")
+        secret = sealed = ""
+        if is_webhook:
+            self._check_url(asked.webhook, "subscription.webhook.url")
+            secret, sealed = new_secret(self.sealer, principal.tenant, asked.subscription_id)
         fresh = domain.create(
             None,
             tenant=principal.tenant,
@@ -79,8 +98,13 @@ class SubscriptionActions:
             wanted=wanted,
             role=principal.role.value,
             now=to_micros(self.clock.now()),
+            kind=SinkKind.WEBHOOK if is_webhook else SinkKind.STREAM,
+            sink={"url": asked.webhook.url} if is_webhook else {},
+            secrets={webhooks.CURRENT: sealed} if is_webhook else {},
         )
         places = await self._places(selection, principal.tenant, request.start)
+        # It is stored for duplicates of the request, before the secret is in it.
+        response = pb.CreateSubscriptionResponse(subscription=events.subscription_message(fresh))
 
         async def work(uow: UnitOfWork) -> pb.CreateSubscriptionResponse:
             if await store.subscriptions.count(uow.connection, principal.tenant) >= self.most:
@@ -89,13 +113,16 @@ class SubscriptionActions:
                 raise domain.taken(fresh.subscription_id)
             await store.places.save(uow, {fresh.incarnation: places}, {})
             await self._tell(uow, events.created_event(fresh, ids=self.ids, clock=self.clock))
-            return pb.CreateSubscriptionResponse(subscription=events.subscription_message(fresh))
+            return response
 
-        return await self.idempotency.once(self.db, method=CREATE, request=request, work=work)
+        answer = await self.idempotency.once(self.db, method=CREATE, request=request, work=work)
+        if answer is response:
+            answer.secret = secret
+        return answer
 
     async def get(self, request: pb.GetSubscriptionRequest) -> pb.GetSubscriptionResponse:
         """One, and how far behind it is. Raises NotFound (SUBSCRIPTION_NOT_FOUND), Unavailable."""
-        found = await self._find(request.subscription_id)
+        found = await find(self.db, request.subscription_id)
         mine = found.incarnation
         async with self.db.read() as connection:
             done = await store.subscriptions.progress_of(connection, [mine])
@@ -137,26 +164,28 @@ class SubscriptionActions:
         return pb.ListSubscriptionsResponse(subscriptions=found, next_page_token=token)
 
     async def update(self, request: pb.UpdateSubscriptionRequest) -> pb.UpdateSubscriptionResponse:
-        """Replace the filter. Raises NotFound, VersionMismatch, InvalidArgument, PermissionDenied."""
+        """Replace filter and URL. Raises NotFound, VersionMismatch, InvalidArgument, PermissionDenied."""
         principal = tenant_caller()
         done = await self._answered(UPDATE, request, pb.UpdateSubscriptionResponse)
         if done is not None:
             return done
-        wanted = _wanted(request.filter)
-        found = await self._find(request.subscription_id)
+        found = await find(self.db, request.subscription_id)
+        has_url = request.HasField("webhook")
+        if has_url:
+            if found.kind is not SinkKind.WEBHOOK:
+                raise InvalidArgument("it is no webhook", field="webhook")
+            self._check_url(request.webhook, "webhook.url")
+        asked = _wanted(request.filter) if request.HasField("filter") else None
+        wanted = found.wanted if asked is None else asked
         selection = replace(found, wanted=wanted).selection
         # The caller's role bounds what it may ask for, too.
         readable_topics(principal.role, wanted.event_types)
         latest = await self._places(selection, principal.tenant, None)
 
         async def work(uow: UnitOfWork, before: Subscription) -> Subscription:
-            known = (await store.places.load(uow.connection, [before.incarnation]))[
-                before.incarnation
-            ]
-            topics = {topic for topic, _ in known}
-            new = {place: offset for place, offset in latest.items() if place[0] not in topics}
-            await store.places.save(uow, {before.incarnation: new}, {})
-            return before.changed(wanted=wanted)
+            await store.places.add(uow, before.incarnation, latest)
+            sink = {**before.sink, "url": request.webhook.url} if has_url else before.sink
+            return before.changed(sink=sink, wanted=before.wanted if asked is None else asked)
 
         return await self._change(UPDATE, request, work, pb.UpdateSubscriptionResponse)
 
@@ -185,7 +214,7 @@ class SubscriptionActions:
         done = await self._answered(SEEK, request, pb.SeekSubscriptionResponse)
         if done is not None:
             return done
-        found = await self._find(request.subscription_id)
+        found = await find(self.db, request.subscription_id)
         domain.check_idle(found)
         places = await self._places(found.selection, tenant_caller().tenant, request.start)
 
@@ -195,6 +224,27 @@ class SubscriptionActions:
             return before.changed(seek=places)
 
         return await self._change(SEEK, request, work, pb.SeekSubscriptionResponse)
+
+    async def rotate_secret(
+        self, request: pb.RotateWebhookSecretRequest
+    ) -> pb.RotateWebhookSecretResponse:
+        """Make a new secret, and tell it only this once. Raises NotFound, VersionMismatch, PermissionDenied."""
+        secret, sealed = new_secret(self.sealer, tenant_caller().tenant, request.subscription_id)
+        overlap = request.overlap.ToSeconds() if request.HasField("overlap") else _OVERLAP
+        response = pb.RotateWebhookSecretResponse()
+
+        async def work(_uow: UnitOfWork, before: Subscription) -> Subscription:
+            until = to_micros(self.clock.now()) + overlap * 1_000_000
+            return webhooks.rotate(webhooks.check_webhook(before), sealed, until)
+
+        def told(subscription: subscription_pb2.Subscription) -> pb.RotateWebhookSecretResponse:
+            response.subscription.CopyFrom(subscription)
+            return response
+
+        answer = await self._change(ROTATE, request, work, told)
+        if answer is response:
+            answer.secret = secret
+        return answer
 
     async def delete(self, request: pb.DeleteSubscriptionRequest) -> pb.DeleteSubscriptionResponse:
         """End it and forget all about it. Raises NotFound, VersionMismatch, PermissionDenied."""
@@ -206,7 +256,7 @@ class SubscriptionActions:
             before = domain.check_change(
                 found, request.subscription_id, principal.system, request.expected_version
             )
-            if before.kind is not SinkKind.STREAM:
+            if before.kind is SinkKind.ADAPTER:
                 raise domain.no_subscription(request.subscription_id)
             last = before.changed(removed=True)
             await store.subscriptions.remove(uow, before)
@@ -253,16 +303,8 @@ class SubscriptionActions:
         await self.outbox.add(uow, [event])
         uow.after_commit(self.changed)
 
-    async def _find(self, subscription_id: str) -> Subscription:
-        if not is_ascii(subscription_id):
-            raise domain.no_subscription(subscription_id)
-        async with self.db.read() as connection:
-            found = await store.subscriptions.get(
-                connection, tenant_caller().tenant, subscription_id
-            )
-        if found is None or found.removed:
-            raise domain.no_subscription(subscription_id)
-        return found
+    def _check_url(self, webhook: subscription_pb2.Webhook, field: str) -> None:
+        webhooks.check_url(webhook.url, allow_http=self.allow_http, field=field)
 
     async def _places(
         self, selection: Selection, tenant: str, start: subscription_pb2.SubscriptionStart | None

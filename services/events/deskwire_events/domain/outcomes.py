@@ -50,11 +50,15 @@ def outcome_of(number: int) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a sink says of one event; `retry_after` in seconds, None: the hub decides."""
+    """What a sink says of one event; `retry_after` in seconds, None: the hub decides.
+
+    `gone`: the target wants nothing any more. The subscription stops, and keeps the event.
+    """
 
     outcome: Outcome
     detail: str = ""
     retry_after: float | None = None
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class SinkKind(StrEnum):
 
     STREAM = "stream"
     ADAPTER = "adapter"
+    WEBHOOK = "webhook"
 
 
 class State(IntEnum):
@@ -233,19 +234,22 @@ def create(
     wanted: Wanted,
     role: str,
     now: int,
+    kind: SinkKind = SinkKind.STREAM,
+    sink: Mapping[str, Any] | None = None,
+    secrets: Mapping[str, str] | None = None,
 ) -> Subscription:
-    """A new subscription that streams read. Raises AlreadyExists when its id was taken, by a removed adapter too."""
+    """A new subscription. Raises AlreadyExists when its id was taken, by a removed adapter too."""
     if before is not None:
         raise taken(subscription_id)
     return Subscription(
         tenant=tenant,
         subscription_id=subscription_id,
         incarnation=incarnation,
-        kind=SinkKind.STREAM,
+        kind=kind,
         system_id=system_id,
         wanted=wanted,
-        sink={},
-        secrets={},
+        sink=sink or {},
+        secrets=secrets or {},
         state=State.ACTIVE,
         reason="",
         role=role,

@@ -9,6 +9,7 @@ from deskwire_common.clock import Clock
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.events import DomainEvent
 from deskwire_common.ids import Ids
+from deskwire_common.logging import get_logger
 from deskwire_common.outbox import Outbox
 from deskwire_common.ownership import Holdings, Slot, TermOver
 from deskwire_events import events, store
@@ -63,7 +64,7 @@ class Ledger:
                 {u.subscription.incarnation: u.progress for u in units if u.progress is not None},
             )
             for unit in sorted(units, key=lambda unit: unit.subscription.subject):
-                if unit.dead or unit.losses:
+                if unit.dead or unit.losses or unit.stopped:
                     await self._tell(uow, unit)
 
         await self.db.run(work)
@@ -120,12 +121,16 @@ class Ledger:
             told.append(events.lost_event(found, loss, sequence, ids=self.ids, clock=self.clock))
         after = found
         row = unit.progress.rejected_in_row if unit.progress is not None else 0
-        if row >= self.dead_letter_limit and after.state is State.ACTIVE:
-            after = replace(
-                after,
-                state=State.STOPPED,
-                reason=f"{row} dead letters in a row",
-                revision=after.revision + 1,
+        reason = unit.stopped or (
+            f"{row} dead letters in a row" if row >= self.dead_letter_limit else ""
+        )
+        if reason and after.state is State.ACTIVE:
+            after = replace(after, state=State.STOPPED, reason=reason, revision=after.revision + 1)
+            get_logger().warning(
+                "subscription_stopped",
+                tenant=mine.tenant,
+                subscription_id=mine.subscription_id,
+                reason=reason,
             )
             sequence = found.sequence + len(told) + 1
             told.append(events.stopped_event(after, sequence, ids=self.ids, clock=self.clock))

@@ -166,7 +166,7 @@ class Pusher(Subscriber):
     ) -> None:
         """Apply the results, each to its own key."""
         asked: float | None = None
-        failure = ""
+        failure = gone = ""
         for item, result, out in zip(batch, results, sent, strict=True):
             if result.outcome.final:
                 METRICS.hub_delivery_seconds.observe(
@@ -178,7 +178,10 @@ class Pusher(Subscriber):
                     self.end(item, result, out.traceparent)
                 continue
             failure = clean(result.detail) or result.outcome.name.lower()
-            if result.outcome in {Outcome.RATE_LIMITED, Outcome.AUTH_EXPIRED}:
+            if result.gone:
+                self.backlog.put_back(item)
+                gone = failure
+            elif result.outcome in {Outcome.RATE_LIMITED, Outcome.AUTH_EXPIRED}:
                 self.backlog.put_back(item)
                 asked = max(asked or 0.0, result.retry_after or 0.0)
             else:
@@ -187,7 +190,11 @@ class Pusher(Subscriber):
             self._throttle.away(self.now, min(asked, self._limits.asked) or None)
         else:
             self._throttle.worked()
-        self._tell(failure)
+        self._tell(gone or failure)
+        if gone:
+            # The ledger writes down that it is stopped; not one more is sent meanwhile.
+            self.stopped = gone
+            self.halt()
 
     def _too_large(self, batch: Sequence[Item], error: TooLarge) -> None:
         if len(batch) == 1:

@@ -53,7 +53,10 @@ class End:
 
 @dataclass(slots=True)
 class Unit:
-    """What one tick saves of one subscription. `tells`: whether its ends are kept for people."""
+    """What one tick saves of one subscription.
+
+    `tells`: whether its ends are kept for people. `stopped`: why it must stop.
+    """
 
     subscription: Subscription
     saves: Saves
@@ -61,9 +64,12 @@ class Unit:
     ends: list[End] = field(default_factory=list)
     losses: list[Lost] = field(default_factory=list)
     tells: bool = True
+    stopped: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.saves or self.ends or self.losses or self.progress is not None)
+        return bool(
+            self.saves or self.ends or self.losses or self.stopped or self.progress is not None
+        )
 
     @property
     def dead(self) -> list[End]:
@@ -105,6 +111,8 @@ class Subscriber(ABC):
         self.work = asyncio.Event()
         self.halted = False
         self.unsavable = False
+        self.stopped = ""
+        """Why it must stop, until that is saved."""
         self.backlog = Backlog(
             begin.places, max_count=MAX_COUNT, max_bytes=MAX_BYTES, known=begin.known
         )
@@ -226,7 +234,15 @@ class Subscriber(ABC):
         # Of heads only what has no room is behind: what was taken is in the window.
         saves = self.backlog.collect(self.now, self._spine.heads(self.feed), idle=idle)
         changed = self.progress if self.progress != self._told else None
-        unit = Unit(self.subscription, saves, changed, self._ends, self._losses, self.tells)
+        unit = Unit(
+            self.subscription,
+            saves,
+            changed,
+            self._ends,
+            self._losses,
+            tells=self.tells,
+            stopped=self.stopped,
+        )
         self._ends, self._losses = [], []
         return unit
 
@@ -235,6 +251,8 @@ class Subscriber(ABC):
         self.backlog.saved(unit.saves)
         if unit.progress is not None:
             self._told = unit.progress
+        if unit.stopped:
+            self.stopped = ""
         self.make_room()
 
     def unsaved(self, unit: Unit) -> None:

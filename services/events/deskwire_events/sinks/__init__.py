@@ -13,7 +13,9 @@ from deskwire_events.sinks.port import (
     TooLarge,
     clean,
 )
+from deskwire_events.sinks.posting import Unanswered, Unreachable, tls_context
 from deskwire_events.sinks.ways import NOT_THERE, OpenWay, way_to
+from deskwire_events.sinks.webhook import WebhookSetup, WebhookSink, result_of
 
 __all__ = [
     "MAX_BATCH",
@@ -27,6 +29,12 @@ __all__ = [
     "Schema",
     "Sink",
     "TooLarge",
+    "Unanswered",
+    "Unreachable",
+    "WebhookSetup",
+    "WebhookSink",
     "clean",
+    "result_of",
+    "tls_context",
     "way_to",
 ]

@@ -19,6 +19,7 @@ from deskwire_common.errors import FailedPrecondition, Unavailable, from_rpc_err
 from deskwire_common.logging import get_logger
 from deskwire_events.domain import Outcome, Result, Subscription, outcome_of
 from deskwire_events.secret_refs import SecretRefs, SecretRefused
+from deskwire_events.sinks.names import LOOK_UPS
 from deskwire_events.sinks.port import (
     MAX_BATCH,
     Away,
@@ -28,7 +29,7 @@ from deskwire_events.sinks.port import (
     TooLarge,
     clean,
 )
-from deskwire_events.sinks.ways import LOOK_UPS, NOT_THERE, OpenWay
+from deskwire_events.sinks.ways import NOT_THERE, OpenWay
 from deskwire_events.spine import Carried
 
 ASK_SECONDS: Final = 3.0

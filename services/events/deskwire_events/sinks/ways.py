@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import Final, TypeAlias
 
 import grpc
 
 from deskwire_common import loops
-from deskwire_common.quota import Threads
 from deskwire_common.rpc import Tls, make_channel
 from deskwire_common.targets import TargetRefused, Targets, grpc_target
 from deskwire_events.domain import Subscription
 from deskwire_events.hosts import AdapterHost, AdapterProcess, NotRunning
+from deskwire_events.sinks.names import resolved
 from deskwire_events.sinks.port import Away
 
 NOT_THERE: Final = "no adapter answers there that this hub may call"
 """All that a tenant is told, whether a rule forbids the address, nothing answers, or what answers is no adapter."""
 PYTHON: Final = "python:"
-LOOK_UPS: Final = Threads("resolve", 32, per_tenant=4)
-"""A tenant's slow name server holds a thread for half a minute, for which no commit and no other tenant may wait."""
 _END_SECONDS: Final = 1.0
 
 
@@ -65,9 +62,7 @@ class NetworkWay(Way):
         """A channel to the addresses that the name stands for now; gRPC resolves nothing itself."""
         host, _, port = self._target.rpartition(":")
         try:
-            found = await LOOK_UPS.run(
-                self._tenant, partial(self._targets.addresses, host, int(port))
-            )
+            found = await resolved(self._targets, self._tenant, host, int(port))
         except TargetRefused as error:
             raise Away(NOT_THERE, detail=str(error)) from error
         # bare: retries, deadlines and traces of pushes are the hub's own.

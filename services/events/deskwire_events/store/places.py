@@ -50,6 +50,14 @@ async def save(
     await db.upsert(uow, places, values, ["incarnation", "topic"])
 
 
+async def add(uow: UnitOfWork, incarnation: str, begins: Mapping[Place, int]) -> None:
+    """Begin in topics that are new to a subscription; in the others it goes on where it is."""
+    known = (await load(uow.connection, [incarnation]))[incarnation]
+    topics = {topic for topic, _ in known}
+    new = {place: offset for place, offset in begins.items() if place[0] not in topics}
+    await save(uow, {incarnation: new}, {})
+
+
 async def remove(uow: UnitOfWork, incarnation: str) -> None:
     """Forget all places of a subscription."""
     await uow.execute(sa.delete(places).where(places.c.incarnation == incarnation))

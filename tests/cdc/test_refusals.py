@@ -27,6 +27,7 @@ from deskwire_common.lifecycle import running
 from deskwire_common.migrations import migrate
 from deskwire_common.rpc import make_channel
 from deskwire_common.targets import Targets, parse_rules
+from support.capture import reader_of, source_of
 from support.listening import listening
 from support.servers import DatabaseServer
 from support.suite import new_id
@@ -153,6 +154,12 @@ async def test_a_binlog_without_whole_rows(
         ("CREATE TABLE orders (id INT PRIMARY KEY) ENGINE=MyISAM", "engine"),
         ("CREATE TABLE orders (id INT PRIMARY KEY, at POINT)", "column_type"),
         ("CREATE VIEW orders AS SELECT 1 AS id", "tables"),
+        ("CREATE TABLE orders (id INT PRIMARY KEY, at TEXT COMPRESSED)", "column_type"),
+        (
+            "CREATE TABLE orders (id INT PRIMARY KEY, at TEXT CHARACTER SET eucjpms)",
+            "character_set",
+        ),
+        ("CREATE TABLE orders (id INT PRIMARY KEY) WITH SYSTEM VERSIONING", "system_versioning"),
     ],
 )
 async def test_a_table_that_cannot_be_followed(
@@ -161,6 +168,45 @@ async def test_a_table_that_cannot_be_followed(
     url = mariadb.fresh()
     mariadb.execute(table, urlsplit(url).path.strip("/"))
     assert is_unusable(await refusal(mariadb_source(url)), setting)
+    mariadb.drop(url)
+
+
+@pytest.mark.parametrize("action", ["ON DELETE CASCADE", "ON DELETE SET NULL", "ON UPDATE CASCADE"])
+async def test_a_table_whose_rows_change_below_the_binlog(
+    refusal: Refusal, mariadb: DatabaseServer, action: str
+) -> None:
+    url = mariadb.fresh()
+    database = urlsplit(url).path.strip("/")
+    mariadb.execute("CREATE TABLE people (id INT PRIMARY KEY)", database)
+    mariadb.execute(
+        "CREATE TABLE orders (id INT PRIMARY KEY, who INT, "
+        f"CONSTRAINT `o'w` FOREIGN KEY (who) REFERENCES people (id) {action})",
+        database,
+    )
+    error = await refusal(mariadb_source(url))
+    assert is_unusable(error, "foreign_key")
+    mends = error.message[error.message.index("ALTER TABLE") :].removesuffix(".")
+    mariadb.execute(mends, database)
+    reader = reader_of(source_of(url, "orders"))
+    await reader.check()
+    await reader.close()
+    mariadb.execute("DROP TABLE orders, people", database)
+    mariadb.drop(url)
+
+
+async def test_a_table_with_times_of_an_old_format(
+    refusal: Refusal, mariadb: DatabaseServer
+) -> None:
+    url = mariadb.fresh()
+    database = urlsplit(url).path.strip("/")
+    with variable(mariadb, "mysql56_temporal_format", "OFF", "ON"):
+        mariadb.execute("CREATE TABLE orders (id INT PRIMARY KEY, at TIME)", database)
+    error = await refusal(mariadb_source(url))
+    assert is_unusable(error, "column_type")
+    mariadb.execute(error.message[error.message.index("ALTER TABLE") :].removesuffix("."), database)
+    reader = reader_of(source_of(url, "orders"))
+    await reader.check()
+    await reader.close()
     mariadb.drop(url)
 
 

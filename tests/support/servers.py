@@ -165,9 +165,9 @@ def postgres_probe(url: str) -> processes.Probe:
 
 
 @contextmanager
-def mariadb_server(folder: Path) -> Iterator[DatabaseServer]:
-    """Run MariaDB with a full row binlog, as change capture needs it."""
-    if given := os.environ.get("DESKWIRE_TEST_MARIADB_URL"):
+def mariadb_server(folder: Path, *options: str) -> Iterator[DatabaseServer]:
+    """Run MariaDB with a full row binlog, as change capture needs it, and with options of a test's own."""
+    if not options and (given := os.environ.get("DESKWIRE_TEST_MARIADB_URL")):
         server = DatabaseServer(given, execute_mariadb, "`")
         yield server
         server.drop_all()
@@ -207,7 +207,7 @@ def mariadb_server(folder: Path) -> Iterator[DatabaseServer]:
             "--log-bin=binlog", "--binlog-format=ROW", "--binlog-row-image=FULL",
             "--binlog-row-metadata=FULL", "--server-id=1", "--gtid-strict-mode=1", "--sync-binlog=1",
             "--innodb-flush-log-at-trx-commit=1", "--default-time-zone=+00:00",
-            "--character-set-server=utf8mb4",
+            "--character-set-server=utf8mb4", *options,
         ],
         log=folder / "mariadb.log",
         user=user,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
 
-from deskwire_cdc.domain.changes import Batch, Change, Json, Operation
+from deskwire_cdc.domain.changes import Batch
 from deskwire_cdc.domain.sources import Source, SourceUnusable
 from deskwire_cdc.sources.mariadb import checks
-from deskwire_cdc.sources.mariadb.binlog import BinlogLoop, Column, Position, open_stream
+from deskwire_cdc.sources.mariadb.binlog import BinlogLoop
+from deskwire_cdc.sources.mariadb.position import Position, gtids
 from deskwire_cdc.sources.mariadb.server import Server
+from deskwire_cdc.sources.mariadb.snapshot import chunk_of, read_chunk
+from deskwire_cdc.sources.mariadb.stream import open_stream
 from deskwire_cdc.sources.port import Reader, ReaderOptions, SnapshotChunk
 from deskwire_cdc.sources.pump import Pump
-from deskwire_cdc.sources.values import render
 from deskwire_common.clock import to_micros
 
 
@@ -56,10 +57,13 @@ class MariadbReader(Reader):
         """Yield the binlog from a position on."""
 
         def read(emit: Callable[[Batch], None], stopped: threading.Event) -> None:
+            begin = Position.parse(position)
+            self._check_history(begin)
+            loop = BinlogLoop(
+                self.source, self.options, self._server, emit, stopped, recheck=self._check
+            )
             with self._server.errors():
-                BinlogLoop(
-                    self.source, self.options, self._server.address.database, emit, stopped
-                ).run(Position.parse(position), self._server)
+                loop.run(begin)
 
         return self._pump.batches(read)
 
@@ -76,11 +80,33 @@ class MariadbReader(Reader):
         database = self._server.address.database
         with self._server.cursor() as cursor:
             checks.check_server(cursor)
+            checks.check_replica(cursor)
             checks.check_filters(cursor, database)
             columns = {
                 table: checks.check_table(cursor, database, table) for table in self.source.tables
             }
         checks.check_rule(self.source.customer_rule, columns)
+
+    def _check_history(self, position: Position) -> None:
+        """Refuse a position of another binlog, whose GTIDs may be the same ones by now."""
+        if not position.file:
+            return
+        with self._server.cursor() as cursor:
+            cursor.execute("SHOW BINARY LOGS")
+            files = [str(row[0]) for row in cursor.fetchall()]
+            if position.file not in files:
+                # Purged, most likely: then the server says whether something is missing.
+                known = position.file.rpartition(".")[0] == (files or [""])[-1].rpartition(".")[0]
+                there = position.done if known and position.file < files[-1] else {}
+            else:
+                cursor.execute("SELECT BINLOG_GTID_POS(%s, %s)", (position.file, position.offset))
+                there = gtids(str((cursor.fetchone() or ("",))[0] or ""))
+        if any(there.get(domain) != gtid for domain, gtid in position.done.items()):
+            raise SourceUnusable(
+                "binlog_history",
+                f"The server's binlog isn't the one of the saved position {position.text()}: it was reset, or "
+                "the server is another one. Delete this source and create it again with a snapshot.",
+            )
 
     def _start_position(self) -> str:
         with self._server.cursor() as cursor:
@@ -94,15 +120,17 @@ class MariadbReader(Reader):
             found = cursor.fetchone()
         if found is None or found[0] is None:
             raise SourceUnusable("log_bin", "The server doesn't say where its binlog is.")
-        position = str(found[0])
+        where = Position.parse(str(found[0]))
+        where.file = str(status["binlog_snapshot_file"])
+        where.offset = int(status["binlog_snapshot_position"])
         # Reading one event proves that the privilege and the position are there.
-        stream = open_stream(self._server, self.source, self.options, Position.parse(position))
+        stream = open_stream(self._server, self.source, self.options, where)
         try:
             with self._server.errors():
                 stream.fetchone()
         finally:
             stream.close()
-        return position
+        return where.text()
 
     def _snapshot_chunk(self, cursor_text: str, position: str) -> SnapshotChunk:
         state = json.loads(cursor_text)
@@ -110,75 +138,13 @@ class MariadbReader(Reader):
         with self._server.cursor() as cursor:
             # Read now: the table may have changed since the check.
             columns = checks.check_table(cursor, self._server.address.database, table)
-            keys = [column.name for column in columns if column.is_key]
-            names = ", ".join(f"`{column.name}`" for column in columns)
-            order = ", ".join(f"`{name}`" for name in keys)
-            where = ""
-            arguments: tuple[Any, ...] = ()
-            if after is not None:
-                where = f"WHERE ({order}) > ({', '.join(['%s'] * len(keys))})"
-                arguments = tuple(
-                    bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
-                    for value in after
-                )
-            limit = self.options.max_batch
-            cursor.execute(
-                f"SELECT {names} FROM `{table}` {where} ORDER BY {order} LIMIT {limit}",  # noqa: S608 - names are the schema's
-                arguments,
+            changes, last = read_chunk(
+                cursor,
+                table,
+                columns,
+                after,
+                limit=self.options.max_batch,
+                position=position,
+                now=to_micros(self.options.clock.now()),
             )
-            rows = cursor.fetchall()
-        now = to_micros(self.options.clock.now())
-        changes = []
-        for values in rows:
-            row = {
-                column.name: read_value(value, column)
-                for column, value in zip(columns, values, strict=True)
-            }
-            key = {name: row[name] for name in keys}
-            changes.append(
-                Change(
-                    table,
-                    Operation.SNAPSHOT,
-                    key=key,
-                    before=None,
-                    after=row,
-                    position=f"{position}/snapshot/{table}/{json.dumps(list(key.values()))}",
-                    committed_at=now,
-                    read_at=now,
-                )
-            )
-        return SnapshotChunk(changes, self._next_cursor(table, keys, columns, rows))
-
-    def _next_cursor(
-        self, table: str, keys: list[str], columns: list[Column], rows: Sequence[Sequence[Any]]
-    ) -> str:
-        if len(rows) == self.options.max_batch:
-            last = {column.name: rows[-1][index] for index, column in enumerate(columns)}
-            after = [
-                value if isinstance(value, int) else _argument(value)
-                for value in (last[name] for name in keys)
-            ]
-            return json.dumps({"table": table, "after": after})
-        following = self.source.tables.index(table) + 1
-        if following == len(self.source.tables):
-            return ""
-        return json.dumps({"table": self.source.tables[following], "after": None})
-
-
-def _argument(value: object) -> object:
-    """Return a key value that JSON can keep and SQL can compare."""
-    return {"hex": value.hex()} if isinstance(value, bytes) else str(value)
-
-
-def read_value(value: Any, column: Column) -> Json:
-    """Return a value from a SELECT as the same JSON as from the binlog."""
-    kind = column.data_type
-    if value is None:
-        return None
-    if kind == "bit" and isinstance(value, bytes):
-        return f"{int.from_bytes(value, 'big'):0{column.bits}b}"
-    if kind in {"date", "datetime", "timestamp"}:
-        # The driver leaves a date that is no date as text.
-        rendered = None if isinstance(value, str) else render(value)
-        return f"{rendered}Z" if rendered is not None and kind == "timestamp" else rendered
-    return render(value)
+        return chunk_of(changes, table, last, self.source.tables)

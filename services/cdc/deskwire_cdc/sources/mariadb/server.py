@@ -124,14 +124,19 @@ class Server:
 
     @contextmanager
     def cursor(self) -> Iterator[pymysql.cursors.Cursor]:
-        """Open a connection in UTC. Raises SourceUnusable."""
+        """Open a connection whose values don't depend on the server's settings. Raises SourceUnusable."""
         with (
             self.errors(),
             closing(self.dial(**self.settings(), database=self.address.database)) as connection,
             connection.cursor() as cursor,
         ):
-            cursor.execute("SET time_zone = '+00:00'")
+            cursor.execute("SET time_zone = '+00:00', sql_mode = ''")
             yield cursor
+
+
+def quoted(name: str) -> str:
+    """Return a name as an SQL identifier."""
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _first_that_answers(

@@ -79,9 +79,10 @@ class NumberedChange:
 def key_text(key: Row) -> str:
     """Return a primary key as part of a subject: values percent-encoded, with commas, in the table's column order.
 
-    A key longer than 128 characters is replaced by its SHA-256, marked with `~`.
+    NULL, which SQLite takes in a key, is `%`, which no encoded text is. A key longer than 128 characters is replaced by
+    its SHA-256, marked with `~`.
     """
-    text = ",".join("" if value is None else quote(str(value), safe="") for value in key.values())
+    text = ",".join("%" if value is None else quote(str(value), safe="") for value in key.values())
     if len(text) > MAX_KEY_TEXT:
         return "~" + hashlib.sha256(text.encode()).hexdigest()
     return text

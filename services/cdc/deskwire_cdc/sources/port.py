@@ -30,6 +30,8 @@ class ReaderOptions:
     """MariaDB: transactions of this gtid_domain_id are an adapter's own writes, and dropped."""
     poll_seconds: float = 0.05
     """SQLite: how often data_version is looked at."""
+    max_change_bytes: int = 256_000_000
+    """SQLite: bytes of changes that may wait in the owner's file while capture is away; more end it."""
     heartbeat_seconds: float = 1.0
     """MariaDB: seconds between the heartbeats of an idle server."""
     connect_timeout: float = 5.0

@@ -1,6 +1,7 @@
 """What capture puts into the external file, all named `_deskwire_…`: tables, triggers, and the state of it.
 
-- `_deskwire_changes`: one row for each change. Rows that are delivered and saved are deleted again.
+- `_deskwire_changes`: one row for each change, with the bytes of all so far. Rows that are delivered and saved are
+  deleted again; when too many wait, nothing more is written, and the capture ends.
 - `_deskwire_mark(origin)`: an adapter inserts a row in its own transaction, writes, and deletes the row again before
   it commits. A marked change came through deskwire and is dropped. The table goes with the rest, unless it was there
   before.
@@ -16,9 +17,8 @@ from contextlib import contextmanager
 from typing import Final
 
 from deskwire_cdc.domain.sources import Source, SourceUnusable
-from deskwire_cdc.sources.sqlite.tables import CHANGES, MARK, Table, quoted, read_table
+from deskwire_cdc.sources.sqlite.tables import CHANGES, MARK, STATE, Table, quoted, read_table
 
-STATE: Final = "_deskwire_state"
 # In the state: the mark wasn't there before, and goes with the rest.
 _MADE_MARK: Final = "made:mark"
 _TABLES = f"""
@@ -27,10 +27,12 @@ CREATE TABLE IF NOT EXISTS {CHANGES} (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     table_name TEXT NOT NULL,
     operation TEXT NOT NULL,
+    key_names TEXT NOT NULL,
     row_before TEXT,
     row_after TEXT,
     mark TEXT,
-    changed_at INTEGER NOT NULL
+    changed_at INTEGER NOT NULL,
+    total INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS {STATE} (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
@@ -51,8 +53,11 @@ def check_owner(source: Source, state: Mapping[str, str]) -> None:
     )
 
 
-def install(source: Source, connection: sqlite3.Connection) -> None:
-    """Make the tables and triggers that the schema needs. A second call changes nothing."""
+def install(source: Source, connection: sqlite3.Connection, max_bytes: int) -> None:
+    """Make the tables and triggers that the schema needs. A second call changes nothing.
+
+    `max_bytes`: of changes that wait.
+    """
     with immediate(connection):
         state = read_state(connection)
         check_owner(source, state)
@@ -72,7 +77,7 @@ def install(source: Source, connection: sqlite3.Connection) -> None:
             state = {}
         for name in source.tables:
             table = read_table(connection, name)
-            if not _replace_triggers(connection, table):
+            if not _replace_triggers(connection, table, max_bytes):
                 if state.get(f"snapshot:{name}"):
                     # VACUUM gives new rowids: begin the unfinished snapshot again.
                     set_state(connection, f"snapshot:{name}", "null")
@@ -138,9 +143,9 @@ def _trigger_sql(connection: sqlite3.Connection, like: str) -> dict[str, str]:
     )
 
 
-def _replace_triggers(connection: sqlite3.Connection, table: Table) -> bool:
+def _replace_triggers(connection: sqlite3.Connection, table: Table, max_bytes: int) -> bool:
     """Whether there was anything to do."""
-    wanted = table.triggers()
+    wanted = table.triggers(max_bytes)
     found = _trigger_sql(connection, f"_deskwire_{table.name}_")
     if {name: found.get(name) for name in wanted} == wanted:
         return False

@@ -17,7 +17,8 @@ from deskwire_cdc.sources.pump import Pump
 from deskwire_cdc.sources.sqlite import capture
 from deskwire_cdc.sources.sqlite.files import Files, NotThere, refuse_own
 from deskwire_cdc.sources.sqlite.loop import ChangeLoop
-from deskwire_cdc.sources.sqlite.tables import read_table
+from deskwire_cdc.sources.sqlite.position import Position
+from deskwire_cdc.sources.sqlite.tables import CHANGES, read_table
 from deskwire_common.errors import InvalidArgument
 
 _BUSY_SECONDS: Final = 5.0
@@ -54,7 +55,7 @@ class SqliteReader(Reader):
 
     async def start_position(self) -> str:
         """Return the position before the first change."""
-        return "0"
+        return await self._pump.call(lambda: Position(0, self._inode()).text())
 
     async def install(self) -> None:
         """Install the tables and triggers of capture."""
@@ -76,22 +77,38 @@ class SqliteReader(Reader):
         """Yield the changes in `_deskwire_changes` from a position on."""
 
         def read(emit: Callable[[Batch], None], stopped: threading.Event) -> None:
-            self._confirmed = int(position)
+            begin = Position.parse(position)
+            self._confirmed = begin.number
+            inode = self._inode()
             with self._connect() as connection:
-                loop = ChangeLoop(self.source, connection, self.options, lambda: self._confirmed)
-                loop.run(int(position), emit, stopped)
+                _check_history(begin, inode, connection)
+                loop = ChangeLoop(
+                    self.source,
+                    connection,
+                    self.options,
+                    lambda: self._confirmed,
+                    inode=inode,
+                    same_file=lambda: self._inode() == inode,
+                )
+                loop.run(begin.number, emit, stopped)
 
         return self._pump.batches(read)
 
     async def confirm(self, position: str) -> None:
         """Let rows up to a position be deleted; the reading thread does so now and then."""
-        self._confirmed = int(position)
+        self._confirmed = Position.parse(position).number
 
     async def close(self) -> None:
         """End the thread."""
         self._pump.close()
 
     # ----- in the thread
+
+    def _inode(self) -> int:
+        try:
+            return self._files.allowed(self._path).stat().st_ino
+        except OSError as error:
+            raise NotThere(str(error)) from None
 
     @contextmanager
     def _connect(self, mode: str = "rw") -> Iterator[sqlite3.Connection]:
@@ -138,7 +155,7 @@ class SqliteReader(Reader):
 
     def _install(self) -> None:
         with self._connect() as connection:
-            capture.install(self.source, connection)
+            capture.install(self.source, connection, self.options.max_change_bytes)
 
     def _remove(self) -> None:
         try:
@@ -146,3 +163,17 @@ class SqliteReader(Reader):
                 capture.remove(self.source, connection)
         except NotThere:
             return  # the file is gone, is no database any more or may not be touched: nothing can be taken out
+
+
+def _check_history(position: Position, inode: int, connection: sqlite3.Connection) -> None:
+    """Refuse a position of another file, such as one that a backup has replaced: its rows are other ones."""
+    row = connection.execute(
+        "SELECT seq FROM sqlite_sequence WHERE name = ?", (CHANGES,)
+    ).fetchone()
+    if position.inode in {0, inode} and position.number <= (row[0] if row else 0):
+        return
+    raise SourceUnusable(
+        "file_history",
+        "The file isn't the one that was read up to the saved position: it was replaced, or capture was taken "
+        "out of it. Delete this source and create it again with a snapshot.",
+    )

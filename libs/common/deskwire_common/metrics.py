@@ -198,6 +198,15 @@ class Metrics:
             "hub_adapter_log_dropped_total", "Lines of Python adapters not logged.", "adapter"
         )
         self.hub_subscriptions = _gauge("hub_subscriptions", "Open Subscribe streams.")
+        self.hub_running = _gauge(
+            "hub_running_subscriptions",
+            "Named subscriptions and adapters that this process works on.",
+        )
+        self.hub_failing = _gauge("hub_failing_subscriptions", "Those whose last delivery failed.")
+        self.hub_parked = _gauge(
+            "hub_parked_deliveries",
+            "Events that wait for their next try, apart from those in memory.",
+        )
         # change capture
         self.cdc_changes = _counter("cdc_changes_total", "Row changes read.", "source", "table")
         self.cdc_read_lag_seconds = _gauge(

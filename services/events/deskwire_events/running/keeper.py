@@ -148,7 +148,14 @@ class Keeper:
         idle = now - self._idle_at >= IDLE
         if idle:
             self._idle_at = now
+        self._measure()
         await self._save(list(self._running.values()), idle=idle)
+
+    def _measure(self) -> None:
+        subscribers = [running.subscriber for running in self._running.values()]
+        METRICS.hub_running.set(len(subscribers))
+        METRICS.hub_failing.set(sum(each.progress.failing for each in subscribers))
+        METRICS.hub_parked.set(sum(each.backlog.lanes.stored for each in subscribers))
 
     async def _save(self, runnings: Iterable[Running], *, idle: bool) -> None:
         """Save these, together. A slot whose term is over is left out, and given up."""

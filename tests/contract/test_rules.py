@@ -181,6 +181,7 @@ def calls_of(tenant: str) -> dict[str, tuple[Role, Body]]:
         "events.v1.EventHubService/RedriveDeadLetters": (operator, subscription),
         "events.v1.EventHubService/PurgeDeadLetters": (operator, subscription),
         "events.v1.AdapterRegistryService/RegisterAdapter": (crm, {"adapter": adapter}),
+        "events.v1.AdapterRegistryService/UpdateAdapter": (crm, {"adapter": adapter}),
         "events.v1.AdapterRegistryService/GetAdapter": (operator, {"adapter_id": "a-1"}),
         "events.v1.AdapterRegistryService/ListAdapters": (operator, {}),
         "events.v1.AdapterRegistryService/ListDeliveries": (operator, {"adapter_id": "a-1"}),
@@ -223,6 +224,7 @@ OTHER: Mapping[str, Body] = {
         }
     },
     "RemoveAdapter": {"adapter_id": "a-2"},
+    "UpdateAdapter": {"expected_version": 9},
     "CreateSubscription": {"subscription": {"subscription_id": "s-2"}},
     "UpdateSubscription": {"filter": {"event_types": ["another"]}},
     "PauseSubscription": {"expected_version": 9},

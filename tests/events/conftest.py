@@ -74,6 +74,20 @@ class Caller:
         request = registry_pb.RegisterAdapterRequest(request_id=IDS.uuid7(), adapter=adapter)
         return (await self.registry.RegisterAdapter(request)).adapter
 
+    async def update(self, adapter_id: str, target: str, **fields: Any) -> Any:
+        """Change an adapter."""
+        version = fields.pop("expected_version", 0)
+        adapter = adapter_pb2.Adapter(
+            adapter_id=adapter_id,
+            target=target,
+            system_id=fields.pop("system_id", "crm:main"),
+            **fields,
+        )
+        request = registry_pb.UpdateAdapterRequest(
+            request_id=IDS.uuid7(), adapter=adapter, expected_version=version
+        )
+        return (await self.registry.UpdateAdapter(request)).adapter
+
     async def remove(self, adapter_id: str) -> Any:
         """Remove an adapter."""
         request = registry_pb.RemoveAdapterRequest(request_id=IDS.uuid7(), adapter_id=adapter_id)

@@ -381,3 +381,36 @@ async def test_registering(client: Any, crm: Any, tenant: str) -> None:
         ("adapter_registered", 1),
         ("adapter_removed", 2),
     ]
+
+
+async def test_an_adapter_is_changed_while_it_works(client: Any, crm: Any, tenant: str) -> None:
+    olga = client(tenant)
+    crm.password = "secret"
+    await olga.register(
+        "crm-main", crm.target, event_types=PAID, credentials={"password": "secret"}
+    )
+    first = await olga.publish(*invoices("a", 2))
+    await all_of(crm, first)
+    other = type(crm)()
+    other.password = "secret"
+    await other.serve()
+    try:
+        wrong = olga.update("crm-main", other.target, credentials={"password": "wrong"})
+        assert (await refusal(wrong))[1] == "ADAPTER_UNUSABLE"
+        changed = await olga.update(
+            "crm-main", other.target, event_types=[*PAID, "invoice_sent"], expected_version=1
+        )
+        assert (changed.version, changed.target) == (2, other.target)
+        later = await olga.publish(*invoices("a", 2), ("invoice_sent", "a", {}))
+        # With the credentials that it had, from where the old one ended, and no more to the old one.
+        await all_of(other, later)
+        assert not set(first) & set(other.ids)
+        assert crm.ids == first
+        old = olga.update("crm-main", other.target, expected_version=1)
+        assert (await refusal(old))[1] == "VERSION_MISMATCH"
+        system = olga.update("crm-main", other.target, system_id="erp:main")
+        assert (await refusal(system))[1] == "INVALID_FIELD"
+        nobody = olga.update("crm-2", other.target)
+        assert (await refusal(nobody))[1] == "ADAPTER_NOT_FOUND"
+    finally:
+        await other.stop()

@@ -87,6 +87,7 @@ PUBLISHES = {
     "EventHubService.RedriveDeadLetters": {"dead_letters_redriven"},
     "EventHubService.PurgeDeadLetters": {"dead_letters_purged"},
     "AdapterRegistryService.RegisterAdapter": {"adapter_registered"},
+    "AdapterRegistryService.UpdateAdapter": {"subscription_updated"},
     "AdapterRegistryService.RemoveAdapter": {"adapter_removed"},
     "SourceService.CreateSource": {"source_created"},
     "SourceService.DeleteSource": {"source_deleted"},

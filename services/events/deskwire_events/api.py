@@ -54,6 +54,7 @@ TABLE: Final = Table(
     Service(
         REGISTRY,
         unary(Registry.RegisterAdapter).by(AdapterActions.register, _OWNERS, request_bytes=_LONG),
+        unary(Registry.UpdateAdapter).by(AdapterActions.update, _OWNERS, request_bytes=_LONG),
         unary(Registry.GetAdapter).by(AdapterActions.get, _READERS),
         unary(Registry.ListAdapters).by(AdapterActions.list, _READERS),
         unary(Registry.RemoveAdapter).by(AdapterActions.remove, _OWNERS),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire.common.v1 import error_reason_pb2
 from deskwire.events.v1 import adapter_registry_service_pb2 as registry_pb
 from deskwire_common import exact
-from deskwire_common.auth import Role
+from deskwire_common.auth import Principal, Role
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import FailedPrecondition, InvalidArgument, PermissionDenied
@@ -31,7 +31,16 @@ from deskwire_events.spine import Spine
 
 REGISTRY: Final = "deskwire.events.v1.AdapterRegistryService"
 REGISTER: Final = f"{REGISTRY}/RegisterAdapter"
+UPDATE: Final = f"{REGISTRY}/UpdateAdapter"
 REMOVE: Final = f"{REGISTRY}/RemoveAdapter"
+
+
+class MakeAdapter(Protocol):
+    """Makes the adapter of a request, from the one that was removed and what its Schema accepts."""
+
+    def __call__(self, before: Subscription | None, accepts: tuple[str, ...] = ...) -> Subscription:
+        """Raises AlreadyExists when the one before wasn't removed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,80 @@ class AdapterActions:
         ResourceExhausted (RATE_LIMITED).
         """
         principal = tenant_caller()
+        adapter = self._asked(principal, request)
+        found = await self.idempotency.answered(
+            self.db,
+            method=REGISTER,
+            request=request,
+            response_class=registry_pb.RegisterAdapterResponse,
+        )
+        if found is not None:
+            return found
+        await self._check_room(principal.tenant, adapter)
+        # The adapter may be slow, or silent: it is asked under no lock and in no transaction.
+        with self.under_way.taken(principal.tenant, "registrations under way"):
+            accepts = await self._introduce(adapter(None))
+        selection = domain.topics_of(adapter(None, accepts).event_types)
+        latest = await self.spine.begin(selection, principal.tenant, "latest")
+
+        async def work(uow: UnitOfWork) -> registry_pb.RegisterAdapterResponse:
+            before = await store.subscriptions.lock(
+                uow, principal.tenant, request.adapter.adapter_id
+            )
+            after = adapter(before, accepts)
+            await self._check_count(uow.connection, principal.tenant)
+            if before is not None:
+                await store.subscriptions.save(uow, after)
+            elif not await store.subscriptions.add(uow, after):
+                raise domain.registered_already(after.subscription_id)
+            await store.places.add(uow, after.incarnation, latest)
+            await store.subscriptions.forgive(uow, after.incarnation)
+            await self._record(uow, events.registered_event(after, ids=self.ids, clock=self.clock))
+            return registry_pb.RegisterAdapterResponse(adapter=events.adapter_message(after))
+
+        async with self._turns.of(principal.tenant):
+            return await self.idempotency.once(self.db, method=REGISTER, request=request, work=work)
+
+    async def update(
+        self, request: registry_pb.UpdateAdapterRequest
+    ) -> registry_pb.UpdateAdapterResponse:
+        """Change an adapter that answers. Raises NotFound, VersionMismatch, and as `register`."""
+        principal = tenant_caller()
+        adapter = self._asked(principal, request)
+        found = await self.idempotency.answered(
+            self.db,
+            method=UPDATE,
+            request=request,
+            response_class=registry_pb.UpdateAdapterResponse,
+        )
+        if found is not None:
+            return found
+        adapter_id, expected = request.adapter.adapter_id, request.expected_version
+        async with self.db.read() as connection:
+            before = await store.subscriptions.get(connection, principal.tenant, adapter_id)
+        asked = domain.change_adapter(before, adapter(None), principal.system, expected)
+        with self.under_way.taken(principal.tenant, "registrations under way"):
+            accepts = await self._introduce(asked)
+        fresh = adapter(None, accepts)
+        selection = domain.topics_of(fresh.event_types)
+        latest = await self.spine.begin(selection, principal.tenant, "latest")
+
+        async def work(uow: UnitOfWork) -> registry_pb.UpdateAdapterResponse:
+            before = await store.subscriptions.lock(uow, principal.tenant, adapter_id)
+            after = domain.change_adapter(before, fresh, principal.system, expected)
+            await store.subscriptions.save(uow, after)
+            await store.places.add(uow, after.incarnation, latest)
+            await self._record(uow, events.updated_event(after, ids=self.ids, clock=self.clock))
+            return registry_pb.UpdateAdapterResponse(adapter=events.adapter_message(after))
+
+        return await self.idempotency.once(self.db, method=UPDATE, request=request, work=work)
+
+    def _asked(
+        self,
+        principal: Principal,
+        request: registry_pb.RegisterAdapterRequest | registry_pb.UpdateAdapterRequest,
+    ) -> MakeAdapter:
+        """What makes the adapter that a request asks for. Raises InvalidArgument, PermissionDenied."""
         wanted = request.adapter
         check_text("request_id", request.request_id)
         for name in ("adapter_id", "system_id", "target"):
@@ -71,7 +154,6 @@ class AdapterActions:
         if wanted.secret_refs and principal.role is not Role.OPERATOR:
             raise PermissionDenied("only an operator may name secrets of the hub's")
         config = _config(wanted.config)
-
         incarnation = self.ids.uuid7()
 
         def adapter(before: Subscription | None, accepts: tuple[str, ...] = ()) -> Subscription:
@@ -90,36 +172,7 @@ class AdapterActions:
                 now=to_micros(self.clock.now()),
             )
 
-        found = await self.idempotency.answered(
-            self.db,
-            method=REGISTER,
-            request=request,
-            response_class=registry_pb.RegisterAdapterResponse,
-        )
-        if found is not None:
-            return found
-        await self._check_room(principal.tenant, adapter)
-        # The adapter may be slow, or silent: it is asked under no lock and in no transaction.
-        with self.under_way.taken(principal.tenant, "registrations under way"):
-            accepts = await self._introduce(adapter(None))
-        selection = domain.topics_of(adapter(None, accepts).event_types)
-        latest = await self.spine.begin(selection, principal.tenant, "latest")
-
-        async def work(uow: UnitOfWork) -> registry_pb.RegisterAdapterResponse:
-            before = await store.subscriptions.lock(uow, principal.tenant, wanted.adapter_id)
-            after = adapter(before, accepts)
-            await self._check_count(uow.connection, principal.tenant)
-            if before is not None:
-                await store.subscriptions.save(uow, after)
-            elif not await store.subscriptions.add(uow, after):
-                raise domain.registered_already(after.subscription_id)
-            await store.places.add(uow, after.incarnation, latest)
-            await store.subscriptions.forgive(uow, after.incarnation)
-            await self._record(uow, events.registered_event(after, ids=self.ids, clock=self.clock))
-            return registry_pb.RegisterAdapterResponse(adapter=events.adapter_message(after))
-
-        async with self._turns.of(principal.tenant):
-            return await self.idempotency.once(self.db, method=REGISTER, request=request, work=work)
+        return adapter
 
     async def _check_room(
         self, tenant: str, adapter: Callable[[Subscription | None], Subscription]

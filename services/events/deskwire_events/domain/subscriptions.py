@@ -13,6 +13,7 @@ from deskwire_common.auth import Role
 from deskwire_common.errors import (
     AlreadyExists,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     PermissionDenied,
     VersionMismatch,
@@ -210,6 +211,29 @@ def register(
         version=before.version + 1,
         revision=before.revision + 1,
         sequence=before.sequence + 1,
+    )
+
+
+def change_adapter(
+    before: Subscription | None, fresh: Subscription, caller: str, expected: int
+) -> Subscription:
+    """An adapter as it is to be, in its places; `fresh` is what would be registered now, `caller` a caller's system.
+
+    Raises NotFound (ADAPTER_NOT_FOUND), PermissionDenied, VersionMismatch, InvalidArgument for another system.
+    """
+    if before is None or before.removed or before.kind is not SinkKind.ADAPTER:
+        raise not_found(fresh.subscription_id)
+    check_system(before.system_id, caller)
+    if fresh.system_id != before.system_id:
+        raise InvalidArgument(
+            f"it stands for {before.system_id}: register another one", field="adapter.system_id"
+        )
+    if expected and expected != before.version:
+        raise VersionMismatch(before.version, expected)
+    return before.changed(
+        wanted=replace(before.wanted, event_types=fresh.wanted.event_types),
+        sink=fresh.sink,
+        secrets=fresh.secrets or before.secrets,
     )
 
 

@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up down status test lint format protos docs wheel bench-message bench-connections bench-headline bench-growth \
-	bench-outbox bench-hub bench-attacks \
+	bench-outbox bench-hub bench-webhook bench-attacks \
 	soak fuzz clean
 
 help: ## this list
@@ -74,6 +74,10 @@ bench-outbox: setup ## from a commit to Kafka through the outbox, and how fast a
 bench-hub: setup ## deliveries and events a second through the hub, and what each costs it
 	@scripts/system-packages
 	@exec $(PY) tests/bench/hub.py $(ARGS)
+
+bench-webhook: setup ## events a second that a webhook is sent, and what each costs the hub
+	@scripts/system-packages
+	@exec $(PY) tests/bench/webhook.py $(ARGS)
 
 bench-attacks: setup ## what other tenants notice of floods and connect storms
 	@scripts/system-packages

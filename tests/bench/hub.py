@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -120,7 +121,9 @@ async def _is_there(target: str) -> None:
 class Source(threading.Thread):
     """Puts events on a topic at a rate, each with the moment it was due; as another service's relay does."""
 
-    def __init__(self, kafka: str, tenant: str, rate: float, seconds: float) -> None:
+    def __init__(
+        self, kafka: str, tenant: str, rate: float, seconds: float, most: float = math.inf
+    ) -> None:
         super().__init__(daemon=True)
         self._producer = Producer(
             {"bootstrap.servers": kafka, "linger.ms": 2, "acks": "all", "enable.idempotence": True}
@@ -128,13 +131,14 @@ class Source(threading.Thread):
         self._tenant = tenant
         self._rate = rate
         self._seconds = seconds
+        self._most = most
         self.sent = 0
 
     def run(self) -> None:
-        """Send, until the time is over."""
+        """Send, until the time is over, or there are enough."""
         began = time.time()
-        while (passed := time.time() - began) < self._seconds:
-            due = int(passed * self._rate)
+        while (passed := time.time() - began) < self._seconds and self.sent < self._most:
+            due = min(int(passed * self._rate), self._most)
             while self.sent < due:
                 self._send(began + self.sent / self._rate)
             self._producer.poll(0)

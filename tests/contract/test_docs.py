@@ -21,7 +21,7 @@ PATH = re.compile(r"`((?:[\w.-]+/)+|(?:[\w.-]+/)*[\w-]+\.(?:py|md|proto|yaml|tom
 #: Of others, and what programs make when they run.
 ELSEWHERE = {".deskwire/", "buf/validate/validate.proto", "validate.proto"}
 RUNTIME = (
-    *("attachments/", "incoming/", "objects/"),
+    *("adapters/", "attachments/", "incoming/", "objects/"),
     *("databases/", "kafka/", "valkey/", "logs/", "run/"),
 )
 #: The tables of settings and metrics, which are made from the code (make docs).

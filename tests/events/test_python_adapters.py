@@ -308,3 +308,25 @@ async def test_configuration_keeps_the_adapters_schema(
         await crm.register("t-1", "python:trial", config=good)
         code, text = await failure(olga.register("t-2", "python:sql"))
         assert (code, text.endswith(NOT_THERE)) == ("FAILED_PRECONDITION", True)
+
+
+async def test_a_shipped_adapter_writes_what_is_published(
+    start: Callable[..., Any], hub_url: str, tenant: str, tmp_path: Path
+) -> None:
+    async with start(hub_url, python_adapters="file, sql", adapter_root=tmp_path) as client:
+        olga = client(tenant)
+        await olga.register("f-1", "python:file", event_types=PAID, config='{"name": "paid"}')
+        ids = await olga.publish(*[("invoice_paid", f"s{n}", {"amount": 12.5}) for n in range(20)])
+
+        def written() -> list[Any]:
+            path = tmp_path / tenant / "paid.jsonl"
+            return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+        await eventually(
+            lambda: (tmp_path / tenant / "paid.jsonl").exists() and len(written()) == 20
+        )
+        assert {each["event_id"] for each in written()} == set(ids)
+        assert written()[0]["data"] == {"amount": 12.5}
+        wrong = '{"url": "sqlite:///x.db", "table": "t", "columns": {"a": "data.a"}, "event_id": "a; --"}'
+        code, text = await failure(olga.register("s-1", "python:sql", config=wrong))
+        assert (code, "adapter.config.event_id" in text) == ("INVALID_ARGUMENT", True)

@@ -40,6 +40,11 @@ def service_settings(plan: Plan, name: str, *, kafka: str, redis: str) -> dict[s
         settings["DESKWIRE_WEBHOOK_ALLOW_HTTP"] = os.environ.get(
             "DESKWIRE_WEBHOOK_ALLOW_HTTP", "true"
         )
+        for variable, value in (
+            ("DESKWIRE_PYTHON_ADAPTERS", "file,sql,odata"),
+            ("DESKWIRE_ADAPTER_ROOT", str(plan.home.adapters)),
+        ):
+            settings[variable] = os.environ.get(variable) or value
     if service == "cdc":
         settings["DESKWIRE_SOURCE_TARGETS"] = _allowed("DESKWIRE_SOURCE_TARGETS")
         # The demo CRM's folder, beside what the caller's environment allows, and nothing else.

@@ -30,7 +30,7 @@ def project_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """`$DESKWIRE_HOME`: databases/, attachments/, crm/, kafka/, valkey/, logs/, run/ (pids, state), keys.json."""
+    """`$DESKWIRE_HOME`: databases/, attachments/, adapters/, crm/, kafka/, valkey/, logs/, run/, keys.json."""
 
     root: Path
 
@@ -47,6 +47,11 @@ class Home:
     @property
     def attachments(self) -> Path:
         return self.root / "attachments"
+
+    @property
+    def adapters(self) -> Path:
+        """Where adapters that the hub runs keep their files."""
+        return self.root / "adapters"
 
     @property
     def crm(self) -> Path:
@@ -90,6 +95,7 @@ class Home:
             for folder in (
                 self.databases,
                 self.attachments,
+                self.adapters,
                 self.crm,
                 self.kafka,
                 self.valkey,

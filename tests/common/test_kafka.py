@@ -1,10 +1,10 @@
-"""Kafka, the real one: what a report means, what a group remembers, and where a reader begins."""
+"""Kafka, the real one: what a report means, and where a reader begins."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +14,6 @@ import pytest
 from deskwire_common import topics
 from deskwire_common.errors import Unavailable
 from deskwire_common.kafka import (
-    Consumer,
     Producer,
     Reader,
     Record,
@@ -24,7 +23,6 @@ from deskwire_common.kafka import (
 from support import eventually
 
 NOBODY = "127.0.0.1:1"
-Handler = Callable[[Sequence[Record]], Awaitable[None]]
 
 
 @pytest.fixture
@@ -113,15 +111,6 @@ async def test_what_is_purged_is_reported_and_never_sent() -> None:
         await producer.send_batch([("t", b"k", b"v", [])])
 
 
-async def run_until(consumer: Consumer, handler: Handler, done: Callable[[], bool]) -> None:
-    running = asyncio.create_task(consumer.run(handler))
-    try:
-        await eventually(lambda: running.done() or done(), timeout=60)
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-
-
 async def test_what_was_purged_by_a_caller_who_left_is_not_told_delivered() -> None:
     producer = Producer(NOBODY, "test")
     await producer.start()
@@ -135,34 +124,6 @@ async def test_what_was_purged_by_a_caller_who_left_is_not_told_delivered() -> N
             await asyncio.wait_for(sent, 10)
     finally:
         await asyncio.wait_for(producer.close(), 20)
-
-
-async def test_a_group_goes_on_after_the_work_that_was_done(
-    kafka: str, topic: str, producer: Producer
-) -> None:
-    group = f"g-{uuid.uuid4().hex}"
-    taken: list[str] = []
-
-    async def fail(records: Sequence[Record]) -> None:
-        taken.extend(texts(records))
-        raise ZeroDivisionError
-
-    async def take(records: Sequence[Record]) -> None:
-        taken.extend(texts(records))
-
-    await send(producer, topic, "1", "2")
-    with pytest.raises(ZeroDivisionError):
-        async with asyncio.timeout(60):
-            await Consumer(kafka, group, [topic]).run(fail)
-    assert taken
-    taken.clear()
-    await run_until(Consumer(kafka, group, [topic]), take, lambda: len(taken) >= 2)
-    assert taken == ["1", "2"]  # the work had failed: it comes again
-    taken.clear()
-    await send(producer, topic, "3")
-    await run_until(Consumer(kafka, group, [topic]), take, lambda: "3" in taken)
-    # Cancelled between the work and its commit, the last one may be done twice; never one before it.
-    assert taken in (["3"], ["1", "2", "3"], ["2", "3"])
 
 
 async def test_a_reader_begins_where_it_is_told(kafka: str, topic: str, producer: Producer) -> None:

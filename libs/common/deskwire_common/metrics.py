@@ -182,8 +182,8 @@ class Metrics:
         self.kafka_produce_failures = _counter(
             "kafka_produce_failures_total", "Delivery reports with an error.", "topic"
         )
-        self.kafka_consumed = _counter(
-            "kafka_consumed_total", "Records handled, by outcome.", "group", "outcome"
+        self.hub_unreadable = _counter(
+            "hub_unreadable_records_total", "Records on topics of events that are none."
         )
         # event hub
         self.hub_deliveries = _counter("hub_deliveries_total", "Pushes to adapters.", "outcome")

@@ -1,4 +1,4 @@
-"""Kafka: a thin asyncio interface to confluent-kafka's plain Producer and Consumer.
+"""Kafka: a thin asyncio interface to confluent-kafka's plain Producer and Consumer. Nobody uses consumer groups.
 
 librdkafka does the work on its own threads. Waiting for it blocks, so each producer and consumer has a thread of its
 own, which hands the results to the event loop.
@@ -6,7 +6,6 @@ own, which hands the results to the event loop.
 
 from __future__ import annotations
 
-from deskwire_common.kafka.consumer import Consumer
 from deskwire_common.kafka.producer import (
     DELIVERY_TIMEOUT_MS,
     MAX_RECORD_BYTES,
@@ -23,7 +22,6 @@ __all__ = [
     "DELIVERY_TIMEOUT_MS",
     "MAX_RECORD_BYTES",
     "TOPIC_REASONS",
-    "Consumer",
     "Failure",
     "Headers",
     "Outgoing",

@@ -97,7 +97,7 @@ class Carried:
                 self._event = found
             except InvalidArgument as error:
                 self._event = error
-                METRICS.kafka_consumed.labels("hub", "invalid").inc()
+                METRICS.hub_unreadable.inc()
                 get_logger().warning(
                     "record_unreadable",
                     topic=self.topic,

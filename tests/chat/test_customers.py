@@ -84,6 +84,23 @@ async def test_an_old_row_changes_nothing(d: Desk) -> None:
     assert (await operator.UpsertCustomer(upsert(1, display_name="ours"))).customer.version == 2
 
 
+async def test_versions_of_a_source_that_was_created_again_are_counted_anew(d: Desk) -> None:
+    """It counts by positions first and by a column of the rows afterwards: much smaller numbers."""
+    crm = stub_of(d)
+
+    async def written(writer: str, version: int, name: str) -> str:
+        request = upsert(version, display_name=name)
+        request.source_writer = writer
+        return str((await crm.UpsertCustomer(request)).customer.display_name)
+
+    assert await written("first", 9 * 10**17, "first") == "first"
+    assert await written("second", 7, "second") == "second"
+    assert await written("second", 6, "old") == "second"
+    assert await written("", 1, "by the CRM itself") == "by the CRM itself"
+    error = await refused(written("no/name", 1, "x"))
+    assert error.reason_name == "INVALID_FIELD"
+
+
 async def test_a_second_identity_is_linked_and_two_customers_are_not_mixed_up(d: Desk) -> None:
     crm = stub_of(d)
     one = (await crm.UpsertCustomer(upsert(0, "1", display_name="One"))).customer

@@ -59,6 +59,7 @@ class CustomerClient:
             ),
             update_mask=FieldMask(paths=call.mask),
             source_version=call.source_version,
+            source_writer=source.incarnation,
         )
         for name in call.mask:
             setattr(request.customer, name, call.values[name])

@@ -120,11 +120,11 @@ class CustomerActions:
             if len(found) > 1:
                 raise domain.customers.identity_conflict(found[0], found[1])
             if not found:
-                return await self._create(uow, values, identities, who, request.source_version)
+                return await self._create(uow, values, identities, who, request)
             before = await customers.lock(uow.connection, who.tenant, found[0])
             if before is None:
                 raise WriteConflict("a customer disappeared; try again")
-            if not await self._newer(uow, before.customer_id, who.origin, request.source_version):
+            if not await self._newer(uow, before.customer_id, who.origin, request):
                 return customers_pb.UpsertCustomerResponse(customer=views.messages.customer(before))
             after = await self._save(uow, before, values, identities, who, changed)
             return customers_pb.UpsertCustomerResponse(customer=views.messages.customer(after))
@@ -165,7 +165,7 @@ class CustomerActions:
         values: dict[str, str],
         identities: tuple[Identity, ...],
         who: Actor,
-        source_version: int,
+        request: customers_pb.UpsertCustomerRequest,
     ) -> customers_pb.UpsertCustomerResponse:
         on = self.tools.occasion(who)
         fresh = Customer(
@@ -177,25 +177,37 @@ class CustomerActions:
         )
         customer = domain.customers.with_values(fresh, values)
         await customers.add(uow.connection, [customer])
-        if source_version:
+        if request.source_version:
             await customers.save_source_version(
-                uow.connection, customer.customer_id, who.origin, source_version, known=False
+                uow.connection,
+                customer.customer_id,
+                who.origin,
+                request.source_writer,
+                request.source_version,
+                known=False,
             )
         await self.tools.outbox.add(uow, [events.customer_created(on, customer)])
         return customers_pb.UpsertCustomerResponse(
             customer=views.messages.customer(customer), created=True
         )
 
-    async def _newer(self, uow: UnitOfWork, customer_id: str, system: str, version: int) -> bool:
-        """Note a system's version of the customer; return False when it is older than the last one."""
+    async def _newer(
+        self,
+        uow: UnitOfWork,
+        customer_id: str,
+        system: str,
+        request: customers_pb.UpsertCustomerRequest,
+    ) -> bool:
+        """Note the version that a system's writer gives; return False when it is older than its last one."""
+        version, writer = request.source_version, request.source_writer
         if not version:
             return True
-        known = await customers.source_version(uow.connection, customer_id, system)
+        known = await customers.source_version(uow.connection, customer_id, system, writer)
         if known is not None and version < known:
             return False
         if known != version:
             await customers.save_source_version(
-                uow.connection, customer_id, system, version, known=known is not None
+                uow.connection, customer_id, system, writer, version, known=known is not None
             )
         return True
 

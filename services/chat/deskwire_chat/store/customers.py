@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, Select, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deskwire_chat.domain.customers import Customer, Identity
@@ -154,28 +154,33 @@ async def save(c: AsyncConnection, before: Customer, after: Customer) -> None:
         await c.execute(insert(customer_identities), new)
 
 
-async def source_version(c: AsyncConnection, customer_id: str, system: str) -> int | None:
-    """Return the last version that a system gave the customer."""
+async def source_version(
+    c: AsyncConnection, customer_id: str, system: str, writer: str
+) -> int | None:
+    """Return the last version that a system's writer gave the customer."""
     found = await c.scalar(
-        select(source_versions.c.version).where(
-            source_versions.c.customer_id == customer_id, source_versions.c.system == system
-        )
+        select(source_versions.c.version).where(*_given(customer_id, system, writer))
     )
     return None if found is None else int(found)
 
 
 async def save_source_version(
-    c: AsyncConnection, customer_id: str, system: str, version: int, *, known: bool
+    c: AsyncConnection, customer_id: str, system: str, writer: str, version: int, *, known: bool
 ) -> None:
-    """Write a system's version; `known`: the row exists already."""
+    """Write a version of a system's writer; `known`: the row exists already."""
     values = {"version": f"{version:020d}"}
     if known:
         await c.execute(
-            update(source_versions)
-            .where(source_versions.c.customer_id == customer_id, source_versions.c.system == system)
-            .values(values)
+            update(source_versions).where(*_given(customer_id, system, writer)).values(values)
         )
     else:
         await c.execute(
-            insert(source_versions).values(customer_id=customer_id, system=system, **values)
+            insert(source_versions).values(
+                customer_id=customer_id, system=system, writer=writer, **values
+            )
         )
+
+
+def _given(customer_id: str, system: str, writer: str) -> tuple[ColumnElement[bool], ...]:
+    c = source_versions.c
+    return c.customer_id == customer_id, c.system == system, c.writer == writer

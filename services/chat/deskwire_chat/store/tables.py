@@ -168,6 +168,7 @@ source_versions = Table(
     metadata,
     Column("customer_id", db.Id, primary_key=True),
     Column("system", db.Name, primary_key=True),
+    Column("writer", db.Name, primary_key=True),
     # 20 decimal digits with leading zeros: uint64 is larger than any integer column that all dialects have.
     Column("version", db.ascii_text(20), nullable=False),
 )

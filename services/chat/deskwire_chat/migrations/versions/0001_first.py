@@ -242,8 +242,9 @@ def _customers() -> None:
         "source_versions",
         sa.Column("customer_id", _ID, nullable=False),
         sa.Column("system", _NAME, nullable=False),
+        sa.Column("writer", _NAME, nullable=False),
         sa.Column("version", _ascii(20), nullable=False),
-        sa.PrimaryKeyConstraint("customer_id", "system", name="pk_source_versions"),
+        sa.PrimaryKeyConstraint("customer_id", "system", "writer", name="pk_source_versions"),
     )
 
 

@@ -209,6 +209,12 @@ class Metrics:
         )
         # change capture
         self.cdc_changes = _counter("cdc_changes_total", "Row changes read.", "source", "table")
+        self.cdc_rows_unreadable = _counter(
+            "cdc_rows_unreadable_total",
+            "Row changes told without the row: undecodable, or too large.",
+            "source",
+            "table",
+        )
         self.cdc_read_lag_seconds = _gauge(
             "cdc_read_lag_seconds", "From the source's commit to our read.", "source"
         )

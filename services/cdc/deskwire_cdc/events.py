@@ -73,15 +73,26 @@ def source_deleted(source: Source, *, ids: Ids, clock: Clock) -> DomainEvent:
 def row_changed(source: Source, numbered: NumberedChange, *, ids: Ids, clock: Clock) -> DomainEvent:
     """Return the event of a row's change, in the current trace; its origin is the source's system."""
     change = numbered.change
-    data = hub_events_pb2.RowChanged(
-        source_id=source.source_id,
-        table=change.table,
-        operation=change.operation.value,
-        key=json_object(change.key),
-        before=None if change.before is None else json_object(change.before),
-        after=None if change.after is None else json_object(change.after),
-        position=change.position,
-    )
+    data: hub_events_pb2.RowChanged | hub_events_pb2.RowUnreadable
+    if change.unreadable:
+        data = hub_events_pb2.RowUnreadable(
+            source_id=source.source_id,
+            table=change.table,
+            operation=change.operation.value,
+            key=json_object(change.key),
+            position=change.position,
+            reason=change.unreadable,
+        )
+    else:
+        data = hub_events_pb2.RowChanged(
+            source_id=source.source_id,
+            table=change.table,
+            operation=change.operation.value,
+            key=json_object(change.key),
+            before=None if change.before is None else json_object(change.before),
+            after=None if change.after is None else json_object(change.after),
+            position=change.position,
+        )
     return new_event(
         data,
         subject=numbered.subject,

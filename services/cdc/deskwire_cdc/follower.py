@@ -16,7 +16,7 @@ from typing import Final
 
 from deskwire_cdc import store
 from deskwire_cdc.clients import CustomerClient
-from deskwire_cdc.domain.changes import Batch, NumberedChange, number, subject_of
+from deskwire_cdc.domain.changes import Batch, NumberedChange, Operation, number, subject_of
 from deskwire_cdc.domain.sources import (
     Source,
     SourceUnreachable,
@@ -25,7 +25,7 @@ from deskwire_cdc.domain.sources import (
     without_secret,
 )
 from deskwire_cdc.sinks.customers import CustomerSink, Outcome, TracedCall, traced_call
-from deskwire_cdc.sinks.kafka import KafkaSink
+from deskwire_cdc.sinks.kafka import KafkaSink, Record
 from deskwire_cdc.sinks.retry import pauses
 from deskwire_cdc.sources import Reader, ReaderOptions, open_reader
 from deskwire_common import telemetry, topics
@@ -33,7 +33,7 @@ from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import Aborted, DeskwireError
 from deskwire_common.ids import Ids
-from deskwire_common.kafka import Outgoing, Producer, ensure_topics
+from deskwire_common.kafka import Producer, ensure_topics
 from deskwire_common.logging import get_logger
 from deskwire_common.metrics import METRICS
 from deskwire_common.ownership import Held
@@ -152,13 +152,17 @@ class Follower:
         outcome = Outcome()
         records, calls = self._prepared(numbered)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._kafka.publish(records))
+            group.create_task(self._kafka.publish(source, records))
             for subject, theirs in calls.items():
                 group.create_task(self._customers.write(source, subject, theirs, outcome))
         for subject, change in {each.subject: each.change for each in numbered}.items():
-            if change.after is None:
+            if change.operation is Operation.DELETE:
                 outcome.gone(subject)
         now = to_micros(self._parts.clock.now())
+        unreadable = [each for each in records if each.unreadable]
+        for each in unreadable:
+            METRICS.cdc_rows_unreadable.labels(source.source_id, each.numbered.change.table).inc()
+            self._notice = f"row {each.numbered.subject} can't be read: {each.unreadable}"
         self._notice = batch.notice or self._notice
         done = replace(
             source,
@@ -184,10 +188,10 @@ class Follower:
 
     def _prepared(
         self, numbered: Sequence[NumberedChange]
-    ) -> tuple[list[Outgoing], dict[str, list[TracedCall]]]:
+    ) -> tuple[list[Record], dict[str, list[TracedCall]]]:
         """Return the records of a batch, and its customer calls by subject; each change begins a trace."""
         source = self._source
-        records: list[Outgoing] = []
+        records: list[Record] = []
         calls: dict[str, list[TracedCall]] = defaultdict(list)
         for each in numbered:
             change = each.change

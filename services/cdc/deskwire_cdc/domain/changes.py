@@ -48,6 +48,8 @@ class Change:
     """Microseconds."""
     read_at: int
     """Microseconds, when change capture had it in hand."""
+    unreadable: str = ""
+    """Why the row as it is now can't be told; then there are no images. Empty: it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ def change_to_json(change: Change) -> str:
             "position": change.position,
             "committed_at": change.committed_at,
             "read_at": change.read_at,
+            "unreadable": change.unreadable,
         },
         ensure_ascii=False,
     )

@@ -5,7 +5,8 @@
   rows done: `0-1-56+0-1-57:3`. The server sends the transaction from its start, and the rows done are dropped here.
 - Events that mysql-replication doesn't know (compressed rows, incidents, …) end the capture, with the name of the
   setting that makes them.
-- Rows without all columns, or without column names, are refused.
+- Rows without all columns, or without column names, are refused. A row with a value that its charset doesn't have is
+  told as unreadable.
 """
 
 from __future__ import annotations
@@ -170,6 +171,8 @@ class BinlogLoop:
                     position=f"{transaction.gtid}:{transaction.rows}",
                     committed_at=event.timestamp * 1_000_000,
                     read_at=now,
+                    unreadable=after.bad if after else "",
+                    unreadable_before=bool(before and before.bad),
                 )
                 transaction.add(changes, size)
         except pymysql.MySQLError:

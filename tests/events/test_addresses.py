@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2_grpc
 
 from deskwire_common.clock import SystemClock
+from deskwire_common.sealing import Sealer
 from deskwire_common.targets import Resolve, Targets, parse_rules
 from deskwire_events import domain
 from deskwire_events.hosts import AdapterHost, HostLimits
@@ -77,7 +78,13 @@ def calling(target: str, names: Resolve, rules: str = "127.0.0.0/8:*") -> Adapte
     open_way = partial(
         way_to, targets=targets, tls=None, host=AdapterHost(frozenset(), HostLimits())
     )
-    return AdapterSink(adapter, open_way=open_way, secrets=SecretRefs(()), clock=SystemClock())
+    return AdapterSink(
+        adapter,
+        open_way=open_way,
+        secrets=SecretRefs(()),
+        sealer=Sealer(),
+        clock=SystemClock(),
+    )
 
 
 async def test_a_name_that_turns_inward_is_not_followed(crm: Any) -> None:

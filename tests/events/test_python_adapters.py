@@ -17,6 +17,7 @@ import pytest
 from deskwire_common.auth import Role
 from deskwire_common.clock import SystemClock
 from deskwire_common.metrics import REGISTRY
+from deskwire_common.sealing import Sealer
 from deskwire_common.targets import Targets
 from deskwire_events import domain
 from deskwire_events.hosts import AdapterHost, HostLimits
@@ -70,14 +71,20 @@ async def host() -> AsyncIterator[AdapterHost]:
 def sink(
     host: AdapterHost, log: Path, name: str = "trial", *, rules: str = "", **fields: Any
 ) -> AdapterSink:
+    about = domain.owner_of_secrets("t", "a-1")
+    credentials = {
+        each: Sealer().seal(text, about) for each, text in fields.pop("credentials", {}).items()
+    }
     subscription = domain.register(
         None, tenant="t", adapter_id="a-1", incarnation="i", system_id="crm:main", target=f"python:{name}",
-        event_types=(), accepts=(), credentials=fields.pop("credentials", {}), config=json.dumps({"log": str(log)}),
+        event_types=(), accepts=(), credentials=credentials, config=json.dumps({"log": str(log)}),
         now=1_767_225_600_000_000, **fields,
     )  # fmt: skip
     open_way = partial(way_to, targets=Targets(()), tls=None, host=host)
     secrets = SecretRefs(parse_secret_rules(rules))
-    return AdapterSink(subscription, open_way=open_way, secrets=secrets, clock=SystemClock())
+    return AdapterSink(
+        subscription, open_way=open_way, secrets=secrets, sealer=Sealer(), clock=SystemClock()
+    )
 
 
 def exits(how: str) -> float:

@@ -37,7 +37,7 @@ OPEN = "127.0.0.0/8:*"
 
 
 def webhook(url: str) -> Subscription:
-    sealed = SEALER.seal(SECRET, webhooks.about("t", "billing"))
+    sealed = SEALER.seal(SECRET, domain.owner_of_secrets("t", "billing"))
     return domain.create(
         None, tenant="t", subscription_id="billing", incarnation="i", system_id="", wanted=Wanted(), role="operator",
         now=1_767_225_600_000_000, kind=SinkKind.WEBHOOK, sink={"url": url}, secrets={webhooks.CURRENT: sealed},
@@ -98,7 +98,7 @@ async def test_a_delivery_verifies_with_the_published_library(receiver: Receiver
 
 async def test_both_secrets_sign_while_they_are_rotated(receiver: Receiver) -> None:
     now = to_micros(SystemClock().now())
-    sealed = SEALER.seal(NEXT_SECRET, webhooks.about("t", "billing"))
+    sealed = SEALER.seal(NEXT_SECRET, domain.owner_of_secrets("t", "billing"))
     for until, old_signs in ((now + 60_000_000, True), (now - 1, False)):
         receiver.got.clear()
         async with calling(webhooks.rotate(webhook(receiver.url), sealed, until)) as sink:

@@ -394,3 +394,14 @@ async def test_a_dead_letter_is_sent_again(hub: Any, receiver: Receiver, tenant:
     assert (await change(olga, "RedriveDeadLetters")).count == 1
     got = await came(receiver, 2)
     assert [each.event_id for each in got] == ids * 2
+
+
+async def test_the_credentials_of_an_adapter_are_sealed_too(
+    hub: Any, crm: Any, tenant: str, tmp_path: Path
+) -> None:
+    crm.password = "a-secret-of-the-crm"
+    await hub(tenant).register("crm-main", crm.target, credentials={"password": crm.password})
+    assert crm.sessions > 0
+    stored = all_bytes(tmp_path)
+    assert b"crm-main" in stored
+    assert crm.password.encode() not in stored

@@ -65,6 +65,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     ledger = Ledger(db, outbox, clock, ids, holdings, settings.dead_letter_limit)
     host = _adapter_host(settings)
     runtime.stack.push_async_callback(host.close)
+    sealer = load_sealer(settings.sealing_file)
     open_adapter = partial(
         AdapterSink,
         open_way=partial(
@@ -74,9 +75,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
             host=host,
         ),
         secrets=SecretRefs(parse_secret_rules(settings.adapter_secrets)),
+        sealer=sealer,
         clock=clock,
     )
-    sealer = load_sealer(settings.sealing_file)
     open_webhook = partial(
         WebhookSink,
         setup=WebhookSetup(
@@ -122,6 +123,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         clock=clock,
         ids=ids,
         spine=spine,
+        sealer=sealer,
         open_adapter=open_adapter,
         max_adapters=settings.max_adapters,
         under_way=Quota(settings.max_registrations),

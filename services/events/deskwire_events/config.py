@@ -68,7 +68,8 @@ class Settings(DatabaseSettings, KafkaSettings, ServiceSettings):
     webhook_seconds: float = Field(default=15.0, gt=0, le=120)
     """Seconds that a webhook may take for one event, from the look-up of its name to the end of its answer's head."""
     sealing_file: Path | None = None
-    """Keys that encrypt the secrets of webhooks in the database, see keys.md; unset: they are stored as they are."""
+    """Keys that encrypt credentials of adapters and secrets of webhooks in the database, see keys.md; unset: they are
+    stored as they are."""
     max_subscriptions: int = Field(default=100, ge=1)
     """Open Subscribe streams of one tenant, of one process."""
     max_named_subscriptions: int = Field(default=200, ge=1)

@@ -22,6 +22,7 @@ from deskwire_common.ids import Ids
 from deskwire_common.outbox import Outbox
 from deskwire_common.pagination import PageKey, page
 from deskwire_common.quota import Quota, Turns, too_many
+from deskwire_common.sealing import Sealer
 from deskwire_events import domain, events, json_schema, store
 from deskwire_events.actions.checks import check_ascii, check_text, is_ascii
 from deskwire_events.callers import tenant_caller
@@ -57,6 +58,7 @@ class AdapterActions:
     clock: Clock
     ids: Ids
     spine: Spine
+    sealer: Sealer
     open_adapter: Callable[[Subscription], AdapterSink]
     max_adapters: int
     under_way: Quota
@@ -155,6 +157,8 @@ class AdapterActions:
             raise PermissionDenied("only an operator may name secrets of the hub's")
         config = _config(wanted.config)
         incarnation = self.ids.uuid7()
+        about = domain.owner_of_secrets(principal.tenant, wanted.adapter_id)
+        sealed = {name: self.sealer.seal(text, about) for name, text in wanted.credentials.items()}
 
         def adapter(before: Subscription | None, accepts: tuple[str, ...] = ()) -> Subscription:
             return domain.register(
@@ -166,7 +170,7 @@ class AdapterActions:
                 target=wanted.target,
                 event_types=wanted.event_types,
                 accepts=accepts,
-                credentials=wanted.credentials,
+                credentials=sealed,
                 config=config,
                 secret_refs=wanted.secret_refs,
                 now=to_micros(self.clock.now()),

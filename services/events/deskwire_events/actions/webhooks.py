@@ -30,7 +30,7 @@ CHECKED: Final = "webhook_checked"
 def new_secret(sealer: Sealer, tenant: str, subscription_id: str) -> tuple[str, str]:
     """A secret for a webhook, as its owner gets it, and as it is stored."""
     secret = webhooks.secret_text(secrets.token_bytes(webhooks.SECRET_BYTES))
-    return secret, sealer.seal(secret, webhooks.about(tenant, subscription_id))
+    return secret, sealer.seal(secret, domain.owner_of_secrets(tenant, subscription_id))
 
 
 @dataclass(frozen=True, slots=True)

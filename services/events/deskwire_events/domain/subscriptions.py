@@ -51,8 +51,8 @@ class Subscription:
     """A row: whose, what, where to.
 
     `incarnation` is its id for good, `slot` the part that it belongs to. `sink` is the configuration of its kind,
-    `secrets` what is never shown. `state` is ACTIVE, PAUSED or STOPPED; RETRYING is its progress. `version` counts
-    changes by people, `revision` all that its worker must hear of, `sequence` the events about it.
+    `secrets` what is never shown, sealed. `state` is ACTIVE, PAUSED or STOPPED; RETRYING is its progress. `version`
+    counts changes by people, `revision` all that its worker must hear of, `sequence` the events about it.
     """
 
     tenant: str
@@ -156,6 +156,11 @@ class Delivery:
     trace_id: str
     traceparent: str = ""
     number: int = 0
+
+
+def owner_of_secrets(tenant: str, subscription_id: str) -> str:
+    """What the sealed secrets of a subscription are bound to."""
+    return f"subscription {tenant}/{subscription_id}"
 
 
 def slot_of(incarnation: str) -> int:

@@ -75,11 +75,6 @@ def check_url(text: str, *, allow_http: bool, field: str) -> None:
         raise wrong("has a fragment, which no server gets")
 
 
-def about(tenant: str, subscription_id: str) -> str:
-    """What a webhook's sealed secrets are bound to."""
-    return f"webhook {tenant}/{subscription_id}"
-
-
 def rotate(webhook: Subscription, sealed: str, until: int) -> Subscription:
     """It with another secret; the one that it has signs too, until then (microseconds)."""
     return webhook.changed(

@@ -17,6 +17,7 @@ from deskwire.common.v1 import error_reason_pb2
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.errors import FailedPrecondition, Unavailable, from_rpc_error
 from deskwire_common.logging import get_logger
+from deskwire_common.sealing import SealBroken, Sealer
 from deskwire_events.domain import Outcome, Result, Subscription, outcome_of
 from deskwire_events.secret_refs import SecretRefs, SecretRefused
 from deskwire_events.sinks.names import LOOK_UPS
@@ -28,6 +29,7 @@ from deskwire_events.sinks.port import (
     Sink,
     TooLarge,
     clean,
+    opened,
 )
 from deskwire_events.sinks.ways import NOT_THERE, OpenWay
 from deskwire_events.spine import Carried
@@ -67,10 +69,17 @@ class AdapterSink(Sink):
     """One adapter's SystemAdapterService."""
 
     def __init__(
-        self, subscription: Subscription, *, open_way: OpenWay, secrets: SecretRefs, clock: Clock
+        self,
+        subscription: Subscription,
+        *,
+        open_way: OpenWay,
+        secrets: SecretRefs,
+        sealer: Sealer,
+        clock: Clock,
     ) -> None:
+        self._subscription = subscription
         self._tenant = subscription.tenant
-        self._credentials = dict(subscription.secrets)
+        self._sealer = sealer
         self._config = subscription.config
         self._references = dict(subscription.secret_refs)
         self._way = open_way(subscription)
@@ -136,7 +145,10 @@ class AdapterSink(Sink):
             )
         except SecretRefused as error:
             raise Away(f"the secret {error.name} can't be used", detail=str(error)) from error
-        credentials = {**self._credentials, **found}
+        try:
+            credentials = {**opened(self._subscription, self._sealer), **found}
+        except SealBroken as error:
+            raise Away("its credentials can't be read at the moment", detail=str(error)) from error
         self._hidden = [each for each in credentials.values() if len(each) >= _LEAST_HIDDEN]
         request = pb.AuthRequest(
             tenant_id=self._tenant, credentials=credentials, config=self._config

@@ -15,7 +15,8 @@ from deskwire.events.v1.event_pb2 import Event
 from deskwire_common import texts
 from deskwire_common.errors import Unavailable
 from deskwire_common.pagination import ANSWER_BYTES
-from deskwire_events.domain import Result, Subscription
+from deskwire_common.sealing import Sealer
+from deskwire_events.domain import Result, Subscription, owner_of_secrets
 from deskwire_events.spine import Carried
 
 MAX_BATCH: Final = 100
@@ -102,6 +103,12 @@ class Sink(ABC):
 
 OpenSink: TypeAlias = Callable[[Subscription], Sink]
 """Makes the sink of a subscription; it connects only when it is used."""
+
+
+def opened(subscription: Subscription, sealer: Sealer) -> dict[str, str]:
+    """The secrets of a subscription, by name. Raises SealBroken."""
+    about = owner_of_secrets(subscription.tenant, subscription.subscription_id)
+    return {name: sealer.open(sealed, about) for name, sealed in subscription.secrets.items()}
 
 
 def clean(text: str) -> str:

@@ -17,7 +17,7 @@ from deskwire_common.quota import Shares
 from deskwire_common.sealing import SealBroken, Sealer
 from deskwire_common.targets import Targets
 from deskwire_events.domain import Outcome, Result, Subscription, webhooks
-from deskwire_events.sinks.port import Away, Faulty, Outgoing, Sink
+from deskwire_events.sinks.port import Away, Faulty, Outgoing, Sink, opened
 from deskwire_events.sinks.posting import Answer, Poster, Unanswered, Unreachable
 
 USER_AGENT: Final = "deskwire-webhooks/1"
@@ -67,12 +67,8 @@ class WebhookSink(Sink):
         """Open the secrets. Raises Away when no key does; connections are made when they are needed."""
         if self._secrets:
             return
-        about = webhooks.about(self._subscription.tenant, self._subscription.subscription_id)
         try:
-            self._secrets = {
-                name: self._setup.sealer.open(sealed, about)
-                for name, sealed in self._subscription.secrets.items()
-            }
+            self._secrets = opened(self._subscription, self._setup.sealer)
         except SealBroken as error:
             raise Away("the hub can't sign at the moment", detail=str(error)) from error
 

@@ -143,7 +143,7 @@ def test_a_field_that_can_not_be_kept_leaves_out_nobody(file: Path) -> None:
             "x",
             turn(speaker="agent", by="\u00e4nne", name="A\nB"),
             turn(speaker="agent", by="auth0|ann", name="Ann\u3000S"),
-            customer={"id": 7, "name": "n" * 129, "email": 5, "mobile": "+8613800138000",
+            customer={"id": 7, "name": "n" * 129, "email": 5, "mobile": "\u202a+8613800138000\u202c\u00a0",
                       "visitor": "li-na", "ids": {"crm:main": "4711", "a b": "x"}},
         ),
     )  # fmt: skip

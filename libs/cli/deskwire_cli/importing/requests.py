@@ -28,9 +28,9 @@ _ROLES: Final = {
     Speaker.NOTE: actor_pb2.ROLE_AGENT,
 }
 _FIELDS: Final = (
-    ("display_name", "name", name_fault),
-    ("email", "email", email_fault),
-    ("mobile", "mobile", mobile_fault),
+    ("display_name", "name", name_fault, texts.trimmed),
+    ("email", "email", email_fault, texts.trimmed),
+    ("mobile", "mobile", mobile_fault, texts.unwrapped),
 )
 VISITOR: Final = "visitor"
 """The namespace of visitors' ids, which are those of their tokens."""
@@ -95,10 +95,10 @@ class Form:
             customer.identities.add(
                 namespace=f"{self.source}:conversation", value=dialogue.dialogue_id
             )
-        for name, key, fault in _FIELDS:
+        for name, key, fault, clean in _FIELDS:
             if told.get(key) is None:
                 continue
-            kept = _kept(told[key], fault)
+            kept = _kept(told[key], fault, clean)
             if kept is None:
                 fields.append((Kind.CUSTOMER_FIELD, 0))
             setattr(customer, name, kept or "")
@@ -221,11 +221,13 @@ def _customer_id(source: str, raw: object) -> str:
     return text
 
 
-def _kept(raw: object, fault: Callable[[str], str]) -> str | None:
-    """Return a name or an address as it is kept; None when it can't be kept."""
+def _kept(
+    raw: object, fault: Callable[[str], str], clean: Callable[[str], str] = texts.trimmed
+) -> str | None:
+    """Return a name, an address or a number as it is kept; None when it can't be kept."""
     if not isinstance(raw, str):
         return None
-    kept = texts.trimmed(raw)
+    kept = clean(raw)
     return None if fault(kept) else kept
 
 

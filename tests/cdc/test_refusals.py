@@ -433,3 +433,45 @@ async def test_a_tenant_has_so_many_sources_and_tables(
             assert await create(1, "a", "b", "c", "d") == "a tenant may have 4 captured tables"
             assert await create(1, "a", "b", "c") == ""
             assert await create(2, "a") == "a tenant may have 2 sources"
+
+
+async def test_two_sources_whose_topics_kafka_takes_for_one(
+    kafka: str, keys_file: Path, signer: TokenSigner, crm: Path, tmp_path: Path
+) -> None:
+    """`deskwire.changes.shop.eu_orders` and `deskwire.changes.shop_eu.orders`: the second one could never start."""
+    for name in ("a", "b"):
+        with closing(sqlite3.connect(crm / f"{name}.db")) as shop:
+            for table in ("orders", "eu_orders"):
+                shop.execute(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY)")
+    database = f"sqlite:///{tmp_path / 'cdc.db'}"
+    await migrate(database, "deskwire_cdc")
+    settings = Settings(
+        grpc_listen="127.0.0.1:0", keys_file=keys_file, database_url=database, kafka=kafka,
+        chat_target="127.0.0.1:1", sqlite_root=str(crm),
+    )  # fmt: skip
+    shop = f"shop{new_id()[:8]}"
+    async with running("cdc", settings, build) as runtime:
+
+        async def create(
+            tenant: str, file: str, source_id: str, table: str
+        ) -> DeskwireError | None:
+            token = signer.mint(tenant=tenant, role=Role.OPERATOR, subject="me")
+            source = sqlite_source(crm / file, table)
+            source.source_id = source_id
+            request = source_service_pb2.CreateSourceRequest(request_id=new_id(), source=source)
+            async with make_channel(f"127.0.0.1:{runtime.port}", token=lambda: token) as channel:
+                try:
+                    await source_service_pb2_grpc.SourceServiceStub(channel).CreateSource(request)
+                except grpc.aio.AioRpcError as error:
+                    return from_rpc_error(error)
+            return None
+
+        assert await create("t", "a.db", shop, "eu_orders") is None
+        error = await create("t", "b.db", f"{shop}_eu", "orders")
+        assert error is not None
+        assert error.violations[0][0] == "source.source_id"
+        assert f"source {shop}:" in error.message
+        other = await create("u", "b.db", f"{shop}_eu", "orders")
+        assert other is not None
+        assert shop not in other.message
+        assert await create("t", "b.db", f"{shop}_eu", "eu_orders") is None

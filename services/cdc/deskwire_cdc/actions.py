@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
@@ -16,10 +16,11 @@ from deskwire.common.v1 import error_reason_pb2
 from deskwire_cdc import events, store
 from deskwire_cdc.domain.sources import CustomerRule, Source, SourceUnusable, State, check_rule
 from deskwire_cdc.sources import ReaderOptions, kind_of, open_reader
+from deskwire_common import topics
 from deskwire_common.auth import Principal, Role, current_principal
 from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
-from deskwire_common.errors import AlreadyExists, NotFound, PermissionDenied
+from deskwire_common.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
 from deskwire_common.idempotency import IdempotencyStore
 from deskwire_common.ids import Ids
 from deskwire_common.logging import get_logger
@@ -226,6 +227,8 @@ class SourceActions:
             raise too_many("sources", self.max_sources, retry_after=60.0)
         if sum(tables) + len(source.tables) > self.max_tables:
             raise too_many("captured tables", self.max_tables, retry_after=60.0)
+        live, _ = await store.sources.every(connection)
+        _check_topics(source, live)
 
     async def _find(self, principal: Principal, source_id: str) -> Source:
         async with self.db.read() as connection:
@@ -245,6 +248,28 @@ def _check_system(principal: Principal, system_id: str) -> None:
 def _check_kind(principal: Principal, source: Source) -> None:
     if kind_of(source.kind).operators_only and principal.role is not Role.OPERATOR:
         raise PermissionDenied(f"only operators may create or delete sources of kind {source.kind}")
+
+
+def _check_topics(source: Source, others: Sequence[Source]) -> None:
+    """Kafka takes no two topics that differ in `.` and `_` only, as `shop`.`eu_orders` and `shop_eu`.`orders` do."""
+    mine = {name.replace(".", "_"): name for name in _topic_names(source)}
+    for other in others:
+        for name in _topic_names(other):
+            if mine.get(name.replace(".", "_"), name) != name:
+                # Another tenant's is named to nobody.
+                theirs = (
+                    f"source {other.source_id}"
+                    if other.tenant_id == source.tenant_id
+                    else "another source"
+                )
+                raise InvalidArgument(
+                    f"Kafka takes no topic of this name beside one of {theirs}: choose another source_id.",
+                    field="source.source_id",
+                )
+
+
+def _topic_names(source: Source) -> list[str]:
+    return [topics.changes_topic(source.source_id, table).name for table in source.tables]
 
 
 def _taken(source: Source) -> AlreadyExists:

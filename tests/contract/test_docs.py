@@ -14,7 +14,7 @@ PAGES = sorted(
     page
     for folder in (".", *FOLDERS)
     for page in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md")
-    if "gen" not in page.parts and ".pytest_cache" not in page.parts
+    if not {"gen", ".pytest_cache", "node_modules"} & set(page.parts)
 )
 #: What is in backticks and looks like a file or folder of the repository.
 PATH = re.compile(r"`((?:[\w.-]+/)+|(?:[\w.-]+/)*[\w-]+\.(?:py|md|proto|yaml|toml|svg))`")

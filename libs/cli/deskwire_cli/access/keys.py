@@ -10,7 +10,8 @@ import typer
 
 from deskwire.chat.v1 import integration_key_service_pb2, integration_key_service_pb2_grpc
 from deskwire_cli.access import signing_keys
-from deskwire_cli.access.operator import (
+from deskwire_cli.machine.problem import Problem
+from deskwire_cli.operator import (
     JsonOption,
     NameOption,
     Operator,
@@ -19,7 +20,6 @@ from deskwire_cli.access.operator import (
     new_request_id,
     show,
 )
-from deskwire_cli.machine.problem import Problem
 from deskwire_cli.suite import TENANT
 
 key_app = typer.Typer(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from deskwire.chat.v1 import tenant_service_pb2, tenant_service_pb2_grpc
-from deskwire_cli.access.operator import (
+from deskwire_cli.operator import (
     JsonOption,
     NameOption,
     Operator,

@@ -1,4 +1,4 @@
-"""Calls to the running suite's chat as an operator, and the output of their answers."""
+"""Calls to the running suite as an operator, and the output of their answers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON array."
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One operator's calls to a service of chat; `tenant` goes into the token."""
+    """One operator's calls to a gRPC service; `tenant` goes into the token, `hub`: it is one of the event hub's."""
 
     stub: Callable[[Any], Any]
     tenant: str
+    hub: bool = False
 
     def call(self, method: str, request: Message) -> Any:
         """Return one call's response. Raises Problem, DeskwireError. Blocks."""
@@ -52,7 +53,7 @@ class Operator:
             raise Problem(str(error)) from None
 
         async def ask() -> list[Any]:
-            channel = make_channel(suite.chat, token=lambda: token)
+            channel = make_channel(suite.events if self.hub else suite.chat, token=lambda: token)
             answers: list[Any] = []
             try:
                 with domain_errors():

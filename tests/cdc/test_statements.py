@@ -97,6 +97,20 @@ async def test_a_statement_behind_a_comment(crm: Crm) -> None:
     assert caught.value.setting == "binlog_format"
 
 
+async def test_a_file_that_was_loaded_by_a_statement(crm: Crm) -> None:
+    ((folder,),) = crm.run("SELECT @@tmpdir")
+    file = f"{folder}/rows-{crm.database}.txt"
+    crm.run("INSERT INTO c VALUES (1, '')", f"SELECT 2, 'x' INTO OUTFILE '{file}'")
+    with pytest.raises(SourceUnusable) as caught:
+        await crm.streamed(
+            "SET SESSION binlog_format = STATEMENT",
+            f"LOAD DATA INFILE '{file}' INTO TABLE c",
+            tables=["c"],
+        )
+    assert caught.value.setting == "binlog_format"
+    assert "wrote to c " in caught.value.message
+
+
 async def test_a_table_that_becomes_one_that_cannot_be_captured(crm: Crm) -> None:
     with pytest.raises(SourceUnusable) as caught:
         await crm.streamed(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from deskwire_cdc.domain.changes import Change, Operation
+from deskwire_cdc.domain.sources import SourceUnusable
 from deskwire_cdc.sources.mariadb.position import Position
 from deskwire_cdc.sources.mariadb.transaction import Transaction
 from support.capture import Crm, batches_until, changes_of, reader_of, source_of
@@ -68,6 +69,21 @@ async def test_a_transaction_goes_out_in_batches_whose_positions_lie_within_it(c
     assert inside.partial_gtid
     assert inside.partial_rows == len(batches[0].changes)
     assert not Position.parse(batches[-1].position).partial_gtid
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+async def test_an_xa_transaction_with_rows_of_a_captured_table(crm: Crm, end: str) -> None:
+    """They are in the binlog before anybody knows what becomes of them."""
+    with pytest.raises(SourceUnusable) as caught:
+        await crm.streamed(
+            "XA START 'x'",
+            "INSERT INTO c VALUES (1, '')",
+            "XA END 'x'",
+            "XA PREPARE 'x'",
+            f"XA {end} 'x'",
+            tables=["c"],
+        )
+    assert caught.value.setting == "xa"
 
 
 async def test_an_xa_transaction_of_other_tables_is_passed(crm: Crm) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pymysql
 from pymysqlreplication.event import (
+    ExecuteLoadQueryEvent,
     FormatDescriptionEvent,
     HeartbeatLogEvent,
     MariadbGtidEvent,
@@ -124,6 +125,11 @@ class BinlogLoop:
                 self._on_end(event)
             case QueryEvent():
                 self._on_query(event)
+            case ExecuteLoadQueryEvent():
+                event.packet.advance(event.status_vars_length)
+                schema = event.packet.read(event.schema_length).decode(errors="replace")
+                query = event.packet.read(event.event_size - event.packet.read_bytes)
+                self._on_statement(query.decode(errors="replace").lstrip("\0"), schema)
             case HeartbeatLogEvent():
                 self._flush_position()
             case FormatDescriptionEvent() if self._open:
@@ -145,7 +151,9 @@ class BinlogLoop:
         )
 
     def _on_rows(self, event: Any) -> None:
-        transaction = self._open or Transaction("")
+        transaction = self._open
+        if transaction is None:
+            raise SourceUnusable("binlog", f"Rows of {event.table} are in no transaction.")
         if transaction.prepared:
             raise SourceUnusable(
                 "xa",
@@ -185,7 +193,7 @@ class BinlogLoop:
     def _on_query(self, event: Any) -> None:
         query = event.query
         match [each.text.upper() for each in tokens(query)[:2]] if len(query) < 200 else []:
-            case ["COMMIT"] | ["XA", _]:
+            case ["COMMIT"] | ["XA", "COMMIT" | "ROLLBACK"]:
                 self._on_end(event)
                 return
             case ["ROLLBACK"]:

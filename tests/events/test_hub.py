@@ -16,6 +16,7 @@ from deskwire.events.v1 import event_hub_service_pb2
 from deskwire_common import topics
 from deskwire_common.auth import Role
 from deskwire_common.db import Database
+from deskwire_common.ids import RandomIds
 from deskwire_common.kafka import Reader, cluster_id
 from deskwire_events import store
 from deskwire_events.domain import Cursors
@@ -71,6 +72,44 @@ async def test_publishing_on_every_database(start: Any, database_url: str, tenan
             found = [json.loads(each.json) for each in await stream.take(2)]
     assert [event["event_id"] for event in found] == ids
     assert [event["data"] for event in found] == [{"number": 0}, {"number": 1}]
+
+
+async def test_an_event_with_an_id_of_its_own_is_published_once(
+    start: Any, database_url: str, tenant: str
+) -> None:
+    async with start(database_url) as client:
+        erp = client(tenant, role=Role.INTEGRATION, subject="erp", system="erp:main")
+        own = [RandomIds().uuid7() for _ in range(2)]
+
+        async def publish(caller: Any, request_id: str, *event_ids: str | None) -> Any:
+            events = [
+                hub_pb.ExternalEvent(event_type="invoice_paid", subject="a", event_id=each)
+                for each in event_ids
+            ]
+            return await caller.hub.Publish(
+                hub_pb.PublishRequest(request_id=request_id, events=events)
+            )
+
+        first = await publish(erp, "1", own[0], None)
+        assert (first.event_ids[0], list(first.duplicates)) == (own[0], [])
+        # Another request, and one that is new among those that aren't.
+        second = await publish(erp, "2", None, own[0], own[1])
+        assert (list(second.event_ids[1:]), list(second.duplicates)) == (own, [own[0]])
+        # Ids are a system's own.
+        other = client(tenant, role=Role.INTEGRATION, subject="crm", system="crm:main")
+        assert not (await publish(other, "1", own[0])).duplicates
+        only = await publish(erp, "3", own[0])
+        assert (list(only.event_ids), list(only.duplicates)) == ([own[0]], [own[0]])
+        for wrong in ([own[0], own[0]], [own[0].upper()], ["7"]):
+            assert (await refusal(publish(erp, "4", *wrong)))[1] == "INVALID_FIELD"
+        async with client(tenant).subscribe(**EARLIEST) as stream:
+            events = [each.event for each in await stream.take(5)]
+        assert [event.sequence for event in events] == [1, 2, 3, 4, 5]
+        assert [event.event_id for event in events].count(own[0]) == 2
+        assert {event.origin for event in events if event.event_id == own[0]} == {
+            "erp:main",
+            "crm:main",
+        }
 
 
 async def test_a_reader_comes_back_with_its_cursor(client: Any, tenant: str) -> None:

@@ -192,3 +192,16 @@ async def test_sequences_have_no_holes_under_concurrency(db: Database) -> None:
     assert sorted(each["a"] for each in drawn) == list(range(0, 20, 2))
     assert sorted(each["b"] for each in drawn) == list(range(10))
     assert await draw("other", {"a": 1, "A": 1}) == {"a": 0, "A": 0}
+
+
+async def test_ids_of_events_are_known_for_a_while(db: Database) -> None:
+    one, two = IDS.uuid7(), IDS.uuid7()
+
+    async def add(source: str, *event_ids: str, now: int = NOW) -> set[str]:
+        return await db.run(lambda uow: store.external_ids.add(uow, "demo", source, event_ids, now))
+
+    assert await add("erp", one) == {one}
+    assert await add("erp", one, two, now=NOW + 9) == {two}
+    assert await add("crm", one, now=NOW + 9) == {one}
+    assert await db.run(lambda uow: store.external_ids.forget(uow, NOW + 9)) == 1
+    assert await add("erp", one, two) == {one}

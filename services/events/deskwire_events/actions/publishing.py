@@ -12,8 +12,9 @@ from deskwire.common.v1.json_value_pb2 import JsonObject
 from deskwire.events.v1 import event_hub_service_pb2 as hub_pb
 from deskwire_common import events as codec
 from deskwire_common import exact, texts, topics
+from deskwire_common import ids as id_forms
 from deskwire_common.auth import Principal
-from deskwire_common.clock import Clock
+from deskwire_common.clock import Clock, to_micros
 from deskwire_common.db import Database, UnitOfWork
 from deskwire_common.errors import InvalidArgument
 from deskwire_common.events import DomainEvent
@@ -50,16 +51,38 @@ class EventActions:
             _check_event(f"events[{index}]", event)
         data = [_data_of(f"events[{index}]", event) for index, event in enumerate(request.events)]
 
+        given = [event.event_id for event in request.events if event.HasField("event_id")]
+        if len(set(given)) < len(given):
+            raise InvalidArgument("an event_id stands twice in the request", field="events")
+        source = principal.system or codec.ORIGIN
+
         async def work(uow: UnitOfWork) -> hub_pb.PublishResponse:
-            counts = Counter(event.subject for event in request.events)
+            now = to_micros(self.clock.now())
+            new = await store.external_ids.add(uow, principal.tenant, source, given, now)
+            duplicates = [event_id for event_id in given if event_id not in new]
+            fresh = [
+                (event, each)
+                for event, each in zip(request.events, data, strict=True)
+                if not event.HasField("event_id") or event.event_id in new
+            ]
+            counts = Counter(event.subject for event, _ in fresh)
             # Locks the subjects before their events get their places in the outbox.
             last = await store.subjects.draw_sequences(uow, principal.tenant, counts)
             made: list[DomainEvent] = []
-            for event, each in zip(request.events, data, strict=True):
+            for event, each in fresh:
                 last[event.subject] += 1
                 made.append(self._event(principal, event, each, last[event.subject]))
             await self.outbox.add(uow, made)
-            return hub_pb.PublishResponse(event_ids=[event.event_id for event in made])
+            published = iter(made)
+            return hub_pb.PublishResponse(
+                event_ids=[
+                    event.event_id
+                    if event.HasField("event_id") and event.event_id not in new
+                    else next(published).event_id
+                    for event in request.events
+                ],
+                duplicates=duplicates,
+            )
 
         return await self.idempotency.once(self.db, method=PUBLISH, request=request, work=work)
 
@@ -88,6 +111,7 @@ class EventActions:
         return codec.new_event(
             data,
             event_type=event.event_type,
+            event_id=event.event_id,
             subject=event.subject,
             sequence=sequence,
             ids=self.ids,
@@ -102,6 +126,10 @@ def _check_event(path: str, event: hub_pb.ExternalEvent) -> None:
     if domain.is_own_type(event.event_type):
         raise InvalidArgument(
             f"{event.event_type} is deskwire's own event type", field=f"{path}.event_type"
+        )
+    if event.HasField("event_id") and not id_forms.is_uuid(event.event_id):
+        raise InvalidArgument(
+            "write the UUID in lower case, with hyphens", field=f"{path}.event_id"
         )
     # Databases disagree about spaces at the end, and PostgreSQL stores no NUL.
     # A subject is a key: it isn't trimmed, but refused.

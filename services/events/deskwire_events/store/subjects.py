@@ -42,6 +42,8 @@ async def draw_sequences(uow: UnitOfWork, tenant: str, counts: Mapping[str, int]
 
     The subjects' rows stay locked until the transaction ends; everybody locks them in one order.
     """
+    if not counts:
+        return {}
     asked = json.dumps([{"s": subject, "n": counts[subject]} for subject in sorted(counts)])
     result: sa.CursorResult[Any] = await uow.execute(
         _DRAW[uow.dialect], {"tenant": tenant, "counts": asked}

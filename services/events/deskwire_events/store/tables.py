@@ -132,6 +132,16 @@ external_subjects = sa.Table(
     sa.Column("last", db.UInt32, nullable=False),
 )
 
+# Ids that outside systems gave their events, so that none is published twice.
+external_ids = sa.Table(
+    "external_ids",
+    METADATA,
+    sa.Column("tenant_id", db.Name, primary_key=True),
+    sa.Column("source", db.Name, primary_key=True),
+    sa.Column("event_id", db.Id, primary_key=True),
+    sa.Column("created_at", db.Micros, nullable=False, index=True),
+)
+
 # Random keys that all hubs of this database share, by what they are for.
 hub_keys = sa.Table(
     "hub_keys",

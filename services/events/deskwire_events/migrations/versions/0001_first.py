@@ -173,7 +173,16 @@ def _kept() -> None:
 
 
 def _external_subjects() -> None:
-    """The last sequence of each subject of external events."""
+    """The last sequence of each subject of external events, and the ids that their systems gave them."""
+    op.create_table(
+        "external_ids",
+        sa.Column("tenant_id", _NAME, nullable=False),
+        sa.Column("source", _NAME, nullable=False),
+        sa.Column("event_id", _ID, nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant_id", "source", "event_id", name="pk_external_ids"),
+    )
+    op.create_index("ix_external_ids_created_at", "external_ids", ["created_at"])
     op.create_table(
         "external_subjects",
         sa.Column("tenant_id", _NAME, nullable=False),

@@ -143,6 +143,20 @@ async def test_a_snapshot_by_a_key_whose_text_has_another_order(
     assert sorted(int(str(each.key["b"])) for each in rows) == list(range(1, 131))
 
 
+async def test_a_key_is_the_same_whatever_the_servers_sql_mode_is(crm: Crm) -> None:
+    ((usual,),) = crm.run("SELECT @@GLOBAL.sql_mode")
+    crm.run("CREATE TABLE v (id CHAR(6) PRIMARY KEY)", "INSERT INTO v VALUES ('a')")
+    crm.run("SET GLOBAL sql_mode = 'PAD_CHAR_TO_FULL_LENGTH,ANSI_QUOTES'")
+    try:
+        reader = reader_of(source_of(crm.url, "v"))
+        await reader.check()
+        (row,) = await snapshot_of(reader)
+        await reader.close()
+    finally:
+        crm.run(f"SET GLOBAL sql_mode = '{usual}'")
+    assert row.key == {"id": "a"}
+
+
 async def test_names_that_sql_would_take_for_something_else(crm: Crm) -> None:
     crm.run(
         "CREATE TABLE v (`a``b%s` INT PRIMARY KEY, `vat%` INT)",

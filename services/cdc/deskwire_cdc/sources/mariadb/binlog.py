@@ -11,11 +11,11 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable
 from typing import Any
 
-import pymysql
 from pymysqlreplication.event import (
     ExecuteLoadQueryEvent,
     FormatDescriptionEvent,
@@ -50,7 +50,9 @@ from deskwire_common.clock import to_micros
 COMPRESSED_EVENTS = range(165, 169)
 IGNORABLE_FLAG = 0x80  # LOG_EVENT_IGNORABLE_F: the server says that a reader may skip it
 STANDALONE = 1  # MariadbGtidEvent.flags: one event follows, without a COMMIT
-PREPARED_XA, COMPLETED_XA = 64, 128
+PREPARED_XA = 64
+# What an event of a form that nobody knows ends with, here or in the library.
+_UNREADABLE = (ValueError, LookupError, NotImplementedError, AssertionError, struct.error)
 
 
 class BinlogLoop:
@@ -95,7 +97,7 @@ class BinlogLoop:
             while not self._stopped.is_set():
                 try:
                     event = stream.fetchone()
-                except (ValueError, LookupError, NotImplementedError, AssertionError) as error:
+                except _UNREADABLE as error:
                     raise SourceUnusable(
                         "binlog", f"{self._place()} can't be read: {error}."
                     ) from error
@@ -183,11 +185,9 @@ class BinlogLoop:
                     unreadable_before=bool(before and before.bad),
                 )
                 transaction.add(changes, size)
-        except pymysql.MySQLError:
-            raise
-        except (IndexError, ValueError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             raise SourceUnusable(
-                "binlog", f"Table {event.table}, {self._place()} can't be read: {error}."
+                "binlog", f"{self._place()} in table {event.table} can't be read: {error}."
             ) from error
 
     def _on_query(self, event: Any) -> None:

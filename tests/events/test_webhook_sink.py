@@ -138,25 +138,11 @@ async def test_what_a_status_means(receiver: Receiver, status: int, outcome: Out
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 408, 425, 500, 502, 504])
-async def test_when_all_of_a_batch_fail_the_engine_finds_out_why(
-    receiver: Receiver, status: int
-) -> None:
+async def test_a_failure_is_the_engine_s_to_judge(receiver: Receiver, status: int) -> None:
     receiver.status = status
     async with calling(receiver.url) as sink:
         with pytest.raises(Faulty, match=str(status)):
-            await sink.deliver([outgoing("a"), outgoing("b")])
-
-
-async def test_one_that_fails_among_others_is_tried_again(receiver: Receiver) -> None:
-    good, bad = outgoing("a"), outgoing("b")
-
-    async def respond(request: web.Request) -> web.Response:
-        return web.Response(status=500 if request.headers["webhook-id"] == bad.event_id else 200)
-
-    receiver.respond = respond
-    async with calling(receiver.url) as sink:
-        results = await sink.deliver([bad, good])
-    assert [each.outcome for each in results] == [Outcome.RETRY, Outcome.DELIVERED]
+            await sink.deliver([outgoing()])
 
 
 async def test_gone_is_told(receiver: Receiver) -> None:
@@ -185,7 +171,7 @@ def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) ->
         assert (result.outcome, result.retry_after) == (Outcome.RATE_LIMITED, seconds)
 
 
-async def test_a_batch_goes_out_in_parallel_over_connections_that_are_kept(
+async def test_events_go_out_side_by_side_over_connections_that_are_kept(
     receiver: Receiver,
 ) -> None:
     together = asyncio.Event()
@@ -199,9 +185,9 @@ async def test_a_batch_goes_out_in_parallel_over_connections_that_are_kept(
 
     receiver.respond = respond
     async with calling(receiver.url, parallel=4) as sink:
-        assert sink.max_batch == 4
+        assert sink.parallel == 4
         for _ in range(3):
-            await sink.deliver([outgoing(str(n)) for n in range(4)])
+            await asyncio.gather(*(sink.deliver([outgoing(str(n))]) for n in range(4)))
     assert receiver.most == 4
     assert len(receiver.got) == 12
     assert len({got.peer for got in receiver.got}) == 4
@@ -422,7 +408,7 @@ async def test_a_tenants_calls_are_bounded_together(receiver: Receiver) -> None:
 
         receiver.respond = respond
         events = [outgoing(str(n)) for n in range(40)]
-        await asyncio.gather(first.deliver(events), second.deliver(events))
+        await asyncio.gather(*(sink.deliver([each]) for sink in (first, second) for each in events))
     assert receiver.most == 64
     assert len(receiver.got) == 80
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 from collections.abc import AsyncIterator
@@ -32,6 +33,7 @@ from support.receiver import Got, Receiver, receiving, verify
 
 pb: Any = event_hub_service_pb2
 STOPPED = subscription_pb2.SUBSCRIPTION_STATE_STOPPED
+RETRYING = subscription_pb2.SUBSCRIPTION_STATE_RETRYING
 ACTIVE = subscription_pb2.SUBSCRIPTION_STATE_ACTIVE
 IDS = RandomIds()
 
@@ -405,3 +407,76 @@ async def test_the_credentials_of_an_adapter_are_sealed_too(
     stored = all_bytes(tmp_path)
     assert b"crm-main" in stored
     assert crm.password.encode() not in stored
+
+
+async def test_one_that_hangs_holds_back_its_own_subject_only(
+    hub: Any, receiver: Receiver, tenant: str
+) -> None:
+    olga = hub(tenant)
+    await create(olga, receiver.url)
+    enough = asyncio.Event()
+
+    async def respond(request: web.Request) -> web.Response:
+        if (await request.json())["subject"] == "slow":
+            await enough.wait()
+        return web.Response()
+
+    receiver.respond = respond
+    slow = await olga.publish(paid("slow", 1), paid("slow", 2))
+    await came(receiver, 1)
+    others = []
+    for amount in range(3):
+        others += await olga.publish(paid("o-1", amount))
+        await came(receiver, 2 + amount)
+    assert [each.event_id for each in receiver.got] == [slow[0], *others]
+    enough.set()
+    got = await came(receiver, 5)
+    assert got[4].event_id == slow[1]
+
+
+async def test_a_receiver_that_fails_for_all_gets_no_dead_letters(
+    hub: Any, receiver: Receiver, tenant: str
+) -> None:
+    olga = hub(tenant)
+    await create(olga, receiver.url)
+    receiver.status = 500
+    ids = await olga.publish(*(paid(f"o-{n}", n) for n in range(40)))
+    await came(receiver, 8)
+
+    async def is_retrying() -> bool:
+        found = await get(olga)
+        return found.state == RETRYING and found.last_error == "HTTP 500"
+
+    await eventually(is_retrying)
+    receiver.status = 200
+    before = len(receiver.got)
+
+    def all_came() -> bool:
+        return {each.event_id for each in receiver.got[before:]} == set(ids)
+
+    await eventually(all_came, timeout=60)
+    assert await olga.deliveries("billing", dead_letters=True) == []
+
+
+async def test_a_poison_event_among_good_ones_is_found(
+    start: Any, hub_url: str, settings: dict[str, Any], receiver: Receiver, tenant: str
+) -> None:
+    async with start(hub_url, **settings, delivery_attempts=3) as client:
+        olga = client(tenant)
+        await create(olga, receiver.url)
+
+        async def respond(request: web.Request) -> web.Response:
+            poison = (await request.json())["subject"] == "poison"
+            return web.Response(status=500 if poison else 200)
+
+        receiver.respond = respond
+        (poison,) = await olga.publish(paid("poison", 0))
+
+        async def is_dead() -> bool:
+            await olga.publish(paid("o-1", 1))
+            return bool(await olga.deliveries("billing", dead_letters=True))
+
+        await eventually(is_dead, timeout=60)
+        (dead,) = await olga.deliveries("billing", dead_letters=True)
+        assert (dead.event_id, dead.attempts) == (poison, 3)
+        assert dead.detail.endswith("HTTP 500")

@@ -1,4 +1,4 @@
-"""Pushes the backlog of one subscription to its sink, one batch at a time."""
+"""Pushes the backlog of one subscription to its sink: one batch at a time, or several events side by side."""
 
 from __future__ import annotations
 
@@ -58,6 +58,10 @@ class Pusher(Subscriber):
         self._stopping = False
         self._idle = asyncio.Event()
         self._trouble = ""
+        # Calls side by side, and when the target was found to be away: what was sent before says nothing new of it.
+        self._sending: set[asyncio.Task[None]] = set()
+        self._crash: BaseException | None = None
+        self._away_at = float("-inf")
 
     def measure(self, carried: Carried) -> int:
         """As the sink counts."""
@@ -81,9 +85,24 @@ class Pusher(Subscriber):
                 else:
                     await self._push_some(now)
                 self.make_room()
+                if self._crash is not None:
+                    raise self._crash
         finally:
-            self._idle.set()
-            await self._sink.close()
+            try:
+                await self._land()
+            finally:
+                self._crash = None
+                self._idle.set()
+                await self._sink.close()
+
+    async def _land(self) -> None:
+        """Let what is under way side by side end, for a while."""
+        try:
+            if self._sending:
+                await asyncio.wait(self._sending, timeout=_PATIENCE)
+        finally:
+            for task in self._sending:
+                task.cancel()
 
     async def stop(self) -> None:
         """Let the batch under way end, for a while."""
@@ -94,6 +113,8 @@ class Pusher(Subscriber):
     def _pause(self, now: float) -> float:
         """Seconds until there is something to push, unless `work` is set before; 0: now."""
         lanes = self.backlog.lanes
+        if self._sending and (self._throttle.open or len(self._sending) >= self._sink.parallel):
+            return _IDLE
         if not lanes.ready:
             due = lanes.next_due
             return _IDLE if due is None else max(0.01, min(due - now, _IDLE))
@@ -108,12 +129,13 @@ class Pusher(Subscriber):
         try:
             await sink.ready()
         except (Away, Faulty) as error:
-            self._away(error)
+            self._away(error, self._clock.monotonic())
             return
         if self._stopping or self.halted:
             return
         room = self._bucket.room(now)
-        count = 1 if throttle.open else min(throttle.limit, sink.max_batch)
+        most = sink.max_batch if sink.parallel == 1 else sink.parallel - len(self._sending)
+        count = 1 if throttle.open else min(throttle.limit, most)
         batch = self.backlog.send(count if room is None else min(count, room), sink.max_bytes)
         for item in [item for item in batch if item.size > sink.max_event]:
             batch.remove(item)
@@ -121,6 +143,24 @@ class Pusher(Subscriber):
         if not batch:
             return
         self._bucket.spend(len(batch))
+        if sink.parallel == 1:
+            await self._send(batch)
+            return
+        for item in batch:
+            task = asyncio.create_task(self._send([item]))
+            self._sending.add(task)
+            task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        """One of those side by side has ended: there is room for another."""
+        self._sending.discard(task)
+        if not task.cancelled():
+            self._crash = self._crash or task.exception()
+        self.work.set()
+
+    async def _send(self, batch: Sequence[Item]) -> None:
+        """Deliver a batch, and apply what comes of it."""
+        began = self._clock.monotonic()
         spans = [self._span(item) for item in batch]
         sent = [
             Outgoing(item.body, item.attempts, telemetry.traceparent_of(span) or _parent(item))
@@ -133,12 +173,12 @@ class Pusher(Subscriber):
         except TooLarge as error:
             self._too_large(batch, error)
         except Faulty as error:
-            self._faulty(batch, error)
+            self._faulty(batch, error, began)
         except Away as error:
             self._put_back(batch)
-            self._away(error)
+            self._away(error, began)
         else:
-            self._answered(batch, results, sent)
+            self._answered(batch, results, sent, began)
         finally:
             _close(spans, outcomes)
 
@@ -162,7 +202,11 @@ class Pusher(Subscriber):
         return results
 
     def _answered(
-        self, batch: Sequence[Item], results: Sequence[Result], sent: Sequence[Outgoing]
+        self,
+        batch: Sequence[Item],
+        results: Sequence[Result],
+        sent: Sequence[Outgoing],
+        began: float,
     ) -> None:
         """Apply the results, each to its own key."""
         asked: float | None = None
@@ -187,8 +231,8 @@ class Pusher(Subscriber):
             else:
                 self._refused(item, failure, result.retry_after)
         if asked is not None:
-            self._throttle.away(self.now, min(asked, self._limits.asked) or None)
-        else:
+            self._rest(asked or None, began)
+        elif not self._is_old(began):
             self._throttle.worked()
         self._tell(gone or failure)
         if gone:
@@ -203,17 +247,32 @@ class Pusher(Subscriber):
         self._throttle.too_large(len(batch))
         self._put_back(batch)
 
-    def _faulty(self, batch: Sequence[Item], error: Faulty) -> None:
+    def _faulty(self, batch: Sequence[Item], error: Faulty, began: float) -> None:
         self._tell(error.message)
-        if self._throttle.failed(self.now, len(batch)):
+        if self._is_old(began):
+            self._put_back(batch)
+        elif self._throttle.failed(self.now, len(batch)):
             self._refused(batch[0], error.message, error.retry_after)
         else:
             self._put_back(batch)
+            if len(batch) == 1:
+                # Not this event: the target.
+                self._away_at = self._clock.monotonic()
 
-    def _away(self, error: Unavailable) -> None:
-        asked = error.retry_after
-        self._throttle.away(self.now, None if asked is None else min(asked, self._limits.asked))
+    def _away(self, error: Unavailable, began: float) -> None:
+        self._rest(error.retry_after, began)
         self._tell(error.message, error.detail if isinstance(error, Away) else "")
+
+    def _rest(self, asked: float | None, began: float) -> None:
+        """Leave the target alone, for the seconds that it asked for or for a growing pause."""
+        if not self._is_old(began):
+            asked = None if asked is None else min(asked, self._limits.asked)
+            self._throttle.away(self.now, asked)
+            self._away_at = self._clock.monotonic()
+
+    def _is_old(self, began: float) -> bool:
+        """Whether what was sent then went out before the target was found to be away."""
+        return began < self._away_at
 
     def _put_back(self, batch: Sequence[Item]) -> None:
         for item in batch:

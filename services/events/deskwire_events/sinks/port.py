@@ -68,7 +68,10 @@ class TooLarge(Unavailable):
 
 
 class Sink(ABC):
-    """Where the events of one subscription go. The engine makes one call at a time."""
+    """Where the events of one subscription go. The engine makes one call at a time, unless it has `parallel` ones."""
+
+    parallel: int = 1
+    """Calls of `deliver` at a time; several have one event each, and none waits for another's."""
 
     max_batch: int = MAX_BATCH
     """Most events in a batch; read again after each `ready`."""

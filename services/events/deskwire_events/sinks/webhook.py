@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import ssl
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,6 @@ _GONE: Final = 410
 _BUSY: Final = frozenset({429, 503})
 #: Refusals that a later try may not meet: a request that came too slowly, or too early.
 _LATER: Final = frozenset({408, 425})
-_FAILED: Final = frozenset({Outcome.RETRY, Outcome.UNKNOWN})
 _TRACEPARENT: Final = re.compile(r"[0-9a-f-]{55}")
 _PER_TENANT: Final = 64
 
@@ -52,7 +50,7 @@ class WebhookSink(Sink):
         self._subscription = subscription
         self._setup = setup
         self._clock = clock
-        self.max_batch = setup.parallel
+        self.parallel = setup.parallel
         self._poster = Poster(
             subscription.tenant,
             URL(str(subscription.sink["url"]), encoded=True),
@@ -73,26 +71,20 @@ class WebhookSink(Sink):
             raise Away("the hub can't sign at the moment", detail=str(error)) from error
 
     async def deliver(self, batch: Sequence[Outgoing]) -> Sequence[Result]:
-        """POST all at the same time. Raises Away when none could be asked, Faulty when all failed."""
-        answers = await asyncio.gather(*(self._tried(each) for each in batch))
-        away = [each for each in answers if isinstance(each, Away)]
-        results = [each for each in answers if isinstance(each, Result)]
-        if not results:
-            raise away[0]
-        if all(each.outcome in _FAILED and not each.gone for each in results):
-            raise Faulty(results[0].detail)
-        return [
-            Result(Outcome.RATE_LIMITED, each.message) if isinstance(each, Away) else each
-            for each in answers
-        ]
+        """POST events; the engine gives one at a time. Raises Away when nobody is there, Faulty for a failure."""
+        return [await self._delivered(each) for each in batch]
 
-    async def _tried(self, event: Outgoing) -> Result | Away:
+    async def _delivered(self, event: Outgoing) -> Result:
         try:
-            return result_of(await self.send(event), self._now)
+            result = result_of(await self.send(event), self._now)
         except Unreachable as error:
-            return Away(error.told, detail=str(error))
+            raise Away(error.told, detail=str(error)) from error
         except Unanswered as error:
-            return Result(Outcome.UNKNOWN, str(error))
+            raise Faulty(str(error)) from error
+        if result.outcome is Outcome.RETRY and not result.gone:
+            # The engine finds out whether it is this event's fault, or its receiver's.
+            raise Faulty(result.detail)
+        return result
 
     async def send(self, event: Outgoing) -> Answer:
         """POST one event; `ready` was called. Raises Unreachable, Unanswered."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from deskwire.chat.v1 import conversation_pb2
 from deskwire.events.v1 import adapter_pb2
+from deskwire.events.v1 import event_hub_service_pb2 as pb
 from deskwire.events.v1.chat_events_pb2 import MessageSent
 from deskwire_common import topics
 from deskwire_common.pagination import ANSWER_BYTES
@@ -98,3 +99,20 @@ async def test_a_stream_gets_them_as_json_in_answers_that_any_client_takes(
             assert answer.ByteSize() < ANSWER_BYTES + 8_192
     withheld = [place for place, each in enumerate(again.events) if not each.json]
     assert withheld == [60], "it is told, and nobody waits behind it"
+
+
+async def test_a_named_stream_gets_them_as_json_in_answers_that_any_client_takes(
+    client: Any, produce: Any, tenant: str
+) -> None:
+    olga = client(tenant)
+    request = {"subscription_id": "all", "filter": {"event_types": SENT}}
+    await olga.hub.CreateSubscription(
+        pb.CreateSubscriptionRequest(request_id="1", subscription=request)
+    )
+    for number in range(40):
+        await produce(topics.MESSAGES, "message_sent", sent(CONTROL), tenant, subject=f"c-{number}")
+    async with olga.subscribe(subscription_id="all", json=True) as stream, asyncio.timeout(60):
+        while len(stream.events) < 40:
+            answer = await stream.next()
+            assert answer.ByteSize() < ANSWER_BYTES + 64_000
+    assert len({each.delivery for each in stream.events}) == 40

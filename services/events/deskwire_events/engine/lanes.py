@@ -39,11 +39,6 @@ class Lanes:
         return bool(self._ready)
 
     @property
-    def flying(self) -> int:
-        """How many events are being sent."""
-        return sum(lane.flight is not None for lane in self._lanes.values())
-
-    @property
     def next_due(self) -> float | None:
         """When the next parked lane goes on; None: none is parked."""
         while self._parked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,7 +37,7 @@ class Consumer:
     """Seconds that an event may take."""
     room: tuple[int, int]
     wake: asyncio.Event
-    ready: list[tuple[int, Item]] = field(default_factory=list)
+    ready: deque[tuple[int, Item]] = field(default_factory=deque)
     flying: dict[int, Item] = field(default_factory=dict)
     due: dict[int, float] = field(default_factory=dict)
     over: bool = False

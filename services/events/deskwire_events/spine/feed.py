@@ -71,10 +71,6 @@ class Feed:
         self.again = False
         self.room = asyncio.Event()
 
-    def wants_topic(self, topic: str, is_change: bool) -> bool:
-        """Whether a topic is among those that it reads."""
-        return self.selection.changes if is_change else topic in self.selection.names
-
     def give(self, carried: Carried) -> bool:
         """Give a record to the taker; False when it has no room.
 

@@ -15,6 +15,7 @@ from deskwire_common.auth import Principal, Role
 from deskwire_common.clock import Clock
 from deskwire_common.db import Database
 from deskwire_common.errors import InvalidArgument, PermissionDenied, Unavailable, from_rpc_error
+from deskwire_common.pagination import ANSWER_BYTES
 from deskwire_events import domain, store
 from deskwire_events.domain import READERS, Outcome, Subscription
 from deskwire_events.running import Consumer, Keeper, Streamer
@@ -143,18 +144,21 @@ class NamedStream:
         return bool(self._consumer.ready)
 
     def answer(self) -> tuple[bytes, int]:
-        """A SubscribeResponse of what is ready; and how many events it has."""
-        ready, self._consumer.ready = self._consumer.ready, []
-        parts = []
-        for delivery, item in ready:
-            if delivery not in self._consumer.flying:
-                continue
-            view = item.body.view(json=self._json)
-            parts.append(
-                nested(
-                    _EVENTS, view + number(_DELIVERY, delivery) + number(_ATTEMPT, item.attempts)
-                )
-            )
+        """A SubscribeResponse of what is ready, as far as an answer reaches; and how many events it has."""
+        ready = self._consumer.ready
+        parts: list[bytes] = []
+        room = ANSWER_BYTES
+        while ready:
+            delivery, item = ready[0]
+            if delivery in self._consumer.flying:
+                view = item.body.view(json=self._json)
+                told = number(_DELIVERY, delivery) + number(_ATTEMPT, item.attempts)
+                # The view may have six times the bytes of the record.
+                room -= len(view)
+                if parts and room < 0:
+                    break
+                parts.append(nested(_EVENTS, view + told))
+            ready.popleft()
         return b"".join(parts), len(parts)
 
     def take(self, request: pb.SubscribeRequest) -> None:

@@ -397,12 +397,20 @@ async def test_an_adapter_is_changed_while_it_works(client: Any, crm: Any, tenan
     try:
         wrong = olga.update("crm-main", other.target, credentials={"password": "wrong"})
         assert (await refusal(wrong))[1] == "ADAPTER_UNUSABLE"
+        # Whoever may change an adapter doesn't learn its credentials by having them sent elsewhere.
+        asked = len(other.calls)
+        assert (await refusal(olga.update("crm-main", other.target)))[1] == "INVALID_FIELD"
+        assert len(other.calls) == asked
         changed = await olga.update(
-            "crm-main", other.target, event_types=[*PAID, "invoice_sent"], expected_version=1
+            "crm-main",
+            other.target,
+            event_types=[*PAID, "invoice_sent"],
+            credentials={"password": "secret"},
+            expected_version=1,
         )
         assert (changed.version, changed.target) == (2, other.target)
         later = await olga.publish(*invoices("a", 2), ("invoice_sent", "a", {}))
-        # With the credentials that it had, from where the old one ended, and no more to the old one.
+        # From where the old one ended, and no more to the old one.
         await all_of(other, later)
         assert not set(first) & set(other.ids)
         assert crm.ids == first
@@ -410,6 +418,8 @@ async def test_an_adapter_is_changed_while_it_works(client: Any, crm: Any, tenan
         assert (await refusal(old))[1] == "VERSION_MISMATCH"
         system = olga.update("crm-main", other.target, system_id="erp:main")
         assert (await refusal(system))[1] == "INVALID_FIELD"
+        # At the same target it keeps them: the adapter takes the session that is opened with them.
+        assert (await olga.update("crm-main", other.target, event_types=PAID)).version == 3
         nobody = olga.update("crm-2", other.target)
         assert (await refusal(nobody))[1] == "ADAPTER_NOT_FOUND"
     finally:

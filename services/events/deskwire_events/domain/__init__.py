@@ -17,6 +17,7 @@ from deskwire_events.domain.readers import (
 from deskwire_events.domain.subscriptions import (
     DEAD_LETTERED,
     KIND,
+    PYTHON,
     SLOTS,
     Delivery,
     Progress,
@@ -44,6 +45,7 @@ __all__ = [
     "CHANGES",
     "DEAD_LETTERED",
     "KIND",
+    "PYTHON",
     "READERS",
     "SLOTS",
     "Condition",

@@ -26,6 +26,8 @@ SLOTS: Final = 64
 """Parts of all subscriptions, each worked on by one process."""
 KIND: Final = "subscription"
 """The kind of these slots."""
+PYTHON: Final = "python:"
+"""What the target of an adapter begins with that the hub runs itself."""
 DEAD_LETTERED: Final = "delivery_dead_lettered"
 
 
@@ -224,7 +226,10 @@ def change_adapter(
 ) -> Subscription:
     """An adapter as it is to be, in its places; `fresh` is what would be registered now, `caller` a caller's system.
 
-    Raises NotFound (ADAPTER_NOT_FOUND), PermissionDenied, VersionMismatch, InvalidArgument for another system.
+    Credentials that aren't given again go on going where they went: nobody learns them by leading them elsewhere.
+
+    Raises NotFound (ADAPTER_NOT_FOUND), PermissionDenied, VersionMismatch, InvalidArgument for another system, or
+    where credentials have to be given again.
     """
     if before is None or before.removed or before.kind is not SinkKind.ADAPTER:
         raise not_found(fresh.subscription_id)
@@ -235,6 +240,15 @@ def change_adapter(
         )
     if expected and expected != before.version:
         raise VersionMismatch(before.version, expected)
+    # What the hub runs itself calls the address that its configuration has.
+    elsewhere = fresh.target != before.target or (
+        fresh.target.startswith(PYTHON) and fresh.config != before.config
+    )
+    if before.secrets and not fresh.secrets and elsewhere:
+        raise InvalidArgument(
+            "another target or configuration needs the credentials again",
+            field="adapter.credentials",
+        )
     return before.changed(
         wanted=replace(before.wanted, event_types=fresh.wanted.event_types),
         sink=fresh.sink,

@@ -11,14 +11,13 @@ import grpc
 from deskwire_common import loops
 from deskwire_common.rpc import Tls, make_channel
 from deskwire_common.targets import TargetRefused, Targets, grpc_target
-from deskwire_events.domain import Subscription
+from deskwire_events.domain import PYTHON, Subscription
 from deskwire_events.hosts import AdapterHost, AdapterProcess, NotRunning
 from deskwire_events.sinks.names import resolved
 from deskwire_events.sinks.port import Away
 
 NOT_THERE: Final = "no adapter answers there that this hub may call"
 """All that a tenant is told, whether a rule forbids the address, nothing answers, or what answers is no adapter."""
-PYTHON: Final = "python:"
 _END_SECONDS: Final = 1.0
 
 

@@ -205,3 +205,28 @@ async def test_ids_of_events_are_known_for_a_while(db: Database) -> None:
     assert await add("crm", one, now=NOW + 9) == {one}
     assert await db.run(lambda uow: store.external_ids.forget(uow, NOW + 9)) == 1
     assert await add("erp", one, two) == {one}
+
+
+async def test_what_is_left_of_a_deleted_one_is_found_and_nothing_else(db: Database) -> None:
+    kept, gone = adapter("kept"), adapter("gone")
+    await add(db, kept, gone)
+
+    async def save(uow: UnitOfWork) -> None:
+        for each in (kept, gone):
+            await store.places.save(uow, {each.incarnation: {("t", 0): 7}}, {})
+            await store.subscriptions.save_progress(uow, {each.incarnation: Progress(delivered=1)})
+            await store.deliveries.add(uow, {each.incarnation: [end()]})
+
+    await db.run(save)
+    await db.run(lambda uow: store.subscriptions.remove(uow, gone))
+    async with db.read() as connection:
+        assert await store.subscriptions.left_over(connection) == set()
+    # Its worker hasn't heard of it yet.
+    await db.run(lambda uow: store.places.save(uow, {gone.incarnation: {("t", 0): 8}}, {}))
+    async with db.read() as connection:
+        assert await store.subscriptions.left_over(connection) == {gone.incarnation}
+    await db.run(lambda uow: store.subscriptions.forget(uow, gone.incarnation))
+    async with db.read() as connection:
+        assert await store.subscriptions.left_over(connection) == set()
+        assert (await store.places.load(connection, [kept.incarnation]))[kept.incarnation]
+        assert await store.deliveries.page(connection, kept.incarnation, below=None, limit=5)

@@ -155,6 +155,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
     runtime.spawn("outbox-gauges", partial(housekeeping.measure_outbox, db, outbox, clock))
     runtime.spawn("forget-requests", partial(housekeeping.forget_requests, db, idempotency))
     runtime.spawn("trim-deliveries", partial(chores.trim_deliveries, db))
+    runtime.spawn("forget-deleted", partial(chores.forget_deleted, db))
     runtime.spawn("forget-ids", partial(chores.forget_ids, db, clock))
     runtime.spawn("spine", spine.run)
     runtime.spawn("subscriptions", keeper.run)

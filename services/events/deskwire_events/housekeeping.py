@@ -43,5 +43,21 @@ async def trim_deliveries(db: Database) -> None:
     await every(CLEAN_EVERY, trim, failed="deliveries_not_trimmed", outlast=AWAY)
 
 
+async def forget_deleted(db: Database) -> None:
+    """Forget what the workers of deleted subscriptions saved after the deletion, until cancelled."""
+
+    async def forget() -> None:
+        async with db.read() as connection:
+            found = await store.subscriptions.left_over(connection)
+        for incarnation in found:
+            await db.run(partial(_forget, incarnation))
+
+    await every(CLEAN_EVERY, forget, failed="deleted_not_forgotten", outlast=AWAY)
+
+
+async def _forget(incarnation: str, uow: UnitOfWork) -> None:
+    await store.subscriptions.forget(uow, incarnation)
+
+
 async def _trim(incarnation: str, uow: UnitOfWork) -> int:
     return await store.deliveries.trim(uow, incarnation, keep=KEEP)

@@ -58,8 +58,29 @@ async def save(uow: UnitOfWork, subscription: Subscription) -> None:
 async def remove(uow: UnitOfWork, subscription: Subscription) -> None:
     """Delete a locked subscription with everything that belongs to it."""
     mine = subscription.incarnation
-    for table in (subscriptions, progress, places, parked, dead, deliveries):
-        await uow.execute(sa.delete(table).where(table.c.incarnation == mine))
+    await uow.execute(sa.delete(subscriptions).where(subscriptions.c.incarnation == mine))
+    await forget(uow, mine)
+
+
+async def forget(uow: UnitOfWork, incarnation: str) -> None:
+    """Delete everything that belonged to a subscription."""
+    for table in (progress, places, parked, dead, deliveries):
+        await uow.execute(sa.delete(table).where(table.c.incarnation == incarnation))
+
+
+async def left_over(connection: AsyncConnection) -> set[str]:
+    """Incarnations without a subscription that have rows: their worker saved once more after it was deleted."""
+    found: set[str] = set()
+    for table in (progress, places):
+        mine = table.c.incarnation
+        query = (
+            sa.select(mine)
+            .distinct()
+            .select_from(table.outerjoin(subscriptions, subscriptions.c.incarnation == mine))
+            .where(subscriptions.c.incarnation.is_(None))
+        )
+        found.update((await connection.execute(query)).scalars())
+    return found
 
 
 async def count(connection: AsyncConnection, tenant: str, kind: SinkKind | None = None) -> int:

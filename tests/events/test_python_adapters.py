@@ -123,6 +123,22 @@ async def test_names_that_no_rule_allows_and_no_adapter_are_away(
         assert why in caught.value.detail
 
 
+async def test_a_hub_without_a_folder_for_sockets_goes_on(
+    host: AdapterHost, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> str:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.mkdtemp", full)
+        with pytest.raises(Away) as caught:
+            await sink(host, log).ready()
+    assert caught.value.detail == "No space left on device"
+    adapter = sink(host, log)
+    await again(adapter)
+    await adapter.close()
+
+
 async def test_a_killed_process_is_a_fault_and_the_next_one_goes_on(
     host: AdapterHost, log: Path
 ) -> None:

@@ -116,12 +116,12 @@ class AdapterHost:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     async def _begin(self, name: str, kept: _Kept) -> AdapterProcess:
-        if self._folder is None:
-            # mkdtemp makes it 0700: the socket is no one else's to connect to.
-            self._folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="deskwire-"))
-        # A name of its own: a channel of the process before never meets the next one.
-        socket = self._folder / f"{name[:16]}-{secrets.token_hex(4)}"
         try:
+            if self._folder is None:
+                # mkdtemp makes it 0700: the socket is no one else's to connect to.
+                self._folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="deskwire-"))
+            # A name of its own: a channel of the process before never meets the next one.
+            socket = self._folder / f"{name[:16]}-{secrets.token_hex(4)}"
             process = await AdapterProcess.start(
                 name,
                 socket,

@@ -54,10 +54,12 @@ async def calling(
     parallel: int = 8,
     seconds: float = 20.0,
     sealer: Sealer = SEALER,
+    allow_http: bool = True,
 ) -> AsyncIterator[WebhookSink]:
     setup = WebhookSetup(
         targets=Targets(parse_rules(rules), names),
         tls=tls or tls_context(None),
+        allow_http=allow_http,
         sealer=sealer,
         parallel=parallel,
         seconds=seconds,
@@ -118,6 +120,13 @@ async def test_a_secret_that_no_key_opens_stops_nothing_for_good(receiver: Recei
         async with calling(receiver.url, sealer=Sealer([b"x" * 32])):
             pass
     assert SECRET not in caught.value.message + caught.value.detail
+    assert receiver.got == []
+
+
+async def test_http_that_is_no_longer_allowed_is_left(receiver: Receiver) -> None:
+    with pytest.raises(Away, match="must begin with https"):
+        async with calling(receiver.url, allow_http=False):
+            pass
     assert receiver.got == []
 
 

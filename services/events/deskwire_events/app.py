@@ -83,6 +83,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> None:
         setup=WebhookSetup(
             targets=Targets(parse_rules(settings.webhook_targets)),
             tls=tls_context(settings.webhook_ca_file),
+            allow_http=settings.webhook_allow_http,
             sealer=sealer,
             parallel=settings.webhook_parallel,
             seconds=settings.webhook_seconds,

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from yarl import URL
@@ -28,7 +28,7 @@ _UNTIL: Final = "previous_until"
 class Signer:
     """Signs with one secret, or with two while it is rotated."""
 
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...] = field(repr=False)
     """As their owner has them: `whsec_…`."""
 
     def headers(self, message_id: str, timestamp: int, body: bytes) -> Mapping[str, str]:

@@ -32,11 +32,12 @@ _PER_TENANT: Final = 64
 class WebhookSetup:
     """How webhooks are called: which addresses, whom to trust, how many at a time for each, for how long (seconds).
 
-    `shares` bounds the calls of all webhooks of a tenant together.
+    `allow_http`: also without TLS. `shares` bounds the calls of all webhooks of a tenant together.
     """
 
     targets: Targets
     tls: ssl.SSLContext
+    allow_http: bool
     sealer: Sealer
     parallel: int
     seconds: float
@@ -51,9 +52,10 @@ class WebhookSink(Sink):
         self._setup = setup
         self._clock = clock
         self.parallel = setup.parallel
+        self._url = URL(str(subscription.sink["url"]), encoded=True)
         self._poster = Poster(
             subscription.tenant,
-            URL(str(subscription.sink["url"]), encoded=True),
+            self._url,
             targets=setup.targets,
             tls=setup.tls,
             parallel=setup.parallel,
@@ -62,9 +64,14 @@ class WebhookSink(Sink):
         self._secrets: dict[str, str] = {}
 
     async def ready(self) -> None:
-        """Open the secrets. Raises Away when no key does; connections are made when they are needed."""
+        """Open the secrets; connections are made when they are needed. Raises Away.
+
+        What the operator allowed when the webhook was made proves nothing about now.
+        """
         if self._secrets:
             return
+        if self._url.scheme == "http" and not self._setup.allow_http:
+            raise Away("its url must begin with https://: the hub's operator doesn't allow http")
         try:
             self._secrets = opened(self._subscription, self._setup.sealer)
         except SealBroken as error:

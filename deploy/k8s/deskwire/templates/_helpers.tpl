@@ -38,6 +38,8 @@ DESKWIRE_ATTACHMENTS_LISTEN: "0.0.0.0:7406"
 DESKWIRE_ATTACHMENTS_PUBLIC_URL: {{ .Values.attachments.publicUrl | quote }}
 DESKWIRE_ATTACHMENTS_CORS_ORIGINS: {{ .Values.attachments.corsOrigins | quote }}
 DESKWIRE_ADAPTER_TARGETS: {{ .Values.targets.adapters | quote }}
+DESKWIRE_PYTHON_ADAPTERS: {{ .Values.targets.pythonAdapters | quote }}
+DESKWIRE_ADAPTER_SECRETS: {{ .Values.targets.adapterSecrets | quote }}
 DESKWIRE_WEBHOOK_TARGETS: {{ .Values.targets.webhooks | quote }}
 DESKWIRE_SOURCE_TARGETS: {{ .Values.targets.sources | quote }}
 {{- if .Values.keys.sealing }}

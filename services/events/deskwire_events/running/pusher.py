@@ -161,7 +161,7 @@ class Pusher(Subscriber):
     async def _send(self, batch: Sequence[Item]) -> None:
         """Deliver a batch, and apply what comes of it."""
         began = self._clock.monotonic()
-        spans = [self._span(item) for item in batch]
+        spans = [_span(item, self.subscription.subscription_id) for item in batch]
         sent = [
             Outgoing(item.body, item.attempts, telemetry.traceparent_of(span) or _parent(item))
             for item, span in zip(batch, spans, strict=True)
@@ -284,13 +284,8 @@ class Pusher(Subscriber):
         if limits.is_over(item.refusals + 1, item.since, now):
             self._bury(item, f"after {item.refusals + 1} tries: {detail}")
             return
-        pause = self._key_pause(item.refusals) if asked is None else min(asked, limits.asked)
+        pause = _key_pause(item.refusals, limits) if asked is None else min(asked, limits.asked)
         self.backlog.retry(item, due=now + pause, now=now, detail=clean(detail))
-
-    def _key_pause(self, refusals: int) -> float:
-        limits = self._limits
-        top = min(limits.first * 2.0 ** min(refusals, 30), limits.longest)
-        return random.uniform(top / 2, top)  # noqa: S311 - jitter
 
     def _bury(
         self,
@@ -327,20 +322,26 @@ class Pusher(Subscriber):
             )
         self._trouble = failure
 
-    def _span(self, item: Item) -> Span:
-        carried: Carried = item.body
-        return telemetry.tracer().start_span(
-            "hub.push",
-            context=telemetry.context_of(_parent(item)) or Context(),
-            kind=SpanKind.CLIENT,
-            attributes={
-                "deskwire.event_id": carried.event_id.decode(),
-                "deskwire.event_type": carried.kind.decode(),
-                "deskwire.adapter_id": self.subscription.subscription_id,
-                "deskwire.attempt": item.attempts,
-                "messaging.destination.name": carried.topic,
-            },
-        )
+
+def _key_pause(refusals: int, limits: Limits) -> float:
+    top = min(limits.first * 2.0 ** min(refusals, 30), limits.longest)
+    return random.uniform(top / 2, top)  # noqa: S311 - jitter
+
+
+def _span(item: Item, subscription_id: str) -> Span:
+    carried: Carried = item.body
+    return telemetry.tracer().start_span(
+        "hub.push",
+        context=telemetry.context_of(_parent(item)) or Context(),
+        kind=SpanKind.CLIENT,
+        attributes={
+            "deskwire.event_id": carried.event_id.decode(),
+            "deskwire.event_type": carried.kind.decode(),
+            "deskwire.adapter_id": subscription_id,
+            "deskwire.attempt": item.attempts,
+            "messaging.destination.name": carried.topic,
+        },
+    )
 
 
 def _parent(item: Item) -> str:

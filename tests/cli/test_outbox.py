@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from deskwire_cli.machine.problem import Problem
@@ -27,6 +29,17 @@ def inside(url: str, do: Callable[[Database, Outbox], Awaitable[T]]) -> T:
             return await do(db, outbox())
 
     return asyncio.run(work())
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """The command sends this process's logs to the stderr that it is given, which ends with the test."""
+    config, root = structlog.get_config(), logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    structlog.configure(**config)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture

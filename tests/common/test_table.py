@@ -25,13 +25,17 @@ READERS = frozenset({Role.OPERATOR})
 
 
 class Publishing:
-    """Two use cases."""
+    """Two use cases that are looked at, and one for all others of the service."""
 
     async def publish(self, request: hub.PublishRequest) -> hub.PublishResponse:
         return hub.PublishResponse(event_ids=[request.request_id])
 
     async def list(self, _request: hub.ListEventTypesRequest) -> hub.ListEventTypesResponse:
         return hub.ListEventTypesResponse()
+
+    async def other(self, _request: Any) -> Any:
+        """Any other method of the contract's service."""
+        raise NotImplementedError
 
 
 class Subscribing:
@@ -78,6 +82,13 @@ def rows(**publish: Any) -> list[Rpc]:
     ]
 
 
+def others() -> list[Rpc]:
+    """The rows of the service's other methods."""
+    methods = hub.DESCRIPTOR.services_by_name["EventHubService"].methods
+    names = {method.name for method in methods} - {"Publish", "ListEventTypes", "Subscribe"}
+    return [unary(getattr(Hub, name)).by(Publishing.other, READERS) for name in sorted(names)]
+
+
 @asynccontextmanager
 async def served(
     table: Table, *owners: object, forward: Forward | None = None
@@ -93,7 +104,9 @@ async def served(
 
 async def test_rows_are_served_by_the_objects_of_their_functions() -> None:
     subscribing = Subscribing()
-    async with served(Table(Service(HUB, *rows())), subscribing, Publishing()) as channel:
+    async with served(
+        Table(Service(HUB, *rows(), *others())), subscribing, Publishing()
+    ) as channel:
         publish = channel.unary_unary(
             f"/{HUB}/Publish",
             request_serializer=hub.PublishRequest.SerializeToString,
@@ -140,7 +153,7 @@ async def test_a_row_with_a_key_is_answered_by_its_owner() -> None:
         mine = await local(request)
         return response(event_ids=[method, key, *mine.event_ids])
 
-    table = Table(Service(HUB, *rows(at=lambda request: request.request_id.upper())))
+    table = Table(Service(HUB, *rows(at=lambda request: request.request_id.upper()), *others()))
     owners = (Subscribing(), Publishing())
     async with served(table, *owners, forward=forward) as channel:
         publish = channel.unary_unary(
@@ -155,12 +168,13 @@ async def test_a_row_with_a_key_is_answered_by_its_owner() -> None:
 
 
 def test_the_table_says_who_may_call() -> None:
-    table = Table(Service(HUB, *rows(suite=True)))
-    assert table.authorization == {
-        f"/{HUB}/Publish": {Role.INTEGRATION},
-        f"/{HUB}/ListEventTypes": READERS,
-        f"/{HUB}/Subscribe": READERS,
-    }
+    table = Table(Service(HUB, *rows(suite=True), *others()))
+    asked = ("Publish", "ListEventTypes", "Subscribe")
+    assert [table.authorization[f"/{HUB}/{name}"] for name in asked] == [
+        {Role.INTEGRATION},
+        READERS,
+        READERS,
+    ]
     assert table.suite == {f"/{HUB}/Publish"}
     assert table.public == {f"/{HUB}/ListEventTypes"}
     assert not table.inline
@@ -168,15 +182,15 @@ def test_the_table_says_who_may_call() -> None:
 
 async def test_rows_that_are_not_the_contracts_refuse_to_start() -> None:
     with pytest.raises(ValueError, match="differ: Subscribe"):
-        Service(HUB, *rows()[:2])
+        Service(HUB, *rows()[:2], *others())
     with pytest.raises(ValueError, match="differ: a method twice"):
-        Service(HUB, *rows(), rows()[0])
+        Service(HUB, *rows(), *others(), rows()[0])
     with pytest.raises(ValueError, match="differ: ListSessions"):
-        Service(HUB, *rows(), unary(Gateway.ListSessions).by(Bytes.sessions, READERS))
+        Service(HUB, *rows(), *others(), unary(Gateway.ListSessions).by(Bytes.sessions, READERS))
     wrong = unary(Hub.Subscribe).by(Publishing.publish, READERS)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Subscribe is begun with the wrong one"):
-        Service(HUB, *rows()[:2], wrong)
-    table = Table(Service(HUB, *rows()))
+        Service(HUB, *rows()[:2], *others(), wrong)
+    table = Table(Service(HUB, *rows(), *others()))
     for owners in ([Publishing()], [Publishing(), Publishing(), Subscribing()]):
         with pytest.raises(ValueError, match=r"needs one object, and has [02]"):
             table.register(grpc.aio.server(), owners)
